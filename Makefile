@@ -1,0 +1,51 @@
+# make report   set everything up, run the notebooks, write reports/<profile>/index.html
+# make test     set everything up, check and test everything
+# make lab      open the notebooks in JupyterLab
+#
+# PROFILE=tiny (or the path of a .toml file) and NB="01 02" choose what `make report` runs.
+
+PROFILE ?= demo
+NB ?=
+PYTHON ?= python3
+VENV ?= .venv
+READY = $(VENV)/ready
+RUN = $(VENV)/bin/python -m
+
+.PHONY: report test test-slow lab pair lock clean
+
+report: $(READY)
+	$(RUN) whisper_sae "$(PROFILE)" $(NB)
+
+test: $(READY)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pytest -m "not slow"
+
+test-slow: $(READY)
+	$(RUN) pytest tests -m slow
+
+lab: $(READY)
+	$(RUN) jupyterlab --notebook-dir=notebooks
+
+pair: $(READY)
+	$(RUN) whisper_sae pair --execute
+
+# The environment is made once and made again only when what it should hold has changed. A torch build of
+# your own choice (CUDA, ROCm …) may be installed into it first: the same version is left as it is.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whisper_sae needs Python 3.11 or later: make PYTHON=python3.11")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --disable-pip-version-check -r requirements.lock
+	$(RUN) pip install --disable-pip-version-check --no-deps -e .
+	touch $(READY)
+
+# Pin again what pyproject.toml asks for, from a fresh environment.
+lock:
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install torch==2.13.0
+	.lock/bin/python -m pip install .
+	.lock/bin/python -m pip freeze --exclude whisper_sae --exclude setuptools | sed 's/+cpu//' > requirements.lock
+	rm -rf .lock build
+
+clean:
+	rm -rf $(VENV) data/steps

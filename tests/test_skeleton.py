@@ -1,0 +1,222 @@
+"""How this project is built: what a notebook looks like, and who may import whom."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9]*.py"))
+MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if path.stem != "__init__"}
+
+TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
+OPENING = ("You will", "You will learn", "You need", "Time")
+
+# Leaves import no sibling. These stand on top of them:
+MAY_IMPORT = {
+    "report": {"profiles", "store", "findings", "pages", "pairs"},
+    "__main__": {"report"},
+    "recipes": set(MODULES) - {"report", "__main__", "recipes"},  # names the steps, so it knows every leaf
+}
+
+
+def faults(path: Path) -> list[str]:
+    """Everything in which a notebook departs from the skeleton."""
+    text = path.read_text(encoding="utf-8")
+    cells = jupytext.reads(text, fmt="py:percent").cells
+    return [
+        *_opening(path, cells),
+        *_parameters(cells),
+        *_needed(cells),
+        *_measures(text, cells),
+    ]
+
+
+def _opening(path, cells):
+    first = cells[0].source if cells and cells[0].cell_type == "markdown" else ""
+    title = re.match(r"# (\d+) · (.+)", first)
+    if not title:
+        yield "must open with a markdown cell `# N · question?`"
+    elif int(title[1]) != int(path.stem[:2]):
+        yield f"the title says {title[1]}, the file {path.stem[:2]}"
+    if title and not title[2].rstrip().endswith("?"):
+        yield "the title must be a question"
+    if not re.search(r"^> \S", first, re.M):
+        yield "no answer in a blockquote under the title"
+    for line in OPENING:
+        if not re.search(rf"^\*\*{line}\*\*", first, re.M):
+            yield f"no line **{line}**"
+    if len(re.findall(r"^# ", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.M)) > 1:
+        yield "more than one title"
+
+
+def _parameters(cells):
+    tagged = [cell for cell in cells if "parameters" in _tags(cell)]
+    if len(tagged) != 1:
+        yield f"{len(tagged)} cells tagged parameters"
+        return
+    lines = ast.parse(tagged[0].source).body
+    names = [
+        line.targets[0].id for line in lines if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+    ]
+    if len(names) != len(lines) or not all(_literal(line.value) for line in lines if isinstance(line, ast.Assign)):
+        yield "the parameters cell must hold literals only"
+    if names[:2] != ["profile", "seed"]:
+        yield "the parameters must start with profile and seed"
+    for line in tagged[0].source.splitlines():
+        if line.strip() and "#" not in line:
+            yield f"no comment says what `{line}` takes"
+
+
+def _needed(cells):
+    for number, cell in enumerate(cells, 1):
+        if _tags(cell) - TAGS:
+            yield f"cell {number} has tags that nothing reads: {', '.join(sorted(_tags(cell) - TAGS))}"
+    order = [
+        tag for cell in cells for tag in ("parameters", "setup", "nbval-check-output", "save") if tag in _tags(cell)
+    ]
+    if list(dict.fromkeys(order)) != ["parameters", "setup", "nbval-check-output", "save"]:
+        yield f"the cells parameters, setup, nbval-check-output, save must come in this order, got {order}"
+    checks = "\n".join(cell.source for cell in cells if "checks" in _tags(cell))
+    if "assert " not in checks:
+        yield "no cell tagged checks that asserts something"
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    if '<aside class="doubt">' not in prose:
+        yield 'no <aside class="doubt">: what would change your mind?'
+    if cells[-1].cell_type != "markdown":
+        yield "must close with what was found, what was dropped, and what is next"
+
+
+def _measures(text, cells):
+    code = [[line for line in c.source.splitlines() if line.strip()] for c in cells if c.cell_type == "code"]
+    words = sum(len(re.findall(r"\w+", c.source)) for c in cells if c.cell_type == "markdown")
+    if not 12 <= len(code) <= 25:
+        yield f"{len(code)} code cells; 12 to 25 can be followed"
+    for lines in code:
+        if len(lines) > 20:
+            yield f"a cell of {len(lines)} lines ({lines[0]!r}); 20 at most"
+    median = statistics.median(map(len, code)) if code else 0
+    if median > 8:
+        yield f"the median cell has {median:.0f} lines; 8 at most"
+    if words < 5 * sum(map(len, code)):
+        yield f"{words} words for {sum(map(len, code))} lines of code; 5 a line at least"
+    if len(text.encode()) > 30_000:
+        yield f"{len(text.encode()):,} bytes; 30,000 at most"
+
+
+def _tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def _literal(value):
+    try:
+        ast.literal_eval(value)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_follows_the_skeleton(path):
+    assert faults(path) == []
+
+
+def test_notebooks_are_numbered_without_a_gap():
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, len(NOTEBOOKS) + 1))
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize(
+    "old, new, fault",
+    [
+        (r"^# # \d+ ", "# # 77 ", "the title says 77"),
+        (r"^# # (.+)\?$", r"# # \1.", "must be a question"),
+        (r"^# >.*$", "#", "no answer in a blockquote"),
+        (r"\*\*You need\*\*", "You need", r"no line \*\*You need"),
+        (r"^seed = 0", "seed = int(0)", "literals only"),
+        (r"^(profile = .*)\n(seed = .*)$", r"\2\n\1", "start with profile and seed"),
+        (r'^# %% tags=\["checks"\]', '# %% tags=["chekcs"]', "tags that nothing reads: chekcs"),
+        (r'^# %% tags=\["save"\]', "# %%", "parameters, setup, nbval-check-output, save"),
+        (r"aside class=.doubt", "aside class='sure", "what would change your mind"),
+        (r"^import numpy as np$", "\n".join(f"a{i} = 1" for i in range(21)), "20 at most"),
+        (r"\Z", "\n\n# %%\n1\n" * 20, "12 to 25 can be followed"),
+        (r"^# [^#>%*<|].*$", "#", "words for"),
+        (r"\Z", "\n# " + "x" * 30_000, "30,000 at most"),
+    ],
+)
+def test_each_departure_is_noticed(tmp_path, old, new, fault):
+    text = NOTEBOOKS[0].read_text(encoding="utf-8")
+    broken = re.sub(old, lambda found: found.expand(new.replace("\n", "\\n")), text, flags=re.M)
+    assert broken != text
+    path = tmp_path / NOTEBOOKS[0].name
+    path.write_text(broken, encoding="utf-8")
+    assert any(re.search(fault, said) for said in faults(path)), faults(path)
+
+
+# --- who imports whom
+
+
+def siblings(source: str) -> set[str]:
+    """The modules of this package that a module imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ("whisper_sae." if node.level else "") + (node.module or "")
+            found |= {f"{base.rstrip('.')}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in found if name.split(".")[0] == "whisper_sae"]
+    return {part[1] if len(part) > 1 else part[0] for part in parts} - {"__version__"}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_leaves_import_no_sibling(name):
+    imported = siblings(MODULES[name].read_text(encoding="utf-8"))
+    assert imported <= MAY_IMPORT.get(name, set()), f"{name} imports {', '.join(sorted(imported))}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from whisper_sae import sae", "from . import sae", "from .sae import SAE", "import whisper_sae.sae",
+     "from whisper_sae.sae import SAE", "def f():\n    from whisper_sae import sae"],
+)  # fmt: skip
+def test_every_way_to_import_a_sibling_is_seen(line):
+    assert siblings(line) == {"sae"}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_says_why_it_exists(name):
+    assert len(ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or "") > 40
+
+
+def test_nothing_imports_a_notebook():
+    for path in [*MODULES.values(), *NOTEBOOKS]:
+        assert not re.search(r"^\s*(from|import) notebooks", path.read_text(encoding="utf-8"), re.M), path
+
+
+def test_importing_does_no_work():
+    """Importing every module prints nothing, writes nothing, opens no socket and leaves random states alone."""
+    code = """
+import builtins, os, socket, sys
+import numpy as np, random, torch
+import matplotlib.pyplot, papermill, jupytext, nbconvert.exporters, transformers, pandas, scipy, sklearn
+states = repr(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist()
+def watch(event, details):
+    if event == "socket.connect" or (event == "open" and isinstance(details[1], str) and set(details[1]) & set("wax+")):
+        if "__pycache__" not in str(details[0]):
+            print(event, details)
+sys.addaudithook(watch)
+for name in sys.argv[1:]:
+    __import__("whisper_sae." + name)
+assert states == (repr(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist())
+"""
+    names = sorted(set(MODULES) - {"__main__"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=PROJECT, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]

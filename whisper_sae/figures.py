@@ -1,0 +1,197 @@
+"""Figures, tables and sounds as readers of a page meet them: with words for those who cannot see or hear.
+
+Every figure says three different things: a title, what it shows; a caption, how to read it; an `alt`, the finding
+and its range. What these functions display looks the same in JupyterLab and in the rendered report.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import soundfile
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#E69F00", "#222222", "#767676", "#D9D9D9"
+"""Two colours for two groups (circles and triangles), ink for text, greys for chance and for what is not there."""
+
+MAGNITUDE, DIFFERENCE = "cividis", "RdBu_r"
+"""Colour maps: how much, and how much more or less than 0."""
+
+
+def use_style() -> None:
+    """Quiet axes, readable sizes, inks that survive grey printing."""
+    plt.rcParams.update({
+        "figure.figsize": (7.2, 3.6), "figure.dpi": 110, "figure.constrained_layout.use": True,
+        "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+        "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": INK,
+        "text.color": INK, "xtick.color": INK, "ytick.color": INK, "legend.frameon": False,
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, INK, GREY]), "image.cmap": MAGNITUDE,
+    })  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- showing
+
+
+def show(fig: Figure, *, alt: str, caption: str) -> None:
+    """Display a figure with its caption, and with words for those who cannot see it."""
+    display(HTML(f'<figure class="plot">{_image(fig, alt)}<figcaption>{html.escape(caption)}</figcaption></figure>'))
+
+
+def play(fig: Figure, sound: np.ndarray, rate: int, *, alt: str, caption: str) -> None:
+    """Display a figure whose x axes are seconds, with its sound under it and a cursor that runs over it.
+
+    `sound` is (sample,), and second 0 of the figure is its first sample. A click on the figure goes to that time.
+    """
+    picture = _image(fig, alt)  # draws, so that the axes have their place
+    box, (left, right) = fig.axes[0].get_position(), fig.axes[0].get_xlim()
+    name = "clip-" + hashlib.sha256((picture + caption).encode()).hexdigest()[:10]
+    display(HTML(
+        f'<figure class="clip" id="{name}"><div class="stage" style="position:relative">{picture}'
+        '<div class="cursor" style="position:absolute;top:0;bottom:0;width:2px;background:#222;left:0;'
+        f'pointer-events:none" hidden></div></div>{_player(sound, rate, caption)}'
+        f"<figcaption>{html.escape(caption)}</figcaption><script>{_CURSOR}"
+        f'("{name}",{box.x0:.5f},{box.x1:.5f},{left:.4f},{right:.4f})</script></figure>'
+    ))  # fmt: skip
+
+
+def table(frame: pd.DataFrame, *, caption: str, digits: int = 3) -> None:
+    """Display a data frame: numbers to the right, at most `digits` significant figures, text escaped."""
+    head = "".join(f'<th scope="col"{_side(frame[name])}>{html.escape(str(name))}</th>' for name in frame)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{_side(frame[name])}>{html.escape(number(row[name], digits))}</td>" for name in frame)
+        + "</tr>"
+        for row in frame.to_dict("records")
+    )
+    display(HTML(
+        f'<figure class="table"><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+        "</table></div>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    ))  # fmt: skip
+
+
+def say(text: str) -> None:
+    """Display a sentence whose numbers were computed: what prose may say of a result."""
+    display(HTML(f'<p class="reading">{html.escape(text)}</p>'))
+
+
+def number(value, digits: int = 3) -> str:
+    """A number as a reader wants it: thousands apart, at most `digits` significant figures, no exponent in sight."""
+    if isinstance(value, str | bool):
+        return str(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(places, 6)}f}"
+
+
+# ------------------------------------------------------------------------------------------------- drawing
+
+
+def heard_and_seen(sound: np.ndarray, rate: int, mel: np.ndarray, hidden: np.ndarray, kinds: np.ndarray, *,
+                   seconds: float, site: str) -> Figure:  # fmt: skip
+    """One clip on one time axis: waveform, log-mel spectrogram, and what a site says, one row a neuron.
+
+    `mel` is (mel bin, mel frame) and `hidden` (frame, width), both over `seconds` from the start of the window;
+    `kinds` (frame,) is 0 where a frame is padding. Neurons are z-scored and sorted by when they peak.
+    """
+    fig, (wave, picture, heat) = plt.subplots(
+        3, 1, figsize=(8.4, 6.2), sharex=True, gridspec_kw={"height_ratios": [1, 2, 3]}
+    )
+    shown = kinds[: hidden.shape[0]] > 0
+    spread = hidden[shown].std(axis=0) + 1e-9
+    z = (hidden - hidden[shown].mean(axis=0)) / spread
+    order = np.argsort(np.argmax(z[shown], axis=0), kind="stable")
+    wave.plot(np.arange(len(sound)) / rate, sound, color=INK, linewidth=0.4)
+    wave.set(title="Waveform", yticks=[], xlim=(0, seconds))
+    picture.imshow(
+        mel,
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, 0, len(mel)),
+        cmap="Greys",
+        interpolation="none",
+    )
+    picture.set(title="What Whisper is given: log-mel spectrogram", ylabel="mel bin")
+    drawn = heat.imshow(z[:, order].T, origin="lower", aspect="auto", extent=(0, seconds, 0, z.shape[1]),
+                        cmap=DIFFERENCE, vmin=-4, vmax=4, interpolation="none")  # fmt: skip
+    heat.set(title=f"What {site} says", xlabel="seconds", ylabel="neuron, by time of its peak")
+    fig.colorbar(drawn, ax=heat, label="standard deviations", shrink=0.9)
+    if not shown.all():
+        end = seconds * shown.sum() / len(shown)
+        for axis in (picture, heat):
+            axis.axvspan(end, seconds, color="white", alpha=0.55, linewidth=0)
+            axis.axvline(end, color=INK, linewidth=1, linestyle=":")
+        wave.annotate("padding", ((end + seconds) / 2, 0), ha="center", va="center", color=GREY)
+    return fig
+
+
+def by_kind(frame: pd.DataFrame, x: str, y: str, low: str, high: str, kind: str = "kind") -> Figure:
+    """A line a kind of frame over the layers: median, and the band from `low` to `high`."""
+    looks = {"speech": (BLUE, "o", "-"), "silence": (ORANGE, "^", "-"), "padding": (GREY, "s", ":")}
+    fig, axis = plt.subplots()
+    for name, part in frame.groupby(kind, sort=False):
+        colour, marker, line = looks[name]
+        axis.plot(part[x], part[y], color=colour, marker=marker, linestyle=line, label=name)
+        axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.15, linewidth=0)
+    axis.legend()
+    return fig
+
+
+# ------------------------------------------------------------------------------------------------- leaves
+
+
+def _image(fig: Figure, alt: str) -> str:
+    if not alt.strip():
+        raise ValueError("alt: say the finding in words, for those who cannot see the figure")
+    file = io.BytesIO()
+    fig.savefig(file, format="png", dpi=150)
+    plt.close(fig)
+    data = base64.b64encode(file.getvalue()).decode()
+    width = round(fig.get_figwidth() * 100)
+    return f'<img style="max-width:100%" width="{width}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _player(sound: np.ndarray, rate: int, label: str) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(sound, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    data = base64.b64encode(file.getvalue()).decode()
+    name = html.escape(label)
+    return f'<audio controls preload="metadata" aria-label="{name}" src="data:audio/flac;base64,{data}"></audio>'
+
+
+def _side(column: pd.Series) -> str:
+    return (
+        ' class="number" style="text-align:right"'
+        if pd.api.types.is_numeric_dtype(column)
+        else ' style="text-align:left"'
+    )
+
+
+_CURSOR = """((name, x0, x1, t0, t1) => {
+  const figure = document.getElementById(name), stage = figure.querySelector('.stage');
+  const sound = figure.querySelector('audio'), cursor = figure.querySelector('.cursor');
+  const draw = () => {
+    cursor.hidden = false;
+    cursor.style.left = 100 * (x0 + (x1 - x0) * (sound.currentTime - t0) / (t1 - t0)) + '%';
+    if (!sound.paused) requestAnimationFrame(draw);
+  };
+  for (const event of ['play', 'seeked', 'timeupdate']) sound.addEventListener(event, draw);
+  stage.addEventListener('click', (event) => {
+    const box = stage.getBoundingClientRect(), at = (event.clientX - box.left) / box.width;
+    sound.currentTime = Math.min(sound.duration || 0, Math.max(0, t0 + (at - x0) / (x1 - x0) * (t1 - t0)));
+  });
+})"""

@@ -1,0 +1,47 @@
+"""What a notebook leaves behind for readers: its one-line answer and its tables, beside the rendered page."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+
+def folder(profile: str) -> Path:
+    """Where the pages of a profile go: `reports/<profile>`; WHISPER_SAE_REPORTS moves `reports`."""
+    reports = os.environ.get("WHISPER_SAE_REPORTS") or Path(__file__).resolve().parents[1] / "reports"
+    return Path(reports) / profile
+
+
+def save(notebook: str, profile: str, headline: str, tables: dict | None = None, steps=()) -> Path:
+    """Write the answer of a notebook, and each of its tables (name -> data frame) as CSV.
+
+    `steps` are the stored results it was drawn from; their keys go to the provenance line of the page.
+    """
+    where = folder(profile)
+    names = {name: f"tables/{notebook}_{name}.csv" for name in tables or {}}
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ValueError(f"tables: {name!r} cannot name a file; use letters, digits, _ and -")
+        _write(where / names[name], tables[name].to_csv(index=tables[name].index.name is not None))
+    finding = {
+        "notebook": notebook,
+        "headline": " ".join(headline.split()),
+        "tables": list(names.values()),
+        "steps": {step.label: step.key for step in steps},
+    }
+    path = where / "findings" / f"{notebook}.json"
+    _write(path, json.dumps(finding, indent=1))
+    return path
+
+
+def load(profile: str, notebook: str) -> dict | None:
+    """What `save` wrote, or None."""
+    path = folder(profile) / "findings" / f"{notebook}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,170 @@
+"""How well something re-says activations, on frames it was not made from, and what the simplest rivals reach.
+
+FVU, the fraction of variance unexplained, is Σ|x - x_hat|² / Σ|x - mean|² with the mean over all frames measured:
+saying the mean every time scores 1. All sums run in float64 over chunks, so the chunks' size does not matter.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+
+@torch.no_grad()
+def reconstruction(say: Callable[[Tensor], Tensor], chunks: Iterable[Tensor], voices: np.ndarray | None = None) -> dict:
+    """How close `say(x)` comes to x, (frame, d_in): `fvu`, `mse`, `mse_of_mean`, `cosine` and `frames`.
+
+    `mse` and `mse_of_mean` are per dimension; the latter is what saying the mean would score, so
+    fvu = mse / mse_of_mean. `cosine` is between x - mean and x_hat - mean, averaged over frames, with the mean
+    of the first chunk. With `voices`, the speaker's number of each frame (frame,), there are also `fvu_low` and
+    `fvu_high`, a 95 % interval over speakers, and their number `speakers`.
+    """
+    count = 1 if voices is None else int(voices.max()) + 1
+    n, total, square, error = np.zeros(count), 0.0, np.zeros(count), np.zeros(count)  # per speaker
+    cosine, centre, first = 0.0, None, 0
+    for x in chunks:
+        x_hat = say(x)
+        who = np.zeros(len(x), int) if voices is None else voices[first : first + len(x)]
+        first += len(x)
+        centre = x.mean(dim=0) if centre is None else centre
+        n += np.bincount(who, minlength=count)
+        sums = torch.zeros(count, x.shape[1], dtype=torch.float64)
+        total = total + sums.index_add_(0, torch.from_numpy(who), x.double())
+        square += np.bincount(who, x.double().square().sum(dim=1), minlength=count)
+        error += np.bincount(who, (x - x_hat).double().square().sum(dim=1), minlength=count)
+        cosine += torch.cosine_similarity(x - centre, x_hat - centre, dim=1).double().sum().item()
+    mean = total.sum(dim=0) / n.sum()
+    spread = square - 2 * (total @ mean).numpy() + n * mean.square().sum().item()
+    if spread.sum() <= 1e-9 * square.sum():
+        raise ValueError("the activations are constant: there is no variance to explain")
+    values = n.sum() * len(mean)
+    found = {
+        "fvu": error.sum() / spread.sum(),
+        "mse": error.sum() / values,
+        "mse_of_mean": spread.sum() / values,
+        "cosine": cosine / n.sum(),
+        "frames": int(n.sum()),
+    }
+    if voices is not None:
+        spoke = n > 0
+        low, high = ratio_interval(error[spoke], spread[spoke])
+        found |= {"fvu_low": low, "fvu_high": high, "speakers": int(spoke.sum())}
+    return {name: float(value) if isinstance(value, np.floating) else value for name, value in found.items()}
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """An interval for Σ above / Σ below over independent units, such as speakers: (low, high).
+
+    Delete-one jackknife with Student's t (Efron & Tibshirani 1993, chapter 11); NaN for fewer than 2 units.
+    """
+    units = len(above)
+    if units < 2:
+        return math.nan, math.nan
+    without = (above.sum() - above) / (below.sum() - below)
+    error = math.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
+    reach = stats.t.ppf((1 + level) / 2, units - 1) * error
+    return float(above.sum() / below.sum() - reach), float(above.sum() / below.sum() + reach)
+
+
+@torch.no_grad()
+def firing(encode: Callable[[Tensor], Tensor], chunks: Iterable[Tensor]) -> np.ndarray:
+    """The share of frames on which each feature fires: (feature,). Its sum is L0; a 0 is dead on these frames."""
+    fired, n = 0, 0
+    for x in chunks:
+        fired = fired + (encode(x) > 0).sum(dim=0)
+        n += len(x)
+    return (fired / n).numpy()
+
+
+@dataclass
+class Moments:
+    """Mean and covariance of many frames: `n`, `mean` (d,), `covariance` (d, d), float64."""
+
+    n: int
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def variance(self) -> float:
+        """Mean squared distance from the mean."""
+        return self.covariance.trace().item()
+
+    @property
+    def gamma(self) -> float:
+        """|mean| over the root mean squared distance from it: above 1, what all frames share outweighs the rest."""
+        return (self.mean.norm() / self.variance**0.5).item()
+
+    @property
+    def mean_square(self) -> float:
+        """Mean squared norm."""
+        return self.variance + self.mean.square().sum().item()
+
+
+def principal_shares(known: Moments) -> np.ndarray:
+    """The share of the variance that the first 1, 2, … d principal directions hold: (d,), rising to 1."""
+    values = torch.linalg.eigvalsh(known.covariance).flip(0).clamp_min(0)
+    return (values.cumsum(0) / values.sum()).numpy()
+
+
+def norms(hidden: Tensor, kinds: np.ndarray, names: dict[int, str]) -> list[dict]:
+    """Quartiles of the length of activations, (clip, frame, width), for each kind of frame, (clip, frame)."""
+    length = hidden.norm(dim=-1).cpu().numpy()
+    found = []
+    for kind, name in names.items():
+        if (here := kinds == kind).any():
+            low, median, high = np.quantile(length[here], [0.25, 0.5, 0.75])
+            found.append({"kind": name, "low": low, "median": median, "high": high, "frames": int(here.sum())})
+    return found
+
+
+def moments(chunks: Iterable[Tensor]) -> Moments:
+    """Mean and covariance over all frames of the chunks, (frame, d)."""
+    n, total, square = 0, 0.0, 0.0
+    for x in chunks:
+        x = x.double()
+        n, total, square = n + len(x), total + x.sum(dim=0), square + x.T @ x
+    mean = total / n
+    return Moments(n, mean, square / n - torch.outer(mean, mean))
+
+
+# ------------------------------------------------------------------------------------------------- the rivals
+
+
+def say_mean(known: Moments) -> Callable[[Tensor], Tensor]:
+    """Say the training mean, whatever was heard."""
+    mean = known.mean.float()
+    return lambda x: mean.expand_as(x)
+
+
+def say_principal(known: Moments, rank: int) -> Callable[[Tensor], Tensor]:
+    """Keep the `rank` directions of greatest variance (PCA): as many numbers a frame as an SAE with L0 = rank."""
+    mean = known.mean.float()
+    axes = torch.linalg.eigh(known.covariance).eigenvectors[:, -rank:].float()  # (d, rank)
+    return lambda x: mean + (x - mean) @ axes @ axes.T
+
+
+def say_neurons(known: Moments, k: int) -> Callable[[Tensor], Tensor]:
+    """Keep, on each frame, the k neurons farthest from their mean in their own standard deviations."""
+    mean, deviation = known.mean.float(), known.covariance.diagonal().clamp_min(1e-12).sqrt().float()
+
+    def say(x: Tensor) -> Tensor:
+        far = ((x - mean) / deviation).abs().topk(k, dim=-1, sorted=False).indices
+        return mean + torch.zeros_like(x).scatter(-1, far, (x - mean).gather(-1, far))
+
+    return say
+
+
+def say_scaled(say: Callable[[Tensor], Tensor], known: Moments, sample: Tensor) -> Callable[[Tensor], Tensor]:
+    """`say` with its distance from the mean scaled by the one factor that suits `sample` best (least squares).
+
+    For dictionaries that were not trained: without it their overshoot, not their directions, would be measured.
+    """
+    mean = known.mean.float()
+    with torch.no_grad():
+        told = say(sample) - mean
+        gain = (told * (sample - mean)).sum() / told.square().sum().clamp_min(1e-12)
+    return lambda x: mean + gain * (say(x) - mean)

@@ -1,0 +1,223 @@
+"""What a run reads and how hard it works: one small table, or a TOML file with the same fields.
+
+A notebook takes two parameters, `profile` and `seed`; everything else that a run needs to know is a field
+here, documented where it is defined. A profile is frozen: it is part of the key of every result.
+"""
+
+import difflib
+import os
+import re
+import string
+import tomllib
+import typing
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way to run the notebooks. Paths may be absolute or relative to the profile's own file."""
+
+    name: str
+    """Short name; the reports go to `reports/<name>`."""
+    about: str
+    """One line for the index page: which model, which speech."""
+    banner: str = ""
+    """A warning shown on top of every page; empty for none."""
+
+    # what is listened to
+    model: str = "stand-in"
+    """A hub id such as `openai/whisper-tiny`, a local directory in that format, or `stand-in`."""
+    corpus: tuple[str, ...] = ("stand-in",)
+    """Directories in `audiofolder` layout, hub ids such as `openslr/librispeech_asr:clean:validation`
+    (id:configuration:split), or `stand-in`."""
+    clips: int = 0
+    """At most so many clips of each corpus, drawn at random over speakers; 0 takes all."""
+
+    # extraction (notebook 01)
+    sites: tuple[str, ...] = ("encoder.*.resid",)
+    """Names or patterns (`*`, `?`) of the places to record; `model.sites` lists them all."""
+    focus: str = "encoder.1.resid"
+    """The one recorded site that is looked at closely where a page has room for one."""
+    device: str = "auto"
+    """`auto` (cuda, else mps, else cpu) or a torch device name."""
+    batch_windows: int = 8
+    """Windows of 30 s in one forward pass."""
+    shard_windows: int = 64
+    """Windows in one shard, the unit of writing and of resuming."""
+    dtype: str = "float16"
+    """How activations are stored: `float16` or `float32`."""
+
+    # the sparse autoencoder (notebook 02)
+    variant: str = "batchtopk"
+    """`batchtopk` or `topk`."""
+    expansion: int = 8
+    """Latents for each dimension of the site: d_sae = expansion * d_in."""
+    k: int = 32
+    """Mean number of latents that fire on a frame (L0)."""
+    trade_off: tuple[int, ...] = (8, 16, 32, 64)
+    """The values of k compared at the focus site."""
+    tokens: int = 1_000_000
+    """Frames seen in training, each frame as often as it takes."""
+    batch_tokens: int = 4096
+    """Frames in one training step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam, for activations scaled to a mean squared norm of d_in."""
+    dead_tokens: int = 200_000
+    """A latent that has not fired for so many frames counts as dead, and the auxiliary loss revives it."""
+
+    source: str = ""
+    """How this profile was asked for, to be asked for again; not a field of the TOML file."""
+
+
+FIELDS = {field.name: field for field in fields(Profile) if field.name != "source"}
+CHOICES = {"dtype": ("float16", "float32"), "variant": ("batchtopk", "topk")}
+
+TABLE = {
+    profile.name: profile
+    for profile in [
+        Profile(
+            name="demo",
+            about="An untrained two-layer Whisper that hears synthetic tones: shows that the pipeline runs.",
+            banner="Stand-in run: an untrained two-layer Whisper and synthetic tones. The figures exercise "
+            "the pipeline; they say nothing about speech, and nothing about people.",
+            shard_windows=16,
+            expansion=8,
+            k=16,
+            trade_off=(4, 8, 16, 32),
+            tokens=150_000,
+            batch_tokens=1024,
+            dead_tokens=30_000,
+        ),
+        Profile(
+            name="tiny",
+            about="openai/whisper-tiny hears LibriSpeech (dev-clean).",
+            model="openai/whisper-tiny",
+            corpus=("openslr/librispeech_asr:clean:validation",),
+            sites=("encoder.*.resid",),
+            focus="encoder.2.resid",
+            tokens=4_000_000,
+        ),
+        Profile(
+            name="small",
+            about="openai/whisper-small hears LibriSpeech (train-clean-100, 10,000 clips).",
+            model="openai/whisper-small",
+            corpus=("openslr/librispeech_asr:clean:train.100",),
+            clips=10_000,
+            sites=("encoder.*.resid",),
+            focus="encoder.8.resid",
+            k=50,
+            trade_off=(16, 32, 50, 100),
+            tokens=20_000_000,
+        ),
+        Profile(
+            name="large",
+            about="openai/whisper-large-v3 hears LibriSpeech (train-clean-100, 5,000 clips), six layers.",
+            model="openai/whisper-large-v3",
+            corpus=("openslr/librispeech_asr:clean:train.100",),
+            clips=5_000,
+            sites=("encoder.1.resid", "encoder.7.resid", "encoder.13.resid", "encoder.19.resid",
+                   "encoder.25.resid", "encoder.31.resid"),
+            focus="encoder.25.resid",
+            k=50,
+            trade_off=(16, 32, 50, 100),
+            tokens=40_000_000,
+            batch_tokens=8192,
+        ),
+    ]
+}  # fmt: skip
+
+
+def choose(profile: str) -> Profile:
+    """The profile of that name, or the one that a TOML file describes.
+
+    A TOML file has the fields of `Profile`, plus `base = "demo"` to start from a profile of the table, and a
+    table `[environment]` of defaults for the `${NAMES}` in its strings: the environment wins where it is set,
+    and `${PROJECT}` is the folder of this project.
+
+    Raises ValueError (unknown name, unknown or ill-typed field) or FileNotFoundError, in one line.
+    """
+    if profile in TABLE:
+        return replace(TABLE[profile], source=profile)
+    if not str(profile).endswith(".toml"):
+        raise ValueError(f"profile: there is no {profile!r}; {_known(profile, TABLE)}, or the path of a .toml file")
+    path = Path(profile).expanduser()
+    if not path.is_absolute() and not path.exists() and (PROJECT / path).exists():
+        path = PROJECT / path  # a kernel runs in the notebooks' folder, a person in the project's
+    if not path.is_file():
+        raise FileNotFoundError(f"profile: there is no file {path}")
+    return _read(path)
+
+
+def _read(path: Path) -> Profile:
+    try:
+        text = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    defaults = text.pop("environment", {})
+    base = text.pop("base", None)
+    if base is not None and base not in TABLE:
+        raise ValueError(f"{path}: base: there is no profile {base!r}; {_known(base, TABLE)}")
+    values = {name: _field(path, name, value, defaults) for name, value in text.items()}
+    start = TABLE[base] if base else Profile(name=path.stem, about=str(path.name))
+    return _check(path, replace(start, **{"name": path.stem, **values}, source=str(path)))
+
+
+def _field(path: Path, name: str, value, defaults: dict):
+    """`value` as the type of the field `name`; names in `${…}` filled in, paths made absolute."""
+    if name not in FIELDS:
+        raise ValueError(f"{path}: unknown field {name!r}; {_known(name, FIELDS)}")
+    wanted = FIELDS[name].type
+    many = typing.get_origin(wanted) is tuple
+    item = typing.get_args(wanted)[0] if many else wanted
+    values = value if many and isinstance(value, list) else [value]
+    if item is float:
+        values = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values]
+    if (isinstance(value, list) and not many) or not all(type(v) is item for v in values):
+        kind = f"a list of {item.__name__}" if many else item.__name__
+        raise ValueError(f"{path}: {name}: expected {kind}, got {value!r}")
+    if item is str:
+        values = [_filled(path, name, v, defaults) for v in values]
+    if name in ("model", "corpus"):
+        values = [_located(path, v) for v in values]
+    return tuple(values) if many else values[0]
+
+
+def _filled(path: Path, name: str, value: str, defaults: dict) -> str:
+    try:
+        known = {"PROJECT": str(PROJECT)}
+        known |= {key: string.Template(text).substitute(known) for key, text in defaults.items()}
+        return string.Template(value).substitute(known | dict(os.environ))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: {name}: {value!r} needs the environment variable {error}") from None
+
+
+def _located(path: Path, value: str) -> str:
+    """A path that starts with `.`, `~` or `/` as seen from the profile's file; anything else is an id."""
+    if value.startswith(("./", "../", "~", "/")):
+        return str((path.resolve().parent / Path(value).expanduser()).resolve())
+    return value
+
+
+def _check(path: Path, profile: Profile) -> Profile:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", profile.name):
+        raise ValueError(f"{path}: name: {profile.name!r} cannot name a folder; use letters, digits, . _ -")
+    for name, right in CHOICES.items():
+        if getattr(profile, name) not in right:
+            raise ValueError(f"{path}: {name}: {getattr(profile, name)!r} is not one of {', '.join(right)}")
+    for name, field in FIELDS.items():
+        least = 0 if name == "clips" else 1
+        if field.type is int and getattr(profile, name) < least:
+            raise ValueError(f"{path}: {name}: must be at least {least}, got {getattr(profile, name)}")
+    if not profile.learning_rate > 0:
+        raise ValueError(f"{path}: learning_rate: must be above 0, got {profile.learning_rate}")
+    if not profile.corpus or not profile.sites or not profile.trade_off or min(profile.trade_off) < 1:
+        raise ValueError(f"{path}: corpus, sites and trade_off must not be empty, and every k at least 1")
+    return profile
+
+
+def _known(name: str, right) -> str:
+    close = difflib.get_close_matches(str(name), list(right), n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(right)

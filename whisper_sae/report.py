@@ -1,0 +1,403 @@
+"""Runs the notebooks of a profile and publishes them as pages: `reports/<profile>/index.html`.
+
+The `.py` halves are what is executed, so a stale `.ipynb` is never what ran. A notebook that fails is
+published too, with its error, and the others go on. What is known about each page is kept in `run.json`, so
+that running one notebook again leaves the pages and the index entries of the others as they were.
+"""
+
+import ast
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import nbformat
+import papermill
+import zmq
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from nbconvert.filters import strip_ansi
+
+from whisper_sae import findings, pages, pairs, profiles
+
+PROJECT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = PROJECT / "notebooks"
+EVERY = ("profile", "seed")
+PACKAGES = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: these notebooks, with this profile and these parameters."""
+
+    given: str
+    """The profile as a notebook is told it: a name, or the absolute path of a .toml file."""
+    profile: profiles.Profile
+    folder: Path
+    chosen: tuple[str, ...]
+    parameters: dict[str, dict]
+    """For each chosen notebook, what papermill hands it."""
+
+    @property
+    def where(self) -> Path:
+        """The folder of the pages."""
+        return findings.folder(self.profile.name).absolute()
+
+
+def plan(profile="demo", numbers=(), seed=0, given=(), folder=None) -> Plan:
+    """Check a request before anything runs.
+
+    `numbers` choose notebooks by number or name, none of them means all; `given` are (name, value) pairs for
+    parameters beyond profile and seed. Raises ValueError or FileNotFoundError, in one line, when something
+    does not exist, and names what does.
+    """
+    chosen_profile = profiles.choose(profile)
+    told = str(Path(profile).expanduser().resolve()) if _is_file(profile) else profile
+    folder = Path(folder or NOTEBOOKS)
+    texts = {text.stem: text for text in pairs.texts(folder)}
+    if not texts:
+        raise ValueError(f"there is no notebook NN_name.py in {folder}")
+    chosen = _choose(texts, numbers)
+    parameters = {name: {"profile": told, "seed": seed} for name in chosen}
+    known = {name: _parameters(texts[name]) for name in chosen}
+    for name in chosen:
+        for parameter in EVERY:
+            if parameter not in known[name]:
+                raise ValueError(f"{name} has no parameter {parameter!r} in its parameters cell")
+    for parameter, value in given:
+        if parameter in EVERY:
+            raise ValueError(f"-p {parameter}: give it as {'--seed' if parameter == 'seed' else 'the profile'}")
+        takers = [name for name in chosen if parameter in known[name]]
+        if not takers:
+            right = sorted({p for name in chosen for p in known[name]} - set(EVERY))
+            raise ValueError(f"-p {parameter}: no such parameter; there is {', '.join(right) or 'none'}")
+        for name in takers:
+            parameters[name][parameter] = _like(known[name][parameter], parameter, value)
+    return Plan(told, chosen_profile, folder, tuple(chosen), parameters)
+
+
+def run(plan: Plan, terminal=None) -> dict[str, dict]:
+    """Run a plan and publish it; returns what `run.json` says of each notebook that ran.
+
+    `terminal` is a text stream for progress (default: stderr).
+    """
+    terminal = terminal or sys.stderr
+    made = _provenance()
+    ran = {}
+    before = _titles(plan)
+    linked = dict.fromkeys(before, before)
+    try:
+        for name in plan.chosen:
+            row = _run_one(plan, name, terminal) | made
+            _remember(plan, made, {name: row})
+            ran[name] = row
+            linked[name] = _publish(plan, name)
+            _publish_index(plan)
+    finally:
+        after = _titles(plan)
+        for name in after:
+            if linked.get(name) != after:  # it can now link to more pages than when it was written
+                _publish(plan, name)
+    return ran
+
+
+def record(plan: Plan) -> list[Path]:
+    """Put the checked outputs of the latest run into the `.ipynb` halves; returns the files written."""
+    rows = _remembered(plan).get("notebooks", {})
+    done = [name for name in plan.chosen if rows.get(name, {}).get("status") == "done"]
+    executed = {name: nbformat.read(_executed(plan, name), as_version=4) for name in done}
+    return pairs.record(plan.folder, executed)
+
+
+# --- choosing
+
+
+def _is_file(profile: str) -> bool:
+    return str(profile).endswith(".toml") and Path(profile).expanduser().is_file()
+
+
+def _choose(texts: dict, numbers) -> list[str]:
+    chosen = set()
+    for wanted in numbers:
+        wanted = str(wanted).removesuffix(".py")
+        number = f"{int(wanted):02d}_" if wanted.isdecimal() else None
+        found = [name for name in texts if name == wanted or (number and name.startswith(number))]
+        if not found:
+            raise ValueError(f"there is no notebook {wanted!r}; there is {', '.join(texts)}")
+        chosen.update(found)
+    return [name for name in texts if name in chosen or not numbers]
+
+
+def _parameters(text: Path) -> dict:
+    """Name and default of each parameter of a notebook."""
+    found = papermill.inspect_notebook(pairs.read(text))
+    defaults = {}
+    for name, parameter in found.items():
+        try:
+            defaults[name] = ast.literal_eval(parameter["default"])
+        except (ValueError, SyntaxError):
+            defaults[name] = parameter["default"]
+    return defaults
+
+
+def _like(default, name: str, text: str):
+    """`text` as a value of the kind that the default is of."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise ValueError(f"-p {name}: expected {type(default).__name__} like {default!r}, got {text!r}")
+    return value
+
+
+# --- running
+
+
+class _ThisPython(AsyncKernelManager):
+    """Starts kernels of the Python that runs this, whatever `python3` names in the user's Jupyter folders.
+
+    What a kernel is told and says goes over local sockets, encrypted where the machine can.
+    """
+
+    def _transport_encryption_default(self):
+        return "auto" if zmq.has("curve") else "disabled"
+
+    def _kernel_spec_manager_default(self):
+        return KernelSpecManager(kernel_dirs=[])
+
+
+def _run_one(plan: Plan, name: str, terminal) -> dict:
+    """Execute one notebook into `executed/`, and say what came of it."""
+    node = pairs.read(plan.folder / f"{name}.py")
+    title = pages.title(node) or name
+    done = _executed(plan, name)
+    part = done.with_name(f".{name}.{os.getpid()}.part.ipynb")
+    done.parent.mkdir(parents=True, exist_ok=True)
+    found = _finding(plan, name)
+    line = _Line(terminal, name, node)
+    start = time.monotonic()
+    error = ""
+    try:
+        with _importable():
+            node = papermill.execute_notebook(
+                node,
+                str(part),
+                parameters=plan.parameters[name],
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stderr_file=line,
+                on_cell_start=line.cell,
+                kernel_manager_class=_ThisPython,
+            )
+    except papermill.PapermillExecutionError as failure:
+        error = f"{failure.ename}: {strip_ansi(failure.evalue)}"
+    except Exception as failure:  # the kernel died or never started
+        error = f"{type(failure).__name__}: {strip_ansi(str(failure))}"
+    finally:
+        if error and part.exists():
+            node = nbformat.read(part, as_version=4)
+        part.unlink(missing_ok=True)
+    seconds = round(time.monotonic() - start, 2)
+    error = (error.strip().splitlines() or [""])[0]
+    line.end("failed" if error else "done", seconds)
+    _write(done, nbformat.writes(node))
+    finding = _finding(plan, name)
+    fresh = finding if not error and finding != found else {}
+    return {
+        "status": "failed" if error else "done",
+        "title": title,
+        "headline": fresh.get("headline", ""),
+        "tables": fresh.get("tables", []),
+        "steps": fresh.get("steps", {}),
+        "error": error,
+        "seconds": seconds,
+        "seed": plan.parameters[name]["seed"],
+        "parameters": plan.parameters[name],
+    }
+
+
+def _executed(plan: Plan, name: str) -> Path:
+    """Where the executed notebook is kept, with all its outputs."""
+    return plan.where / "executed" / f"{name}.ipynb"
+
+
+def _finding(plan: Plan, name: str) -> dict:
+    """What the notebook has saved, with the time of writing: an earlier run's answer is not this one's."""
+    path = plan.where / "findings" / f"{name}.json"
+    finding = findings.load(plan.profile.name, name) or {}
+    return finding | {"written": path.stat().st_mtime_ns} if finding else {}
+
+
+@contextmanager
+def _importable():
+    """Kernels find `whisper_sae` from any folder, installed or not, and start without debugger's remarks."""
+    before = dict(os.environ)
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class _Line:
+    """The line of one notebook on the terminal: its cell, that cell's section, and any progress bar.
+
+    On a terminal it is rewritten in place; elsewhere (a log file) it is repeated at most twice a minute.
+    """
+
+    def __init__(self, stream, name: str, node):
+        self.stream, self.name, self.total = stream, name, len(node.cells) + 1
+        self.live = stream.isatty()
+        self.where = self.section = self.bar = ""
+        self.shown = time.monotonic()
+
+    def cell(self, cell, cell_index):
+        """Called by papermill before each cell."""
+        found = re.search(r"^#{1,3} +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
+        self.section = found[1].strip() if found else self.section
+        self.where, self.bar = f"{cell_index + 1}/{self.total}", ""
+        self._show()
+
+    def write(self, text: str):
+        """Called by papermill with what the notebook writes to stderr, progress bars above all."""
+        self.bar = re.split(r"[\r\n]", strip_ansi(text).rstrip("\r\n"))[-1].strip() or self.bar
+        self._show()
+
+    def flush(self):
+        """Nothing is held back."""
+
+    def end(self, word: str, seconds: float):
+        """The last state of the line, which stays."""
+        clear = "\r\x1b[2K" if self.live else ""
+        print(
+            f"{clear}{self.name}  {word}  {self.total} cells  {pages.duration(seconds)}",
+            file=self.stream,
+            flush=True,
+        )
+
+    def _show(self):
+        line = "  ".join(part for part in (self.name, self.where, self.section, self.bar) if part)
+        if self.live:
+            line = line[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[2K{line}", end="", file=self.stream, flush=True)
+        elif time.monotonic() - self.shown > 30:
+            print(line, file=self.stream, flush=True)
+            self.shown = time.monotonic()
+
+
+# --- what is known of a run
+
+
+def _provenance() -> dict:
+    commit, dirty = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain")
+    return {
+        "commit": commit or "unknown",
+        "dirty": bool(dirty),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": _device(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", PROJECT, *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _device() -> str:
+    """What is there to compute with."""
+    cores = f"{os.cpu_count()} {platform.machine()} cores"
+    try:
+        import torch
+    except ImportError:
+        return cores
+    return f"{torch.cuda.get_device_name(0)} and {cores}" if torch.cuda.is_available() else cores
+
+
+def _remembered(plan: Plan) -> dict:
+    path = plan.where / "run.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _remember(plan: Plan, made: dict, rows: dict) -> None:
+    """Write `run.json` with `rows` renewed and all others kept."""
+    run = {"profile": plan.profile.name, "seed": next(iter(rows.values()))["seed"], **made}
+    run["notebooks"] = dict(sorted((_remembered(plan).get("notebooks", {}) | rows).items()))
+    _write(plan.where / "run.json", json.dumps(run, indent=1) + "\n")
+
+
+# --- publishing
+
+
+def _about(plan: Plan) -> dict:
+    return {"profile": plan.profile.name, "about": plan.profile.about, "banner": plan.profile.banner}
+
+
+def _titles(plan: Plan) -> dict[str, str]:
+    """The titles of the notebooks that have a page, in order."""
+    rows = _remembered(plan).get("notebooks", {})
+    names = [text.stem for text in pairs.texts(plan.folder)]
+    return {name: rows[name]["title"] for name in names if name in rows and _executed(plan, name).exists()}
+
+
+def _publish(plan: Plan, name: str) -> dict:
+    """Write the page of an executed notebook; returns the titles that it could link to."""
+    node = nbformat.read(_executed(plan, name), as_version=4)
+    titles = _titles(plan)
+    row = _remembered(plan)["notebooks"][name] | {"name": name}
+    _write(plan.where / f"{name}.html", pages.page(node, row, _about(plan), titles))
+    return titles
+
+
+def _publish_index(plan: Plan) -> None:
+    run = _remembered(plan)
+    existing = _titles(plan)
+    rows = []
+    for text in pairs.texts(plan.folder):
+        row = {"name": text.stem, "number": text.stem[:2], "status": "not run", "title": text.stem}
+        if text.stem in existing:
+            node = nbformat.read(_executed(plan, text.stem), as_version=4)
+            row |= run["notebooks"][text.stem] | {"href": f"{text.stem}.html"}
+            row["thumbnail"], row["thumbnail_alt"] = pages.thumbnail(node)
+        else:
+            row["title"] = pages.title(pairs.read(text)) or text.stem
+        rows.append(row)
+    total = {"seconds": sum(run["notebooks"][name]["seconds"] for name in existing)}
+    _write(plan.where / "index.html", pages.index(rows, run | _about(plan) | total))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,214 @@
+"""One folder of results, each under a key made of its content: what made it, from what, with which code.
+
+    data/steps/activations/76b17024d865/manifest.json
+
+A `Recipe` says how a result is made. `make` makes it unless it is there already; `need` only finds it. Work
+goes on in a hidden folder beside the result and is renamed when done, so nobody ever reads a half-written
+step; what a killed run left in the hidden folder is offered to the next run, which may go on from there.
+"""
+
+import ast
+import errno
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pandas as pd
+
+
+class NotMade(LookupError):
+    """A result that is needed here has not been made yet; the message says what makes it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a result is made: `make(folder, **needs)` writes files into `folder` and returns facts about them.
+
+    `params` must be JSON; `code` names the modules and functions whose change makes the result another one;
+    `needs` are the recipes of what it is made from, handed to `make` as steps of the same names; `by` is the
+    command that makes it, `label` what a reader calls it.
+    """
+
+    name: str
+    make: Callable = field(compare=False)
+    params: dict
+    code: tuple = ()
+    needs: dict = field(default_factory=dict)
+    by: str = ""
+    label: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that change whenever the result would."""
+        return _digest(self.described)[:12]
+
+    @cached_property
+    def described(self) -> dict:
+        """All that the key stands for, read once: an edit under a running process changes nothing half-way."""
+        return {
+            "step": self.name,
+            "params": self.params,
+            "code": {_name(part): fingerprint(part) for part in self.code},
+            "needs": {name: recipe.key for name, recipe in self.needs.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished result: a folder that is never written to again."""
+
+    path: Path
+    manifest: dict
+    label: str
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def facts(self) -> dict:
+        """What the maker said about it, such as counts and seconds."""
+        return self.manifest["facts"]
+
+    def array(self, name: str) -> np.ndarray:
+        """A `.npy` file, memory-mapped and read-only."""
+        return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+
+    def table(self, name: str, **options) -> pd.DataFrame:
+        """A `.csv` file; empty fields stay empty strings in text columns."""
+        return pd.read_csv(self.path / name, keep_default_na=False, na_values={}, **options)
+
+    def verify(self) -> None:
+        """Read every file again and compare it with the manifest; ValueError names the first that differs."""
+        for name, digest in self.manifest["files"].items():
+            path = self.path / name
+            if not path.exists() or file_digest(path) != digest:
+                raise ValueError(f"{path}: not what was written; delete {self.path} and make it again")
+
+
+def root() -> Path:
+    """The data folder: WHISPER_SAE_DATA, or the project's own `data`."""
+    return Path(os.environ.get("WHISPER_SAE_DATA") or Path(__file__).resolve().parents[1] / "data").absolute()
+
+
+def make(recipe: Recipe) -> Step:
+    """The result of `recipe`, made now if it is not there. What it needs must have been made before.
+
+    Two processes that ask at once do not collide: one makes, the other waits and reads.
+    Raises NotMade when something it needs is missing, OSError (one line, with the way out) on a full disk.
+    """
+    key = recipe.key
+    place = root() / "steps" / recipe.name / key
+    if found := _open(place, recipe):
+        return found
+    needs = {name: need(upstream) for name, upstream in recipe.needs.items()}
+    work = place.with_name(f".{key}.work")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(place.with_name(f".{key}.lock")):
+            if found := _open(place, recipe):  # made by another process while this one waited
+                return found
+            work.mkdir(exist_ok=True)
+            started = time.perf_counter()
+            facts = recipe.make(work, **needs) or {}
+            _publish(recipe, work, place, facts, time.perf_counter() - started)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"no space left on the device while making '{recipe.name}' in {work}; free some, or point "
+            "WHISPER_SAE_DATA elsewhere; what was finished before is kept",
+        ) from None
+    return _open(place, recipe)
+
+
+def need(recipe: Recipe) -> Step:
+    """The result of `recipe` if it has been made; otherwise NotMade, which says what to run."""
+    place = root() / "steps" / recipe.name / recipe.key
+    if found := _open(place, recipe):
+        return found
+    raise NotMade(
+        f"'{recipe.label or recipe.name}' has not been made with these settings and this code "
+        f"(key {recipe.key}); run first: {recipe.by}"
+    )
+
+
+def _open(place: Path, recipe: Recipe) -> Step | None:
+    try:
+        manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Step(place, manifest, recipe.label or recipe.name)
+
+
+def _publish(recipe: Recipe, work: Path, place: Path, facts: dict, seconds: float) -> None:
+    """Hash what was written, add the manifest, and give the folder its name in one rename."""
+    files = sorted(path for path in work.rglob("*") if path.is_file() and path.name != "manifest.json")
+    manifest = {
+        **recipe.described,
+        "key": recipe.key,
+        "files": {path.relative_to(work).as_posix(): file_digest(path) for path in files},
+        "facts": facts,
+        "seconds": round(seconds, 2),
+        "versions": _versions(),
+    }
+    with open(work / "manifest.json", "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    if place.exists():  # a folder without a manifest: nothing that this store wrote
+        shutil.rmtree(place)
+    os.rename(work, place)
+
+
+def _versions() -> dict:
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ digests
+
+
+def fingerprint(part) -> str:
+    """A digest of the syntax tree of a module or function: comments, layout and docstrings do not count."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            node.body = [line for line in node.body if not _is_docstring(line)] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_docstring(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+
+
+def _name(part) -> str:
+    return getattr(part, "__qualname__", part.__name__)
+
+
+def _digest(described: dict) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
