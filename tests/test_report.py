@@ -13,7 +13,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from whisper_sae import __main__ as cli
-from whisper_sae import pages, pairs, report
+from whisper_sae import pages, pairs, progress, readable, report
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror="alert(2)"> & "quoted"'
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -197,7 +197,7 @@ def test_names_of_a_run_are_escaped_too(made):
     row |= {"name": "03_last", "title": "3 · <b>x</b>", "seconds": 1, "steps": {HOSTILE: HOSTILE}, "tables": []}
     run = {"profile": HOSTILE, "banner": HOSTILE, "about": HOSTILE, **row}
     for page in (
-        pages.page(node, row, run, {"02_x": HOSTILE, "03_last": "x", "04_x": HOSTILE}),
+        pages.page(readable.prepared(node), row, run, {"02_x": HOSTILE, "03_last": "x", "04_x": HOSTILE}),
         pages.index([{**row, "number": "03", "status": "done"}], run),
     ):
         assert "<script>alert" not in page and "<img src=x" not in page and "<b>x" not in page
@@ -355,12 +355,27 @@ def test_progress_goes_to_a_terminal_live_and_to_a_file_seldom(made):
     node = pairs.read(made["home"] / "03_last.py")
     for live in (True, False):
         screen = Screen(live)
-        line = report._Line(screen, "03_last", node)
+        line = progress.Line(screen, "03_last", node)
         line.cell(node.cells[0], 0)
         line.write("\rextracting:  50%|#####     | 1/2 [00:01<00:01]")
-        line.end("done", 2)
+        line.end("done", "2.0 s")
         assert screen.said.endswith("03_last  done  4 cells  2.0 s\n")
-        assert ("1/4  3 · Does it go on?  extracting:  50%" in screen.said) is live
+        assert ("1/4  3 · Does it go on?  extracting:  50% 1/2 [00:01<00:01]" in screen.said) is live
+
+
+@pytest.mark.parametrize(
+    "said, kept",
+    [
+        ("\r  0%|          | 0/4 [00:00<?, ?it/s]\r 50%|#####     | 2/4 [00:01<00:01,  1.9it/s, fvu=0.1]\n", ""),
+        ("\rread:   0%|   | 0/4 [00:00<?, ?it/s]/a/b.py:8: UserWarning: odd\n  x\n", "b.py:8: UserWarning: odd\n  x"),
+        ("\rread: 12it [00:01, 11.6it/s]\n", ""),
+        ("Loading weights: 100%|\x1b[32m####\x1b[0m| 9/9 [00:00<00:00, 99.1it/s, Materializing param=x]\n", ""),
+        ("/tmp/ipykernel_1/22.py:3: FutureWarning: soon\n", "line 3 of this cell: FutureWarning: soon"),
+        ("plain remark, 50% of it\n", "plain remark, 50% of it"),
+    ],
+)  # fmt: skip
+def test_only_progress_bars_are_taken_out_of_stderr(said, kept):
+    assert readable._without_bars(said) == kept
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

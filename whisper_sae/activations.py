@@ -3,6 +3,8 @@
     index.json                      sites and widths, dtype, positions in a window
     spans.npy                       (window, 3): shard, first row in it, number of rows
     kinds.npy                       (window, position): padding, silence or speech
+    shard-00000/sites.json          the same sites and widths, in the order of the model
+    shard-00000/kinds.npy           the same kinds, of its own windows
     shard-00000/encoder.1.resid.npy (row, width)
 
 A row is one frame of one window, in order. Frames of padding (kind 0) are never written, so nothing that reads
@@ -72,6 +74,8 @@ def _write_shard(folder: Path, number: int, group: Iterator[range], hear: Callab
     for site, parts in rows.items():
         np.save(part / f"{site}.npy", np.concatenate(parts))
     np.save(part / "kinds.npy", np.concatenate(kinds))
+    widths = {site: parts[0].shape[1] for site, parts in rows.items()}
+    (part / "sites.json").write_text(json.dumps(widths), encoding="utf-8")
     os.rename(part, _shard(folder, number))
 
 
@@ -91,8 +95,7 @@ def _write_index(folder: Path, shards: int, dtype: str) -> dict:
         rows = (kind > 0).sum(axis=1)
         spans.append(np.stack([np.full(len(rows), number), np.cumsum(rows) - rows, rows], axis=1))
         kinds.append(kind)
-        files = sorted(file for file in path.glob("*.npy") if file.name != "kinds.npy")
-        widths = {file.stem: int(np.load(file, mmap_mode="r").shape[1]) for file in files}
+        widths = json.loads((path / "sites.json").read_text(encoding="utf-8"))
     kinds = np.concatenate(kinds)
     np.save(folder / "spans.npy", np.concatenate(spans).astype(np.int64))
     np.save(folder / "kinds.npy", kinds)

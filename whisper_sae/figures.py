@@ -151,6 +151,54 @@ def by_kind(frame: pd.DataFrame, x: str, y: str, low: str, high: str, kind: str 
     return fig
 
 
+def curves(lines: dict[str, np.ndarray]) -> Figure:
+    """A rising curve a site, from dark to light in the order given, over 1, 2, … on a logarithmic axis."""
+    fig, axis = plt.subplots()
+    shades = plt.get_cmap(MAGNITUDE)(np.linspace(0, 0.85, len(lines)))
+    for shade, (name, line) in zip(shades, lines.items(), strict=True):
+        axis.plot(np.arange(1, len(line) + 1), line, color=shade, label=name)
+    axis.set(xscale="log", ylim=(0, 1.02))
+    axis.legend(fontsize=8)
+    return fig
+
+
+def learning(history: pd.DataFrame) -> Figure:
+    """Running means over a training: the terms of the loss, L0, and the share of dead latents."""
+    smooth = history.rolling(max(1, len(history) // 50), min_periods=1).mean()
+    fig, axes = plt.subplots(1, 3, figsize=(9, 3))
+    axes[0].plot(smooth.tokens, smooth.reconstruction, color=BLUE, label="reconstruction")
+    axes[0].plot(smooth.tokens, smooth.auxiliary, color=ORANGE, linestyle="--", label="auxiliary")
+    axes[0].legend()
+    axes[1].plot(smooth.tokens, smooth.l0, color=BLUE)
+    axes[2].plot(smooth.tokens, smooth.dead, color=BLUE)
+    for axis, title in zip(axes, ["Two terms of the loss", "L0 is kept at k", "Dead latents, share"], strict=True):
+        axis.set(title=title, xlabel="frames seen", ylim=(0, None))
+        axis.xaxis.set_major_locator(plt.MaxNLocator(3))
+    return fig
+
+
+def with_intervals(frame: pd.DataFrame, x: str, y: str, by: str) -> Figure:
+    """A line with error bars for each value of `by`, first in blue; bars from `y`_low to `y`_high."""
+    fig, axis = plt.subplots(figsize=(7.2, 4))
+    looks = [("o", BLUE, "-"), ("^", ORANGE, "--"), ("s", INK, "-"), ("D", GREY, "--"), ("x", GREY, ":")]
+    for (name, part), (marker, colour, line) in zip(frame.groupby(by, sort=False), looks, strict=False):
+        reach = np.abs(part[[f"{y}_low", f"{y}_high"]].to_numpy().T - part[y].to_numpy())
+        axis.errorbar(
+            part[x], part[y], yerr=reach, marker=marker, color=colour, linestyle=line, label=name, capsize=3, lw=1.2
+        )
+    axis.set(ylim=(0, None))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def rates(share: np.ndarray) -> Figure:
+    """How many latents fire how often: a histogram over powers of ten, those that never fire left out."""
+    fig, axis = plt.subplots(figsize=(7.2, 3))
+    axis.hist(np.log10(share[share > 0]), bins=40, color=BLUE)
+    axis.set(xlabel="share of frames, powers of ten", ylabel="latents")
+    return fig
+
+
 # ------------------------------------------------------------------------------------------------- leaves
 
 

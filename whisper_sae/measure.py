@@ -57,17 +57,21 @@ def reconstruction(say: Callable[[Tensor], Tensor], chunks: Iterable[Tensor], vo
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """An interval for Σ above / Σ below over independent units, such as speakers: (low, high).
+    """An interval for Σ above / Σ below, both positive, over independent units such as speakers: (low, high).
 
-    Delete-one jackknife with Student's t (Efron & Tibshirani 1993, chapter 11); NaN for fewer than 2 units.
+    Delete-one jackknife of the logarithm with Student's t (Efron & Tibshirani 1993, chapter 11); NaN for fewer
+    than 2 units.
     """
     units = len(above)
     if units < 2:
         return math.nan, math.nan
-    without = (above.sum() - above) / (below.sum() - below)
+    if not above.any():
+        return 0.0, 0.0
+    without = np.log((above.sum() - above) / (below.sum() - below))
     error = math.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
-    reach = stats.t.ppf((1 + level) / 2, units - 1) * error
-    return float(above.sum() / below.sum() - reach), float(above.sum() / below.sum() + reach)
+    reach = math.exp(stats.t.ppf((1 + level) / 2, units - 1) * error)
+    ratio = float(above.sum() / below.sum())
+    return ratio / reach, ratio * reach
 
 
 @torch.no_grad()

@@ -6,12 +6,10 @@ other host for anything; formulas become MathML; what came from data is escaped.
 and the script are files in `reports/_template`.
 """
 
-import ast
 import base64
 import copy
 import io
 import re
-from contextlib import suppress
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -21,9 +19,7 @@ from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from nbconvert.exporters import HTMLExporter
-from nbconvert.filters import strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbformat.v4 import new_markdown_cell, new_output
 from PIL import Image
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "reports" / "_template"
@@ -33,11 +29,9 @@ POLICY = (
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
 
-BAR = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\S*\s\[\d+:\d\d")
 FIGURE = re.compile(r'<img\b[^>]*src="data:image/(?:png|jpeg);base64,([^"]+)"[^>]*>')
 NOTEBOOK = re.compile(r"(?:\./)?(\d\d_\w+)\.(?:ipynb|py)((?:#.*)?)$")
 BRIEF = ("You will", "You will learn", "You need", "Time")
-NOT_SOURCE = {"injected-parameters", "papermill-error-cell-tag"}
 
 
 def title(node) -> str:
@@ -50,7 +44,7 @@ def title(node) -> str:
 
 
 def page(node, row: dict, run: dict, titles: dict[str, str]) -> str:
-    """One HTML page of an executed notebook.
+    """One HTML page of an executed notebook, as `readable.prepared` leaves it.
 
     `row` says how this notebook was run (name, title, headline, error, tables, steps, seed, commit, dirty,
     date, device, seconds); `run` names the profile (profile, banner); `titles` are those of all notebooks
@@ -116,90 +110,14 @@ def _body(node) -> BeautifulSoup:
         template_file="cells.html.j2",
         filters={"markdown2html": _markdown},
     )
-    html, _ = exporter.from_notebook_node(_prepared(node))
+    html, _ = exporter.from_notebook_node(node)
     soup = BeautifulSoup(html, "html.parser")
     _stay_at_home(soup)
-    _tidy_tables(soup)
+    _fit_to_width(soup)
     _list_brief(soup)
     _anchor_headings(soup)
     _unrepeat_ids(soup)
     return soup
-
-
-def _prepared(node):
-    """A copy with what a reader does not need taken out: progress bars, widgets, injected cells."""
-    node = copy.deepcopy(node)
-    node.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}
-    cells = []
-    for cell in node.cells:
-        tags = set(cell.metadata.get("tags", []))
-        if tags & NOT_SOURCE:
-            continue
-        if cell.cell_type == "code":
-            if "parameters" in tags:
-                cells.append(_parameters_line(node))
-                continue
-            cell.metadata["shown"] = "never" if "hide-input" in tags else "always" if "show-code" in tags else "folded"
-            cell.outputs = _readable(cell)
-            if "save" in tags:  # what `save` returns is a path on this machine
-                cell.outputs = [output for output in cell.outputs if output.output_type != "execute_result"]
-            if not cell.source.strip():
-                continue
-        cells.append(cell)
-    node.cells = cells
-    return node
-
-
-def _parameters_line(node):
-    """The values a notebook ran with, as a line of prose in place of its parameters cell."""
-    values = {}
-    for cell in node.cells:
-        if cell.cell_type == "code" and {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
-            values |= _literals(cell.source)
-    profile = values.get("profile")
-    if isinstance(profile, str) and profile.endswith(".toml"):
-        values["profile"] = Path(profile).name
-    shown = ", ".join(f"<code>{escape(name)} = {escape(repr(value))}</code>" for name, value in values.items())
-    return new_markdown_cell(f'<p class="parameters">Run with {shown}</p>')
-
-
-def _literals(source: str) -> dict:
-    values = {}
-    for line in ast.parse(source).body:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            with suppress(ValueError):
-                values[line.targets[0].id] = ast.literal_eval(line.value)
-    return values
-
-
-def _readable(cell) -> list:
-    """Streams joined; of stderr only what is no progress bar, folded; widgets dropped."""
-    kept, errors = [], ""
-    for output in cell.outputs:
-        if output.output_type == "stream" and output.name == "stderr":
-            errors += output.text
-        elif output.output_type == "stream" and kept and kept[-1].output_type == "stream":
-            kept[-1].text += output.text
-        elif "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
-            kept.append(output)
-    said = _without_bars(errors)
-    if said:
-        warned = len(re.findall(r"^\S.*(?:Warning|WARNING)\b", said, re.M))
-        cell.metadata["said"] = f"{warned} warning{'s' if warned > 1 else ''}" if warned else "Messages"
-        kept.append(new_output("stream", name="stderr", text=said))
-    return kept
-
-
-def _without_bars(text: str) -> str:
-    """What was said on stderr apart from progress bars, without the folders of this machine."""
-    lines = []
-    for line in strip_ansi(text).split("\n"):
-        said = line.rstrip("\r").split("\r")[-1].rstrip()
-        if said and not BAR.search(said):
-            lines.append(said)
-    said = "\n".join(lines)
-    said = re.sub(r"\S*/ipykernel_\d+/\d+\.py:(\d+)", r"line \1 of this cell", said)
-    return re.sub(r"(?:/[^\s/:]+)+/([^\s/:]+\.py:\d+)", r"\1", said)
 
 
 class _Renderer(IPythonRenderer):
@@ -252,16 +170,20 @@ def _stay_at_home(soup) -> None:
                 break
 
 
-def _tidy_tables(soup) -> None:
-    """Each table in a box of its own that scrolls, so that a phone never scrolls the page sideways."""
+def _fit_to_width(soup) -> None:
+    """Tables and figures in boxes of their own that scroll, so that a phone never scrolls the page sideways."""
     for table in soup.find_all("table"):
         del table["border"]
         for cell in table.select("[style*='text-align']"):
             if "right" in cell["style"]:
                 cell["class"] = [*cell.get("class", []), "number"]
             del cell["style"]
-        if not table.find_parent(class_="scroll"):
-            table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
+        for cell in table.find_all("td"):
+            if len(cell.get_text()) > 40:
+                cell["class"] = [*cell.get("class", []), "long"]
+    for wide in soup.select("table, figure.plot > img"):
+        if not wide.find_parent(class_="scroll"):
+            wide.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
 
 
 def _list_brief(soup) -> None:
@@ -290,7 +212,7 @@ def _list_brief(soup) -> None:
 
 def _anchor_headings(soup) -> None:
     """A stable, unique id on each heading, and a permalink that can be seen and reached."""
-    taken = {"main", "error", "tables-of-this-page"}
+    taken = {"main", "tables-of-this-page"} | {tag["id"] for tag in soup.find_all(id=True)}
     for heading in soup.find_all(["h2", "h3", "h4"]):
         text = " ".join(heading.get_text().split())
         slug = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
@@ -312,7 +234,7 @@ def _link_pages(soup, titles) -> None:
 
 
 def _unrepeat_ids(soup) -> None:
-    seen = {"main"}
+    seen = {"main", "tables-of-this-page"}
     for tag in soup.find_all(id=True):
         if tag["id"] in seen:
             del tag["id"]

@@ -61,9 +61,9 @@ class Profile:
     """The values of k compared at the focus site."""
     tokens: int = 1_000_000
     """Frames seen in training, each frame as often as it takes."""
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """Frames in one training step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of Adam, for activations scaled to a mean squared norm of d_in."""
     dead_tokens: int = 200_000
     """A latent that has not fired for so many frames counts as dead, and the auxiliary loss revives it."""
@@ -111,6 +111,8 @@ TABLE = {
             k=50,
             trade_off=(16, 32, 50, 100),
             tokens=20_000_000,
+            batch_tokens=4096,
+            learning_rate=5e-4,
         ),
         Profile(
             name="large",
@@ -125,6 +127,7 @@ TABLE = {
             trade_off=(16, 32, 50, 100),
             tokens=40_000_000,
             batch_tokens=8192,
+            learning_rate=4e-4,
         ),
     ]
 }  # fmt: skip

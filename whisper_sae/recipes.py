@@ -216,3 +216,9 @@ def frames_of(run: Profile, clips: Step, activations: Step, site: str, split: st
     rows = frames.Activations(activations.path).rows(site, windows_of(heard, windows, split))
     speakers = pd.factorize(heard.speaker.where(heard.speaker != "", heard.id))[0]
     return rows, rows.per_window(speakers[windows["clip"].to_numpy()[rows.windows]])
+
+
+def score(run: Profile, clips: Step, activations: Step, site: str, say) -> dict:
+    """How well `say`, a function x -> x_hat, re-says the held-out frames of a site; see `measure.reconstruction`."""
+    rows, voices = frames_of(run, clips, activations, site)
+    return measure.reconstruction(say, rows.chunks(4096), voices)

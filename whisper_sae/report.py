@@ -9,8 +9,6 @@ import ast
 import json
 import os
 import platform
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +25,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbconvert.filters import strip_ansi
 
-from whisper_sae import findings, pages, pairs, profiles
+from whisper_sae import findings, pages, pairs, profiles, progress, readable
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -188,7 +186,7 @@ def _run_one(plan: Plan, name: str, terminal) -> dict:
     part = done.with_name(f".{name}.{os.getpid()}.part.ipynb")
     done.parent.mkdir(parents=True, exist_ok=True)
     found = _finding(plan, name)
-    line = _Line(terminal, name, node)
+    line = progress.Line(terminal, name, node)
     start = time.monotonic()
     error = ""
     try:
@@ -214,7 +212,7 @@ def _run_one(plan: Plan, name: str, terminal) -> dict:
         part.unlink(missing_ok=True)
     seconds = round(time.monotonic() - start, 2)
     error = (error.strip().splitlines() or [""])[0]
-    line.end("failed" if error else "done", seconds)
+    line.end("failed" if error else "done", pages.duration(seconds))
     _write(done, nbformat.writes(node))
     finding = _finding(plan, name)
     fresh = finding if not error and finding != found else {}
@@ -254,52 +252,6 @@ def _importable():
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-class _Line:
-    """The line of one notebook on the terminal: its cell, that cell's section, and any progress bar.
-
-    On a terminal it is rewritten in place; elsewhere (a log file) it is repeated at most twice a minute.
-    """
-
-    def __init__(self, stream, name: str, node):
-        self.stream, self.name, self.total = stream, name, len(node.cells) + 1
-        self.live = stream.isatty()
-        self.where = self.section = self.bar = ""
-        self.shown = time.monotonic()
-
-    def cell(self, cell, cell_index):
-        """Called by papermill before each cell."""
-        found = re.search(r"^#{1,3} +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
-        self.section = found[1].strip() if found else self.section
-        self.where, self.bar = f"{cell_index + 1}/{self.total}", ""
-        self._show()
-
-    def write(self, text: str):
-        """Called by papermill with what the notebook writes to stderr, progress bars above all."""
-        self.bar = re.split(r"[\r\n]", strip_ansi(text).rstrip("\r\n"))[-1].strip() or self.bar
-        self._show()
-
-    def flush(self):
-        """Nothing is held back."""
-
-    def end(self, word: str, seconds: float):
-        """The last state of the line, which stays."""
-        clear = "\r\x1b[2K" if self.live else ""
-        print(
-            f"{clear}{self.name}  {word}  {self.total} cells  {pages.duration(seconds)}",
-            file=self.stream,
-            flush=True,
-        )
-
-    def _show(self):
-        line = "  ".join(part for part in (self.name, self.where, self.section, self.bar) if part)
-        if self.live:
-            line = line[: shutil.get_terminal_size().columns - 1]
-            print(f"\r\x1b[2K{line}", end="", file=self.stream, flush=True)
-        elif time.monotonic() - self.shown > 30:
-            print(line, file=self.stream, flush=True)
-            self.shown = time.monotonic()
 
 
 # --- what is known of a run
@@ -375,7 +327,7 @@ def _publish(plan: Plan, name: str) -> dict:
     node = nbformat.read(_executed(plan, name), as_version=4)
     titles = _titles(plan)
     row = _remembered(plan)["notebooks"][name] | {"name": name}
-    _write(plan.where / f"{name}.html", pages.page(node, row, _about(plan), titles))
+    _write(plan.where / f"{name}.html", pages.page(readable.prepared(node), row, _about(plan), titles))
     return titles
 
 

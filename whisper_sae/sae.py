@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -153,6 +154,6 @@ def load(folder: str | Path) -> SAE:
         told = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
         sae = create(told["variant"], told["d_in"], told["d_sae"], told["k"])
         sae.load_state_dict(load_file(folder / "sae.safetensors"))
-    except (FileNotFoundError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+    except (FileNotFoundError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a saved SAE: {error}".replace("\n", " ")) from None
     return sae.eval()

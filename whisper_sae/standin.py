@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
+import transformers
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 RATE = 16_000
@@ -25,9 +26,11 @@ def _model(folder: Path) -> None:
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
         suppress_tokens=None, begin_suppress_tokens=None, init_std=0.1,
     )  # fmt: skip
+    transformers.logging.disable_progress_bar()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         WhisperForConditionalGeneration(config).save_pretrained(folder)
+    transformers.logging.enable_progress_bar()
     WhisperFeatureExtractor().save_pretrained(folder)
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -124,14 +125,14 @@ def make(recipe: Recipe) -> Step:
             started = time.perf_counter()
             facts = recipe.make(work, **needs) or {}
             _publish(recipe, work, place, facts, time.perf_counter() - started)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full(error, work):
             raise
         raise OSError(
-            error.errno,
+            errno.ENOSPC,
             f"no space left on the device while making '{recipe.name}' in {work}; free some, or point "
             "WHISPER_SAE_DATA elsewhere; what was finished before is kept",
-        ) from None
+        ) from error
     return _open(place, recipe)
 
 
@@ -151,12 +152,27 @@ def _open(place: Path, recipe: Recipe) -> Step | None:
         manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{place / 'manifest.json'}: not JSON ({error}); delete {place} and make it again") from None
     return Step(place, manifest, recipe.label or recipe.name)
+
+
+def _is_full(error: Exception, work: Path) -> bool:
+    """Whether a full disk is what failed. numpy and torch say it without saying so, so the disk is asked itself."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return True
+    if not isinstance(error, RuntimeError) and (not isinstance(error, OSError) or error.errno):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=work, buffering=0) as probe:
+            return probe.write(bytes(1 << 16)) < 1 << 16
+    except OSError as refused:
+        return refused.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _publish(recipe: Recipe, work: Path, place: Path, facts: dict, seconds: float) -> None:
     """Hash what was written, add the manifest, and give the folder its name in one rename."""
-    files = sorted(path for path in work.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "manifest.json")
     manifest = {
         **recipe.described,
         "key": recipe.key,
@@ -207,7 +223,7 @@ def _is_docstring(line: ast.stmt) -> bool:
 
 
 def _name(part) -> str:
-    return getattr(part, "__qualname__", part.__name__)
+    return part.__name__ if inspect.ismodule(part) else f"{part.__module__}.{part.__qualname__}"
 
 
 def _digest(described: dict) -> str:

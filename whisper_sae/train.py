@@ -85,7 +85,7 @@ def _step(sae: nn.Module, optimiser, x: Tensor, silent: Tensor, dead_tokens: int
     spread = (x - x.mean(dim=0)).square().mean()
     return {
         "reconstruction": reconstruction.item(),
-        "auxiliary": float(auxiliary),
+        "auxiliary": auxiliary.item(),
         "fvu": (reconstruction.detach() / spread).item(),
         "l0": (f > 0).sum(dim=1).float().mean().item(),
         "dead": dead.float().mean().item(),

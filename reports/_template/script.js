@@ -1,4 +1,5 @@
-// Marks in the contents list the section being read, and lets the keyboard reach boxes that scroll sideways.
+// Marks in the contents list the section being read, lets the keyboard reach boxes that scroll sideways, and
+// on a phone shows a figure at its full size when it is tapped.
 (() => {
   const links = new Map();
   for (const link of document.querySelectorAll(".contents.wide a"))
@@ -25,6 +26,12 @@
       if (box.scrollWidth > box.clientWidth + 1) box.setAttribute("tabindex", "0");
       else box.removeAttribute("tabindex");
   };
+
+  for (const picture of document.querySelectorAll("figure.plot img"))
+    picture.addEventListener("click", () => {
+      picture.parentElement.classList.toggle("large");
+      reach();
+    });
 
   addEventListener("scroll", soon, { passive: true });
   addEventListener("resize", () => { soon(); reach(); });

@@ -1,0 +1,56 @@
+"""Seconds and peak memory of every stage of a run, each stage in a process of its own.
+
+    python benchmarks/stages.py data/profiles/real.toml
+
+Results go to a temporary store, so that every stage is really done; the store's size is printed too.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def stage(profile: str, name: str) -> dict:
+    """Make one stage here and say what it took."""
+    from whisper_sae import profiles, recipes, store
+
+    run = profiles.choose(profile)
+    kind, _, site = name.partition(" ")
+    recipe = {
+        "clips": lambda: recipes.clips(run, 0),
+        "activations": lambda: recipes.activations(run, 0),
+        "dictionary": lambda: recipes.dictionary(run, 0, site, run.k),
+    }[kind]()
+    started = time.perf_counter()
+    step = store.make(recipe)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kB on Linux
+    size = sum(path.stat().st_size for path in step.path.rglob("*") if path.is_file()) / 1e6
+    return {"stage": name, "seconds": round(seconds, 1), "peak MB": round(peak), "MB on disk": round(size),
+            **{key: step.facts[key] for key in ("frames", "fvu", "l0", "dead") if key in step.facts}}  # fmt: skip
+
+
+def main(profile: str = "demo") -> None:
+    """Every stage in turn; one line of JSON each."""
+    from whisper_sae import model, profiles, recipes
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["WHISPER_SAE_DATA"] = folder
+        run = profiles.choose(profile)
+        config = model.load(recipes.weights(run), "cpu").config
+        for name in ["clips", "activations", *(f"dictionary {site}" for site in model.sites(config, run.sites))]:
+            done = subprocess.run([sys.executable, __file__, profile, name], stdout=subprocess.PIPE, check=True)
+            print(done.stdout.decode().strip().splitlines()[-1], flush=True)
+        print(f"store: {sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file()) / 1e6:,.0f} MB")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(stage(*sys.argv[1:])))
+    else:
+        main(*sys.argv[1:])

@@ -1,0 +1,121 @@
+"""A two-layer Whisper with windows of 2 s, a handful of clips, and a store of their own for every test."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from whisper_sae import model, profiles
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def small_whisper(tmp_path_factory) -> Path:
+    """A directory in Hugging Face format: two layers a side, width 32, windows of 2 s (100 frames, 32,000 samples)."""
+    folder = tmp_path_factory.mktemp("small_whisper")
+    config = WhisperConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=40, max_source_positions=100, max_target_positions=32,
+        num_mel_bins=80, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        suppress_tokens=None, begin_suppress_tokens=None, init_std=0.1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        WhisperForConditionalGeneration(config).save_pretrained(folder)
+    WhisperFeatureExtractor(chunk_length=2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(small_whisper) -> model.Whisper:
+    """The small Whisper, on the CPU. Shared by all tests: watch it, do not change it."""
+    return model.load(str(small_whisper), "cpu")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Writes a corpus: `corpus(name, voices=, clips=, ...)` gives its directory in `audiofolder` layout.
+
+    Clips are hums in noise of 0.3 to 3 s, so some are longer than a window; voices are women and men in turn. With
+    `splits` the last voice is for test and the one before for validation. `extra` adds columns of one's own.
+    """
+
+    def write(name="voices", voices=6, clips=4, *, splits=True, extra=False, rate=16_000, seed=0) -> Path:
+        folder = tmp_path / name
+        (folder / "audio").mkdir(parents=True)
+        rng = np.random.default_rng(seed)
+        rows = []
+        for voice in range(voices):
+            gender = ("female", "male")[voice % 2]
+            for clip in range(clips):
+                file = f"audio/v{voice:02d}_{clip}.flac"
+                soundfile.write(folder / file, hum(rng, (200, 110)[voice % 2] + 3 * voice, rate), rate)
+                rows.append({"file_name": file, "text": f"clip {clip}", "speaker": f"v{voice:02d}", "gender": gender})
+                if splits:
+                    ahead = voices - voice - 1
+                    rows[-1]["split"] = "train" if ahead > 1 or voices < 3 else ("test", "validation")[ahead]
+                if extra:
+                    rows[-1] |= {"mood": "calm" if clip % 2 else "", "room": str(clip)}
+        pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+        return folder
+
+    return write
+
+
+def hum(rng: np.random.Generator, pitch: float, rate: int = 16_000, seconds: float | None = None) -> np.ndarray:
+    """A tone with overtones in noise: (sample,), of random length between 0.3 and 3 s if no other is given."""
+    time = np.arange(int((seconds or rng.uniform(0.3, 3.0)) * rate)) / rate
+    sound = sum(np.sin(2 * np.pi * pitch * n * time + rng.uniform(0, 6)) / n for n in range(1, 6))
+    swell = 0.55 + 0.45 * np.sin(2 * np.pi * rng.uniform(2, 5) * time)
+    return (0.1 * swell * sound + rng.normal(0, 0.01, len(time))).astype(np.float32)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """An empty data folder of this test's own; results go to its `steps`, reports to the folder beside it."""
+    monkeypatch.setenv("WHISPER_SAE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("WHISPER_SAE_REPORTS", str(tmp_path / "reports"))
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real weights and recorded speech, which are not part of the project."""
+    folder = Path(os.environ.get("WHISPER_SAE_SHARED") or PROJECT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; WHISPER_SAE_SHARED says where it is")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_for():
+    """A small profile: `run_for(model_dir, corpus_dirs, **fields)`; one directory or several."""
+
+    def choose(model_dir, corpus_dirs, **given) -> profiles.Profile:
+        several = corpus_dirs if isinstance(corpus_dirs, list | tuple) else [corpus_dirs]
+        fields = {
+            "name": "test",
+            "about": "The small Whisper hears a handful of clips.",
+            "model": str(model_dir),
+            "corpus": tuple(str(folder) for folder in several),
+            "sites": ("encoder.*.resid",),
+            "focus": "encoder.1.resid",
+            "device": "cpu",
+            "batch_windows": 2,
+            "shard_windows": 4,
+            "expansion": 4,
+            "k": 4,
+            "trade_off": (2, 4),
+            "tokens": 6_000,
+            "batch_tokens": 256,
+            "dead_tokens": 2_000,
+        }
+        return profiles.Profile(**fields | given)
+
+    return choose

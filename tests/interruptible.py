@@ -1,0 +1,46 @@
+"""A run for test_kill.py to kill: makes one result of a profile, and says `ready` just before it begins.
+
+    python tests/interruptible.py activations profile.toml [before|after N]
+
+With `before` or `after` it kills itself around the N-th rename, the moments at which something gets its name.
+"""
+
+import os
+import signal
+import sys
+
+from whisper_sae import profiles, recipes, store
+
+
+def die_around(when: str, nth: int) -> None:
+    """Make the nth call of os.rename or os.replace the last thing this process does, or nearly does."""
+    calls = 0
+
+    def deadly(rename):
+        def call(*args, **named):
+            nonlocal calls
+            calls += 1
+            if calls == nth and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(*args, **named)
+            if calls == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
+
+    os.rename, os.replace = deadly(os.rename), deadly(os.replace)
+
+
+def recipe_of(what: str, run: profiles.Profile) -> store.Recipe:
+    if what == "activations":
+        return recipes.activations(run, 0)
+    return recipes.dictionary(run, 0, run.focus, run.k)
+
+
+if __name__ == "__main__":
+    what, profile, *around = sys.argv[1:]
+    recipe = recipe_of(what, profiles.choose(profile))
+    if around:
+        die_around(around[0], int(around[1]))
+    print("ready", flush=True)
+    store.make(recipe)

@@ -1,0 +1,279 @@
+"""What was recorded is what the model says, without padding, each frame once, in shards that can be resumed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import WhisperForConditionalGeneration
+
+from whisper_sae import activations as frames
+from whisper_sae import model, recipes, speech, store
+
+SITES = ("encoder.*",)
+
+
+@pytest.fixture
+def made(small_whisper, corpus, data, run_for):
+    """Recorded at every encoder site: (run, table of clips, windows, Activations, step)."""
+    run = run_for(small_whisper, corpus(voices=3, clips=4), sites=SITES)
+    clips = store.make(recipes.clips(run, 0))
+    step = store.make(recipes.activations(run, 0))
+    heard = recipes.table(run, clips)
+    return run, heard, step.table("windows.csv"), frames.Activations(step.path), step
+
+
+# ---------------------------------------------------------------------------------------- what is written
+
+
+def test_padding_is_never_stored(made):
+    _, _, windows, recorded, step = made
+    assert (windows.samples < 32_000).any(), "some windows are padded"
+    valid = np.ceil(windows.samples / 320).astype(int)
+    assert recorded.spans[:, 2].tolist() == valid.tolist()
+    assert ((recorded.kinds > 0).sum(axis=1) == valid).all()
+    for window, n in enumerate(valid):
+        assert (recorded.kinds[window, :n] != speech.PADDING).all()
+        assert (recorded.kinds[window, n:] == speech.PADDING).all()
+    for site in recorded.sites:
+        rows = [len(np.load(path)) for path in sorted(step.path.glob(f"shard-*/{site}.npy"))]
+        assert sum(rows) == valid.sum() == step.facts["frames"]
+    assert step.facts["frames_padding"] == (100 - valid).sum()
+    assert step.facts["frames_padding"] + step.facts["frames"] == 100 * len(windows)
+
+
+def test_what_is_stored_is_what_the_model_says(made, loaded):
+    _, heard, windows, recorded, _ = made
+    for window in range(len(windows)):
+        sound = recipes.sound_of(heard, windows, window)
+        live = model.record(loaded, model.mel(loaded, [sound]), list(recorded.sites))
+        valid = -(-len(sound) // 320)
+        for site in recorded.sites:
+            stored = recorded.window(site, window)
+            assert stored.dtype == np.float16
+            np.testing.assert_allclose(stored, live[site][0, :valid], rtol=2**-10, atol=2e-5)
+
+
+def test_windows_are_not_mixed_up(made):
+    """The test above would pass if all windows sounded alike."""
+    recorded = made[3]
+    first = [recorded.window("encoder.1.resid", window)[0].astype(float) for window in range(len(recorded.spans))]
+    apart = [np.abs(a - b).max() for i, a in enumerate(first) for b in first[:i]]
+    assert min(apart) > 0.01
+
+
+def test_float32_is_exact(small_whisper, corpus, data, run_for, loaded):
+    run = run_for(small_whisper, corpus(voices=1, clips=2), dtype="float32", batch_windows=1)
+    clips = store.make(recipes.clips(run, 0))
+    step = store.make(recipes.activations(run, 0))
+    recorded, windows = frames.Activations(step.path), step.table("windows.csv")
+    sound = recipes.sound_of(recipes.table(run, clips), windows, 0)
+    live = model.record(loaded, model.mel(loaded, [sound]), ["encoder.1.resid"])["encoder.1.resid"][0]
+    assert recorded.window("encoder.1.resid", 0).dtype == np.float32
+    np.testing.assert_array_equal(recorded.window("encoder.1.resid", 0), live[: -(-len(sound) // 320)])
+
+
+def test_index_spans_and_shards_agree(made):
+    run, _, windows, recorded, step = made
+    index = json.loads((step.path / "index.json").read_text())
+    shards = -(-len(windows) // run.shard_windows)
+    assert shards > 2, "more than one shard, or this says little"
+    assert index["shards"] == shards == len(list(step.path.glob("shard-*")))
+    assert index["positions"] == 100 == recorded.kinds.shape[1]
+    assert index["dtype"] == "float16"
+    assert recorded.spans[:, 0].tolist() == [window // run.shard_windows for window in range(len(windows))]
+    for shard in range(shards):
+        first, rows = recorded.spans[recorded.spans[:, 0] == shard, 1:].T
+        assert first.tolist() == [0, *np.cumsum(rows)[:-1]]
+        assert len(np.load(step.path / f"shard-{shard:05d}" / "encoder.0.resid.npy")) == rows.sum()
+
+
+def test_sites_keep_the_order_of_the_model(made, loaded):
+    _, _, _, recorded, step = made
+    right = model.sites(loaded.config, SITES)
+    assert list(right) != sorted(right), "or the alphabet would do"
+    assert list(recorded.sites.items()) == list(right.items())
+    assert list(step.facts["sites"]) == list(right)
+
+
+def test_a_site_that_was_not_recorded_is_named(made):
+    with pytest.raises(KeyError, match=r"'encoder\.9\.resid' was not recorded; recorded: encoder\.embed"):
+        made[3].rows("encoder.9.resid")
+
+
+def test_a_long_clip_is_heard_in_windows_that_add_up(made, loaded):
+    _, heard, windows, recorded, _ = made
+    counts = windows.groupby("clip").size()
+    assert (counts == 2).any(), "some clips are longer than a window"
+    for clip in counts[counts == 2].index:
+        sound = speech.samples(heard.path[clip])
+        first, second = windows.index[windows["clip"] == clip]
+        assert recorded.spans[[first, second], 2].sum() == -(-len(sound) // 320)
+        assert recorded.spans[first, 2] == 100
+        rest = model.record(loaded, model.mel(loaded, [sound[32_000:]]), ["encoder.0.resid"])["encoder.0.resid"][0]
+        stored = recorded.window("encoder.0.resid", second)
+        np.testing.assert_allclose(stored, rest[: len(stored)], rtol=2**-10, atol=2e-5)
+
+
+# ------------------------------------------------------------------------------------------- what is read
+
+
+def all_rows(recorded, site, windows):
+    return np.concatenate([recorded.window(site, window) for window in windows]).astype(np.float32)
+
+
+def test_take_equals_plain_indexing(made):
+    recorded = made[3]
+    count = len(recorded.spans)
+
+    @settings(deadline=None)
+    @given(st.data())
+    def check(data):
+        if data.draw(st.booleans(), "as a mask"):
+            chosen = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count).filter(any)))
+            windows = np.flatnonzero(chosen)
+        else:
+            windows = chosen = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, unique=True)))
+        rows = recorded.rows("encoder.1.resid", chosen)
+        naive = all_rows(recorded, "encoder.1.resid", windows)
+        assert len(rows) == len(naive)
+        which = np.array(data.draw(st.lists(st.integers(0, len(naive) - 1), max_size=40)), dtype=int)
+        np.testing.assert_array_equal(rows.take(which), naive[which])
+        kinds = np.concatenate([recorded.kinds[window][recorded.kinds[window] > 0] for window in windows])
+        np.testing.assert_array_equal(recorded.valid_kinds(chosen), kinds)
+        np.testing.assert_array_equal(rows.per_window(windows), np.repeat(windows, recorded.spans[windows, 2]))
+
+    check()
+
+
+def test_chunks_are_all_rows_in_order(made):
+    recorded = made[3]
+    rows = recorded.rows("encoder.1.resid")
+    naive = all_rows(recorded, "encoder.1.resid", range(len(recorded.spans)))
+    chunks = list(rows.chunks(100))
+    assert {len(chunk) for chunk in chunks[:-1]} == {100}
+    np.testing.assert_array_equal(torch.cat(chunks), naive)
+
+
+def test_a_sample_has_no_row_twice(made):
+    rows = made[3].rows("encoder.1.resid")
+    assert len(torch.unique(rows.sample(200, seed=0), dim=0)) == 200
+    assert len(torch.unique(rows.sample(10**6, seed=0), dim=0)) == len(rows)
+    assert torch.equal(rows.sample(50, seed=1), rows.sample(50, seed=1))
+    assert not torch.equal(rows.sample(50, seed=1), rows.sample(50, seed=2))
+
+
+@pytest.mark.parametrize("size", [64, 1_000_000])
+def test_every_pass_is_a_permutation(made, size):
+    rows = made[3].rows("encoder.1.resid", np.array([0, 3, 5, 8]))
+    size = min(size, 2 * len(rows) + 5)  # the greater one spans more than two passes at once
+    number = {row.tobytes(): i for i, row in enumerate(rows.take(np.arange(len(rows))).numpy())}
+    assert len(number) == len(rows), "rows can be told apart"
+    passes = 5
+    batches = list(rows.batches(size, -(-passes * len(rows) // size), seed=0))
+    assert {len(batch) for batch in batches} == {size}
+    read = [number[row.tobytes()] for row in torch.cat(batches).numpy()]
+    orders = [read[turn * len(rows) : (turn + 1) * len(rows)] for turn in range(passes)]
+    for order in orders:
+        assert sorted(order) == list(range(len(rows)))
+    assert len(set(map(tuple, orders))) == passes, "each pass has an order of its own"
+
+
+@pytest.mark.parametrize("size", [50, 700])
+def test_reading_can_begin_anywhere(made, size):
+    rows = made[3].rows("encoder.1.resid", np.arange(6))
+    whole = list(rows.batches(size, 20, seed=3))
+    for start in (0, 1, 7, 19):
+        later = list(rows.batches(size, 20, seed=3, start=start))
+        assert len(later) == 20 - start
+        assert all(torch.equal(a, b) for a, b in zip(whole[start:], later, strict=True))
+    other = next(rows.batches(size, 20, seed=4))
+    assert not torch.equal(other, whole[0])
+
+
+def test_no_windows_is_an_error(made):
+    with pytest.raises(ValueError, match=r"encoder\.1\.resid: no windows were chosen"):
+        made[3].rows("encoder.1.resid", np.zeros(len(made[3].spans), dtype=bool))
+
+
+# -------------------------------------------------------------------------------- what must not be stored
+
+
+@pytest.fixture
+def spoilt(small_whisper, tmp_path):
+    """A copy of the small Whisper whose layer 1 adds `value` to one dimension: `spoilt(value)`."""
+
+    def copy(value: float):
+        whole = WhisperForConditionalGeneration.from_pretrained(small_whisper)
+        whole.model.encoder.layers[1].fc2.bias.data[5] = value
+        whole.save_pretrained(tmp_path / "spoilt")
+        (tmp_path / "spoilt" / "preprocessor_config.json").write_bytes(
+            (small_whisper / "preprocessor_config.json").read_bytes()
+        )
+        return tmp_path / "spoilt"
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "why"),
+    [
+        (1e6, "float16", "too large for float16: use float32"),
+        (float("nan"), "float32", "NaN or infinite"),
+        (float("inf"), "float16", "NaN or infinite"),
+    ],
+)
+def test_values_that_cannot_be_kept_are_refused(spoilt, corpus, data, run_for, value, dtype, why):
+    run = run_for(spoilt(value), corpus(voices=1, clips=2), dtype=dtype)
+    store.make(recipes.clips(run, 0))
+    with pytest.raises(ValueError, match=why) as said:
+        store.make(recipes.activations(run, 0))
+    assert str(said.value).startswith("encoder.1.resid: ")
+    assert "\n" not in str(said.value)
+    with pytest.raises(store.NotMade):
+        store.need(recipes.activations(run, 0))
+
+
+def test_float32_keeps_what_float16_cannot(spoilt, corpus, data, run_for):
+    run = run_for(spoilt(1e6), corpus(voices=1, clips=2), dtype="float32")
+    store.make(recipes.clips(run, 0))
+    recorded = frames.Activations(store.make(recipes.activations(run, 0)).path)
+    assert np.abs(recorded.window("encoder.1.resid", 0)).max() > 9e5
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize("survived", [0, 1, 3, 5, 8])
+def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(made, data, tmp_path, monkeypatch, survived):
+    run, *_, uninterrupted = made
+    batches = -(-len(uninterrupted.table("windows.csv")) // run.batch_windows)
+    assert batches > 8
+    monkeypatch.setenv("WHISPER_SAE_DATA", str(tmp_path / "again"))
+    store.make(recipes.clips(run, 0))
+    record, calls = model.record, []
+
+    def stop_after(limit):
+        def counted(*args):
+            if len(calls) == limit:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return record(*args)
+
+        return counted
+
+    monkeypatch.setattr(model, "record", stop_after(survived))
+    with pytest.raises(KeyboardInterrupt):
+        store.make(recipes.activations(run, 0))
+    with pytest.raises(store.NotMade):
+        store.need(recipes.activations(run, 0))
+    calls.clear()
+    monkeypatch.setattr(model, "record", stop_after(None))
+    resumed = store.make(recipes.activations(run, 0))
+    kept = survived // (run.shard_windows // run.batch_windows) * (run.shard_windows // run.batch_windows)
+    assert len(calls) == batches - kept, "whole shards are not heard again"
+    assert resumed.path != uninterrupted.path
+    assert resumed.manifest["files"] == uninterrupted.manifest["files"]
+    assert resumed.facts == uninterrupted.facts

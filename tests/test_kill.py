@@ -1,0 +1,185 @@
+"""A run that is killed, whenever that is, leaves nothing half-written, and the next one makes the same bytes."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from whisper_sae import profiles, recipes, sae, store, train
+
+SCRIPT = Path(__file__).with_name("interruptible.py")
+NEEDED = {"activations": ["clips"], "dictionary": ["clips", "activations"]}
+LONG = {"activations": dict(voices=6, clips=40), "dictionary": dict(voices=3, clips=10)}
+SHORT = {"activations": dict(voices=1, clips=4), "dictionary": dict(voices=3, clips=2)}
+STEPS = 600  # of a long training: six checkpoints
+
+
+class Job:
+    """One result that is made by processes that get killed, and the same one made undisturbed."""
+
+    def __init__(self, what, folder, profile: profiles.Profile, monkeypatch):
+        self.what, self.folder, self.monkeypatch = what, folder, monkeypatch
+        self.roots = 0
+        fields = {name: getattr(profile, name) for name in profiles.FIELDS}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]  # JSON of these is TOML
+        self.toml = folder / "profile.toml"
+        self.toml.write_text("\n".join(lines), encoding="utf-8")
+        self.run = profiles.choose(str(self.toml))
+        self.fresh()
+        for name in NEEDED[what]:
+            store.make(getattr(recipes, name)(self.run, 0))
+        self.upstream = store.root()
+        self.fresh()
+        self.right = self.finish()
+        self.seconds = self.right.manifest["seconds"]
+        self.fresh()
+
+    @property
+    def recipe(self) -> store.Recipe:
+        if self.what == "activations":
+            return recipes.activations(self.run, 0)
+        return recipes.dictionary(self.run, 0, self.run.focus, self.run.k)
+
+    def fresh(self) -> None:
+        """A data folder in which only what is needed has been made."""
+        root = self.folder / f"data{self.roots}"
+        if self.roots:
+            shutil.copytree(self.upstream, root)
+        self.monkeypatch.setenv("WHISPER_SAE_DATA", str(root))
+        self.roots += 1
+
+    def finish(self) -> store.Step:
+        return store.make(self.recipe)
+
+    def start(self, *arguments) -> subprocess.Popen:
+        asks = [sys.executable, str(SCRIPT), self.what, str(self.toml), *map(str, arguments)]
+        with open(self.folder / "stderr", "w") as log:
+            child = subprocess.Popen(asks, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert child.stdout.readline() == "ready\n", (self.folder / "stderr").read_text()
+        return child
+
+    def killed_after(self, seconds: float) -> bool:
+        """Whether there still was something to kill."""
+        child = self.start()
+        time.sleep(seconds)
+        child.kill()
+        ended = child.wait()
+        assert ended in (0, -9), (self.folder / "stderr").read_text()
+        return ended == -9
+
+    def at_work(self) -> bool:
+        """Whether something was begun that is not finished."""
+        steps = store.root() / "steps"
+        return any(any(work.iterdir()) for work in steps.glob(f"{self.recipe.name}/.*.work"))
+
+    def check_names(self) -> None:
+        """Whatever stands under a result's own name is whole."""
+        found = [path for path in (store.root() / "steps").glob("*/*") if not path.name.startswith(".")]
+        assert len(found) >= len(NEEDED[self.what])
+        for path in found:
+            manifest = json.loads((path / "manifest.json").read_text())
+            assert manifest["key"] == path.name
+            store.Step(path, manifest, "").verify()
+            files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+            assert files == {*manifest["files"], "manifest.json"}
+
+    def check_same(self, step: store.Step) -> None:
+        assert step.path != self.right.path
+        step.verify()
+        assert step.manifest["files"] == self.right.manifest["files"]
+        assert step.facts == self.right.facts
+
+
+@pytest.fixture
+def job(small_whisper, corpus, run_for, tmp_path, monkeypatch):
+    def begin(what: str, size: dict, tokens: int) -> Job:
+        return Job(what, tmp_path, run_for(small_whisper, corpus(**size), tokens=tokens), monkeypatch)
+
+    return begin
+
+
+def kill_again_and_again(job: Job, kills: int, seed: int) -> None:
+    """Kill at random moments, each run going on from what the last one left, until so many kills hit their mark."""
+    rng = np.random.default_rng(seed)
+    hits = resumed = 0
+    for _attempt in range(4 * kills):
+        if hits == kills:
+            break
+        resumed += job.at_work()
+        if job.killed_after(rng.uniform(0.1, 0.6) * job.seconds):
+            hits += job.at_work()
+        else:
+            job.check_same(job.finish())  # it had finished before
+            job.fresh()
+        job.check_names()
+    assert hits == kills, f"only {hits} kills found the run at work"
+    assert resumed, "no run went on from where another was killed"
+    job.check_same(job.finish())
+    job.check_names()
+
+
+@pytest.mark.parametrize("what", ["activations", "dictionary"])
+def test_killed_at_two_moments(job, what):
+    kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["activations", "dictionary"])
+def test_killed_at_ten_moments(job, what):
+    kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=10, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("what", ["activations", "dictionary"])
+def test_killed_around_every_rename(job, what, when):
+    """The moments that chance seldom hits: when a shard, a checkpoint or the result gets its name."""
+    short = job(what, SHORT[what], 256 * 150)
+    for nth in range(1, 20):
+        child = short.start(when, nth)
+        ended = child.wait()
+        assert ended in (0, -9), (short.folder / "stderr").read_text()
+        short.check_names()
+        short.check_same(short.finish())
+        short.fresh()
+        if ended == 0:  # so many renames there are not
+            break
+    assert ended == 0
+    assert nth > 3
+
+
+@pytest.mark.parametrize("variant", sae.VARIANTS)
+@pytest.mark.parametrize("stop", [1, 10, 37, 59])
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path, variant, stop):
+    data = torch.randn(4_000, 16, generator=torch.Generator().manual_seed(0))
+
+    def batches(start):
+        return (data[step * 64 % 3_900 :][:64] for step in range(start, 60))
+
+    def begin(checkpoint):
+        coder = sae.create(variant, 16, 64, 4, seed=0)
+        coder.start_on(data[:256])
+        rows = train.train(
+            coder, batches, steps=60, learning_rate=1e-2, dead_tokens=256, checkpoint=checkpoint, every=10
+        )
+        return coder, rows
+
+    whole, rows = begin(None)
+    right = list(rows)
+    assert any(row["auxiliary"] > 0 for row in right), "latents die, so that all of the state matters"
+    _, rows = begin(tmp_path / "state.pt")
+    seen = [next(rows) for _ in range(stop)]
+    rows.close()
+    assert seen == right[:stop]
+    assert (tmp_path / "state.pt").exists() == (stop >= 10)
+    again, rows = begin(tmp_path / "state.pt")
+    assert list(rows) == right
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert not list(tmp_path.glob("*.part"))

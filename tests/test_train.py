@@ -1,0 +1,108 @@
+"""Training: it finds planted directions, keeps its promises step by step, and resumes exactly."""
+
+import pytest
+import torch
+
+from whisper_sae import sae, train
+
+D, TRUE = 24, 32
+
+
+def planted(size, step, seed=0):
+    """Frames that are sums of 3 of 32 known directions, with a mean and a little noise."""
+    rng = torch.Generator().manual_seed(seed * 100_003 + step)
+    directions = torch.nn.functional.normalize(torch.randn(TRUE, D, generator=torch.Generator().manual_seed(7)), dim=1)
+    f = torch.rand(size, TRUE, generator=rng) * 3 + 1
+    keep = torch.rand(size, TRUE, generator=rng).argsort(dim=1) < 3
+    x = (f * keep) @ directions + 1.0 + 0.02 * torch.randn(size, D, generator=rng)
+    return x, directions
+
+
+def batches(steps, size=256):
+    return lambda start: (planted(size, step)[0] for step in range(start, steps))
+
+
+def fit(variant="batchtopk", steps=300, k=3, dead_tokens=10_000, **options):
+    coder = sae.create(variant, D, 64, k)
+    coder.start_on(planted(1024, 10_000)[0])
+    history = list(
+        train.train(coder, batches(steps), steps=steps, learning_rate=3e-3, dead_tokens=dead_tokens, **options)
+    )
+    return coder, history
+
+
+@pytest.mark.parametrize("variant", list(sae.VARIANTS))
+def test_planted_directions_are_found(variant):
+    coder, history = fit(variant, steps=600)
+    truth = planted(1, 0)[1]
+    best = (truth @ coder.W_dec.T).max(dim=1).values
+    assert best.mean() > 0.95, best.mean()
+    assert history[-1]["fvu"] < 0.05 < history[0]["fvu"]
+
+
+def test_rows_tell_each_term_apart():
+    _, history = fit(steps=40)
+    assert len(history) == 40 and [row["step"] for row in history] == list(range(40))
+    assert history[-1]["tokens"] == 40 * 256
+    assert {"reconstruction", "auxiliary", "fvu", "l0", "dead", "learning_rate"} <= set(history[0])
+    assert all(abs(row["l0"] - 3) < 0.2 for row in history)
+
+
+def test_learning_rate_rises_and_falls_in_lines():
+    _, history = fit(steps=100)
+    rates = [row["learning_rate"] for row in history]
+    assert rates[0] == pytest.approx(3e-3 / 5) and rates[4] == pytest.approx(3e-3)
+    assert max(rates) == rates[50] and rates[-1] == pytest.approx(3e-3 / 30)
+
+
+def test_directions_keep_length_one_after_any_step():
+    coder = sae.create("topk", D, 64, 3)
+    for _ in train.train(coder, batches(20), steps=20, learning_rate=1e-2, dead_tokens=1000):
+        assert (coder.W_dec.norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_a_dead_latent_is_revived():
+    """Eight latents call too softly ever to be among the k; the auxiliary loss brings them back."""
+
+    def alive(dead_tokens):
+        coder = sae.create("topk", D, 64, 3)
+        coder.start_on(planted(1024, 10_000)[0])
+        coder.W_enc.data[:, :8] *= 0.02
+        for _ in train.train(coder, batches(400), steps=400, learning_rate=1e-2, dead_tokens=dead_tokens):
+            pass
+        return (coder.encode(planted(4096, 20_000)[0])[:, :8] > 0).any(dim=0).sum()
+
+    assert alive(dead_tokens=2_000) > alive(dead_tokens=10**9) == 0
+
+
+def test_dead_latents_are_counted_in_frames():
+    coder = sae.create("topk", D, 64, 3)
+    coder.start_on(planted(1024, 10_000)[0])
+    coder.b_enc.data[:16] = -1e6
+    rows = list(train.train(coder, batches(12), steps=12, learning_rate=1e-9, dead_tokens=256 * 10))
+    assert rows[9]["dead"] == 0 and rows[10]["dead"] >= 16 / 64
+
+
+@pytest.mark.parametrize("variant", list(sae.VARIANTS))
+def test_resumed_equals_uninterrupted(variant, tmp_path):
+    whole, history = fit(variant, steps=60, dead_tokens=2_000)
+    path = tmp_path / "training.pt"
+    coder = sae.create(variant, D, 64, 3)
+    coder.start_on(planted(1024, 10_000)[0])
+    options = dict(steps=60, learning_rate=3e-3, dead_tokens=2_000, checkpoint=path, every=7)
+    for row in train.train(coder, batches(60), **options):
+        if row["step"] == 38:
+            break  # killed: 35 steps are in the checkpoint
+    fresh = sae.create(variant, D, 64, 3, seed=99)  # its own start must not matter
+    again = list(train.train(fresh, batches(60), **options))
+    assert again == history
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, fresh.state_dict()[name]), name
+
+
+def test_bad_numbers_stop_the_training_at_once():
+    def broken(start):
+        yield torch.full((64, D), torch.nan)
+
+    with pytest.raises(ValueError, match="not finite"):
+        list(train.train(sae.create("topk", D, 64, 3), broken, steps=1, learning_rate=1e-3, dead_tokens=1000))
