@@ -93,8 +93,8 @@ figures.play(
     speech.RATE,
     alt=f"Waveform, spectrogram and {x.shape[1]} neurons over {seconds:.1f} s: bands change with the sound, and "
     f"after {valid * 0.02:.1f} s, in the padding, they freeze into stripes.",
-    caption=f"Press play: the cursor runs over all three. “{heard.text[clip] or 'no transcript'}” Neurons are z-scored, "
-    "so red is more than usual and blue is less; right of the dotted line lies padding.",
+    caption=f"Press play: the cursor runs over all three. {'“' + heard.text[clip] + '” ' if heard.text[clip] else ''}Neurons "
+    "are z-scored: red is more than usual, blue is less. Right of the dotted line lies padding.",
 )
 
 # %% [markdown]

@@ -81,21 +81,25 @@ def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
     Raises BadModel: no such directory, no config, not a Whisper, weights missing, hub out of reach.
     """
     where = str(Path(name).expanduser())
+    target = pick(device)
     config = _config(name)
     said = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of missing weights: what is missing is checked below
     transformers.logging.disable_progress_bar()
+    part = "preprocessor_config.json"
     try:
         features = WhisperFeatureExtractor.from_pretrained(where)
+        part = "model.safetensors"
         whole, report = WhisperForConditionalGeneration.from_pretrained(
             where,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and checked below
             attn_implementation=attention,
             dtype=torch.float32,
             use_safetensors=True,
         )
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
-        raise _unloadable(where, error) from None
+        raise _unloadable(where, part, error) from None
     finally:
         transformers.logging.set_verbosity(said)
         transformers.logging.enable_progress_bar()
@@ -103,7 +107,9 @@ def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
     missing = set(report["missing_keys"])
     if lost := sorted(key for key in missing if ".encoder." in key):
         raise BadModel(f"{where}: {len(lost)} encoder weights are missing, the first is {lost[0]}")
-    whole = whole.to(pick(device)).eval().requires_grad_(False)
+    for key, found, asked in sorted(report["mismatched_keys"]):
+        raise BadModel(f"{where}: {key} is {tuple(found)} in model.safetensors, config.json asks for {tuple(asked)}")
+    whole = whole.to(target).eval().requires_grad_(False)
     heard_only = any(".decoder." in key for key in missing)
     return Whisper(
         name=name,
@@ -125,15 +131,15 @@ def _config(name: str) -> WhisperConfig:
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name)
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
-        raise _unloadable(name, error) from None
+        raise _unloadable(name, "config.json", error) from None
     if not isinstance(config, WhisperConfig):
         raise BadModel(f"{name}: config.json: model_type is {config.model_type!r}, not 'whisper'")
     return config
 
 
-def _unloadable(name: str, error: Exception) -> BadModel:
-    hint = "" if Path(name).is_dir() else "; where the hub is out of reach, give a local directory"
-    return BadModel(f"{name}: cannot be loaded{hint}: {' '.join(str(error).split())[:300]}")
+def _unloadable(name: str, part: str, error: Exception) -> BadModel:
+    hint = "" if Path(name).expanduser().is_dir() else "; where the hub is out of reach, give a local directory"
+    return BadModel(f"{name}: {part} cannot be loaded{hint}: {' '.join(str(error).split())[:300]}")
 
 
 @functools.cache
@@ -150,10 +156,14 @@ def identity(name: str) -> str:
 
 
 def pick(device: str) -> torch.device:
-    """The device of that name; `auto` is cuda, else mps, else cpu."""
+    """The device of that name; `auto` is cuda, else mps, else cpu. BadModel where this machine has no such device."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        torch.zeros((), device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadModel(f"device: {device!r} cannot be used here: {' '.join(str(error).split())[:200]}") from None
 
 
 def _check_features(where: str, config: WhisperConfig, features: WhisperFeatureExtractor) -> None:
@@ -281,9 +291,9 @@ def record(whisper: Whisper, mels: torch.Tensor, wanted: list[str], tokens: torc
     """
     heard = {}
     decoding = any(site.startswith("decoder.") for site in wanted)
+    decoder = whisper.require_decoder() if decoding else None
     if decoding and tokens is None:
         raise BadModel("tokens: decoder sites need the tokens that the decoder is given")
-    decoder = whisper.require_decoder() if decoding else None
     with at(whisper, {site: lambda hidden, site=site: heard.__setitem__(site, hidden) for site in wanted}):
         encoded = whisper.encoder(mels).last_hidden_state
         if decoder is not None:

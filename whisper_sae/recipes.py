@@ -45,21 +45,28 @@ def weights(run: Profile) -> str:
     return str(make(stand_in()).path / "model") if run.model == "stand-in" else run.model
 
 
-def folders(run: Profile) -> dict[str, Path]:
-    """The directories of the corpora of a profile, by short name; those of the hub are fetched first."""
+def corpora(run: Profile) -> dict[str, Path | Recipe]:
+    """The corpora of a profile by short name: a local directory, or the recipe of a source."""
     found = {}
     for corpus in run.corpus:
         if corpus == "stand-in":
-            place = make(stand_in()).path / "corpus"
+            name, place = corpus, stand_in()
         elif Path(corpus).is_dir() or corpus.startswith((".", "/", "~")):
-            place = Path(corpus)
+            name, place = Path(corpus).name, Path(corpus)
         else:
-            place = make(fetched(corpus, run.clips)).path / "corpus"
-        name = "stand-in" if corpus == "stand-in" else place.name if place.name != "corpus" else corpus.split(":")[0]
+            name, place = corpus.split(":")[0], fetched(corpus, run.clips)
         if name in found:
             raise speech.BadSpeech(f"corpus: two are called {name!r}; rename one of the directories")
         found[name] = place
     return found
+
+
+def folders(run: Profile) -> dict[str, Path]:
+    """The directories of the corpora of a profile by short name; sources are made first."""
+    return {
+        name: make(place).path / "corpus" if isinstance(place, Recipe) else place
+        for name, place in corpora(run).items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------ clips
@@ -67,23 +74,23 @@ def folders(run: Profile) -> dict[str, Path]:
 
 def clips(run: Profile, seed: int) -> Recipe:
     """`clips.csv`: every clip, with its speaker-disjoint split; each file has been decoded once, to find bad ones."""
-    where = folders(run)
+    sources = {name: place for name, place in corpora(run).items() if isinstance(place, Recipe)}
 
-    def make_clips(folder: Path) -> dict:
-        corpora = {name: speech.draw(speech.read(place), run.clips, seed) for name, place in where.items()}
-        table = speech.split(speech.join(corpora), seed)
+    def make_clips(folder: Path, **_sources: Step) -> dict:
+        where = folders(run)
+        drawn = {name: speech.draw(speech.read(place), run.clips, seed) for name, place in where.items()}
+        table = speech.split(speech.join(drawn), seed)
         _decode_all(table)
         relative = [Path(p).relative_to(where[c].resolve()) for p, c in zip(table.path, table.corpus, strict=True)]
         table.assign(path=[path.as_posix() for path in relative]).to_csv(folder / "clips.csv", index=False)
         return {"clips": len(table), "speakers": int(table.speaker[table.speaker != ""].nunique()),
                 "minutes": round(table.duration.sum() / 60, 2)}  # fmt: skip
 
-    params = {
-        "corpora": {name: speech.digest(place) for name, place in where.items()},
-        "clips": run.clips,
-        "seed": seed,
-    }
-    return Recipe("clips", make_clips, params, code=(speech, clips), by=_by(run, "01"), label="table of clips")
+    local = {name: speech.digest(place) for name, place in corpora(run).items() if name not in sources}
+    params = {"corpora": local, "clips": run.clips, "seed": seed}
+    return Recipe(
+        "clips", make_clips, params, code=(speech, clips), needs=sources, by=_by(run, "01"), label="table of clips"
+    )
 
 
 def table(run: Profile, step: Step) -> pd.DataFrame:
@@ -112,10 +119,10 @@ def _decode_all(table: pd.DataFrame) -> None:
 
 def activations(run: Profile, seed: int) -> Recipe:
     """What the sites of a profile say of every clip, without padding; `windows.csv` tells which window is which."""
-    name = weights(run)
+    sources = {"stand_in": stand_in()} if run.model == "stand-in" else {}
 
-    def listen(folder: Path, clips: Step) -> dict:
-        whisper = model.load(name, run.device)
+    def listen(folder: Path, clips: Step, **_sources: Step) -> dict:
+        whisper = model.load(weights(run), run.device)
         wanted = list(model.sites(whisper.config, run.sites))
         heard = table(run, clips)
         windows = speech.windows(heard, whisper.window)
@@ -131,11 +138,11 @@ def activations(run: Profile, seed: int) -> Recipe:
             progress=lambda batches: tqdm(batches, desc="listening", unit=" batches"),
         ) | {"device": str(whisper.device)}  # fmt: skip
 
-    params = {"model": model.identity(name), "sites": list(run.sites), "dtype": run.dtype,
-              "shard_windows": run.shard_windows, "batch_windows": run.batch_windows}  # fmt: skip
+    params = {name: getattr(run, name) for name in ("dtype", "shard_windows", "batch_windows")}
+    params |= {"model": run.model if sources else model.identity(run.model), "sites": list(run.sites)}
     return Recipe(
-        "activations", listen, params, code=(speech, model, frames, activations), needs={"clips": clips(run, seed)},
-        by=_by(run, "01"), label="activations",
+        "activations", listen, params, code=(speech, model, frames, activations), label="activations",
+        needs={"clips": clips(run, seed), **sources}, by=_by(run, "01"),
     )  # fmt: skip
 
 

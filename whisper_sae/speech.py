@@ -54,7 +54,7 @@ def read(folder: str | Path) -> pd.DataFrame:
     try:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise BadSpeech(f"{path}: not a CSV table: {error}".replace("\n", " ")) from None
+        raise BadSpeech(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
     if "file_name" not in raw:
         raise BadSpeech(f"{path}: no column 'file_name'; it has {', '.join(raw.columns)}")
     if raw.empty:
@@ -63,8 +63,8 @@ def read(folder: str | Path) -> pd.DataFrame:
         raise BadSpeech(f"{path}: file_name: {twice[0]!r} stands there {1 + twice.count(twice[0])} times")
     taken = {name: next((alias for alias in known if alias in raw), None) for name, known in ALIASES.items()}
     clips = pd.DataFrame({name: raw[alias] if alias else "" for name, alias in taken.items()})
-    clips.insert(0, "id", [Path(name).with_suffix("").as_posix() for name in raw.file_name])
-    clips.insert(1, "path", [str(_inside(folder, path, name)) for name in raw.file_name])
+    clips.insert(0, "path", [str(_inside(folder, path, name)) for name in raw.file_name])
+    clips.insert(0, "id", _ids(raw.file_name))
     clips["duration"] = [_seconds(Path(sound)) for sound in clips.path]
     extra = raw.drop(columns=["file_name", *filter(None, taken.values())], errors="ignore")
     extra = extra.rename(columns={name: f"{name}_given" for name in extra if name in clips})
@@ -202,9 +202,17 @@ def kinds(sound: np.ndarray, samples_a_frame: int, frames: int) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------- checks
 
 
+def _ids(names: pd.Series) -> list[str]:
+    """File names without their endings, unless that would give two files one name."""
+    short = [Path(name).with_suffix("").as_posix() for name in names]
+    return short if len(set(short)) == len(short) else list(names)
+
+
 def _inside(folder: Path, table: Path, name: str) -> Path:
+    if not name:
+        raise BadSpeech(f"{table}: file_name: empty in one of the rows")
     path = (folder / name).resolve()
-    if not name or not path.is_relative_to(folder.resolve()):
+    if not path.is_relative_to(folder.resolve()):
         raise BadSpeech(f"{table}: file_name: {name!r} lies outside {folder}")
     if not path.is_file():
         raise BadSpeech(f"{table}: file_name: there is no file {path}")

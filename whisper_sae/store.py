@@ -39,7 +39,7 @@ class Recipe:
 
     `params` must be JSON; `code` names the modules and functions whose change makes the result another one;
     `needs` are the recipes of what it is made from, handed to `make` as steps of the same names; `by` is the
-    command that makes it, `label` what a reader calls it.
+    command that makes it, empty for a source, which is made whenever it is needed; `label` is what a reader calls it.
     """
 
     name: str
@@ -105,7 +105,9 @@ def root() -> Path:
 
 
 def make(recipe: Recipe) -> Step:
-    """The result of `recipe`, made now if it is not there. What it needs must have been made before.
+    """The result of `recipe`, made now if it is not there.
+
+    What it needs must have been made before, except sources (recipes without `by`), which are made on the way.
 
     Two processes that ask at once do not collide: one makes, the other waits and reads.
     Raises NotMade when something it needs is missing, OSError (one line, with the way out) on a full disk.
@@ -114,7 +116,7 @@ def make(recipe: Recipe) -> Step:
     place = root() / "steps" / recipe.name / key
     if found := _open(place, recipe):
         return found
-    needs = {name: need(upstream) for name, upstream in recipe.needs.items()}
+    needs = {name: need(upstream) if upstream.by else make(upstream) for name, upstream in recipe.needs.items()}
     work = place.with_name(f".{key}.work")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

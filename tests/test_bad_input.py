@@ -1,0 +1,347 @@
+"""What goes wrong outside is said in one line that names the file or the field, and costs nothing that was made."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.torch import load_file, save_file
+
+from whisper_sae import model, profiles, recipes, speech, store
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def one_line(error: BaseException) -> str:
+    said = str(error)
+    assert said.strip()
+    assert "\n" not in said, said
+    assert "\r" not in said, said
+    assert len(said) < 600, said
+    return said
+
+
+# --------------------------------------------------------------------------------------------------- speech
+
+
+def sound(folder: Path) -> Path:
+    return folder / "audio" / "v00_0.flac"
+
+
+def as_wav(folder: Path, samples, **how) -> None:
+    """Put a WAV file in the place of the first clip."""
+    sound(folder).unlink()
+    soundfile.write(folder / "audio" / "v00_0.wav", samples, 16_000, **how)
+    edit(folder, lambda table: table.replace("v00_0.flac", "v00_0.wav"))
+
+
+def edit(folder: Path, change) -> None:
+    path = folder / "metadata.csv"
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def row(text: str):
+    return lambda folder: edit(folder, lambda table: table + text + "\n")
+
+
+def cell(old: str, new: str):
+    return lambda folder: edit(folder, lambda table: table.replace(old, new, 1))
+
+
+def first_half(folder: Path) -> None:
+    content = sound(folder).read_bytes()
+    sound(folder).write_bytes(content[: len(content) // 2])
+
+
+def as_directory(folder: Path) -> None:
+    sound(folder).unlink()
+    sound(folder).mkdir()
+
+
+def named_wav(folder: Path) -> None:
+    as_wav(folder, np.zeros(100))
+    (folder / "audio" / "v00_0.wav").write_text("It was a dark and stormy night.\n" * 20)
+
+
+def spoilt(where: int, value: float):
+    def spoil(folder: Path) -> None:
+        samples = np.full(4_000, 0.1, dtype=np.float32)
+        samples[where] = value
+        as_wav(folder, samples, subtype="FLOAT")
+
+    return spoil
+
+
+BAD_SPEECH = {
+    # what is done to a good corpus: (how, what the message must say)
+    "no such corpus": (shutil.rmtree, ["voices", "no directory"]),
+    "no table": (lambda folder: (folder / "metadata.csv").unlink(), ["metadata.csv", "not found"]),
+    "missing file": (lambda folder: sound(folder).unlink(), ["metadata.csv", "file_name", "v00_0.flac"]),
+    "a directory for a file": (as_directory, ["metadata.csv", "file_name", "v00_0.flac"]),
+    "empty file": (lambda folder: sound(folder).write_bytes(b""), ["v00_0.flac", "empty"]),
+    "truncated FLAC": (first_half, ["v00_0.flac"]),
+    "FLAC that is only a header": (
+        lambda folder: sound(folder).write_bytes(sound(folder).read_bytes()[:60]),
+        ["v00_0.flac"],
+    ),
+    "bytes in the middle overwritten": (
+        lambda folder: sound(folder).write_bytes(
+            sound(folder).read_bytes()[:2_000] + bytes(2_000) + sound(folder).read_bytes()[4_000:]
+        ),
+        ["v00_0.flac"],
+    ),
+    "no samples": (lambda folder: as_wav(folder, np.zeros(0)), ["v00_0.wav", "no samples"]),
+    "NaN": (spoilt(7, float("nan")), ["v00_0.wav", "1 samples are NaN"]),
+    "infinite": (spoilt(3_999, float("-inf")), ["v00_0.wav", "infinite"]),
+    "text named .wav": (named_wav, ["v00_0.wav", "not a sound file"]),
+    "table without file_name": (cell("file_name", "file"), ["metadata.csv", "'file_name'", "file, text, speaker"]),
+    "table of nothing": (lambda folder: edit(folder, lambda table: ""), ["metadata.csv"]),
+    "table without rows": (
+        lambda folder: edit(folder, lambda table: table.splitlines()[0] + "\n"),
+        ["metadata.csv", "no rows"],
+    ),
+    "table with too many fields": (row("audio/v00_0.flac,a,b,c,d,e,f,g"), ["metadata.csv", "line 26"]),
+    "table in another encoding": (
+        lambda folder: (folder / "metadata.csv").write_bytes("file_name,text\na.flac,Größe\n".encode("latin-1")),
+        ["metadata.csv"],
+    ),
+    "one name twice": (
+        cell("audio/v00_1.flac", "audio/v00_0.flac"),
+        ["metadata.csv", "file_name", "audio/v00_0.flac", "2 times"],
+    ),
+    "path that escapes": (
+        row("../../../../../../../../etc/passwd,,v00,female,train"),
+        ["metadata.csv", "file_name", "etc/passwd", "outside"],
+    ),
+    "absolute path": (row("/etc/passwd,,v00,female,train"), ["metadata.csv", "file_name", "/etc/passwd", "outside"]),
+    "no path": (row(",,v00,female,train"), ["metadata.csv", "file_name"]),
+    "speaker in two splits": (cell("v00,female,train", "v00,female,test"), ["metadata.csv", "split", "'v00'"]),
+    "unknown split": (cell("v00,female,train", "v00,female,dev"), ["metadata.csv", "split", "'dev'", "validation"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SPEECH)
+def test_bad_speech(what, small_whisper, corpus, data, run_for):
+    spoil, words = BAD_SPEECH[what]
+    folder = corpus()
+    before = store.make(recipes.clips(run_for(small_whisper, folder), 0))
+    spoil(folder)
+    with pytest.raises(speech.BadSpeech) as said:
+        store.make(recipes.clips(run_for(small_whisper, folder), 0))
+    for word in words:
+        assert word in one_line(said.value)
+    before.verify()
+    assert len(before.table("clips.csv")) == 24
+    assert [path.name for path in (data / "steps" / "clips").glob("[!.]*")] == [before.key]
+
+
+def test_all_bad_files_are_counted(small_whisper, corpus, data, run_for):
+    folder = corpus()
+    for path in sorted((folder / "audio").iterdir())[2:5]:
+        samples, rate = soundfile.read(path)
+        path.unlink()
+        soundfile.write(path, samples, rate, format="WAV", subtype="FLOAT")
+        content = bytearray(path.read_bytes())
+        content[-4:] = np.float32("nan").tobytes()
+        path.write_bytes(content)
+    with pytest.raises(speech.BadSpeech, match=r"v00_2\.flac: 1 samples .* \(and 2 more files\); mend it") as said:
+        store.make(recipes.clips(run_for(small_whisper, folder), 0))
+    one_line(said.value)
+
+
+def test_two_corpora_of_one_name(small_whisper, corpus, data, run_for, tmp_path):
+    folder = corpus()
+    shutil.copytree(folder, tmp_path / "elsewhere" / "voices")
+    with pytest.raises(speech.BadSpeech, match="two are called 'voices'") as said:
+        recipes.clips(run_for(small_whisper, [folder, tmp_path / "elsewhere" / "voices"]), 0)
+    one_line(said.value)
+
+
+def test_balance_over_a_column_that_is_not_there(corpus):
+    with pytest.raises(speech.BadSpeech, match=r"column 'mood': the table of clips has id, path") as said:
+        speech.balance(speech.read(corpus()), "gender", "mood")
+    one_line(said.value)
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+def config(folder: Path, name="config.json", **fields) -> None:
+    told = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(told | fields))
+
+
+def weights(folder: Path, keep) -> None:
+    path = folder / "model.safetensors"
+    kept = {name: tensor.clone() for name, tensor in load_file(path).items() if keep(name)}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def cut_weights(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+BAD_MODELS = {
+    "no such directory": (shutil.rmtree, ["listener", "no directory"]),
+    "no config": (lambda folder: (folder / "config.json").unlink(), ["listener", "no config.json"]),
+    "config that is not JSON": (
+        lambda folder: (folder / "config.json").write_text("{'a': \n 1"),
+        ["listener", "config.json"],
+    ),
+    "config that is not Whisper's": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "wav2vec2"}'),
+        ["listener", "config.json", "'wav2vec2'", "'whisper'"],
+    ),
+    "config that names no model": (
+        lambda folder: (folder / "config.json").write_text("{}"),
+        ["listener"],
+    ),
+    "no preprocessor": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        ["listener", "preprocessor_config.json cannot be loaded"],
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["listener", "model.safetensors"]),
+    "weights cut short": (cut_weights, ["listener", "model.safetensors"]),
+    "encoder weights missing": (
+        lambda folder: weights(folder, lambda name: "encoder.layers.1.fc" not in name),
+        ["listener", "4 encoder weights are missing", "encoder.layers.1.fc1.bias"],
+    ),
+    "decoder weights alone": (
+        lambda folder: weights(folder, lambda name: ".encoder." not in name),
+        ["listener", "encoder weights are missing"],
+    ),
+    "weights of another width": (
+        lambda folder: config(folder, d_model=48),
+        ["listener", "is (32, 32) in model.safetensors, config.json asks for (32, 48)"],
+    ),
+    "mel bins": (
+        lambda folder: config(folder, "preprocessor_config.json", feature_size=128),
+        ["listener", "preprocessor_config.json", "feature_size 128", "num_mel_bins 80"],
+    ),
+    "window": (
+        lambda folder: config(folder, "preprocessor_config.json", chunk_length=30, n_samples=480_000),
+        ["listener", "preprocessor_config.json", "480,000", "32,000"],
+    ),
+}
+
+
+@pytest.fixture
+def listener(small_whisper, tmp_path) -> Path:
+    """A copy of the small Whisper, to be spoilt."""
+    return Path(shutil.copytree(small_whisper, tmp_path / "listener"))
+
+
+@pytest.mark.parametrize("what", BAD_MODELS)
+def test_bad_model(what, listener, corpus, data, run_for):
+    spoil, words = BAD_MODELS[what]
+    run = run_for(listener, corpus(voices=1, clips=2))
+    before = store.make(recipes.clips(run, 0))
+    spoil(listener)
+    with pytest.raises(model.BadModel) as said:
+        store.make(recipes.activations(run, 0))
+    for word in words:
+        assert word in one_line(said.value)
+    before.verify()
+    assert len(store.need(recipes.clips(run, 0)).table("clips.csv")) == 2
+
+
+def test_encoder_weights_alone_will_do(listener, loaded, corpus, data, run_for):
+    weights(listener, lambda name: ".encoder." in name)
+    deaf = model.load(str(listener), "cpu")
+    sound = np.sin(np.arange(8_000) / 20).astype(np.float32)
+    heard = [model.record(whisper, model.mel(whisper, [sound]), ["encoder.1.resid"]) for whisper in (deaf, loaded)]
+    assert heard[0]["encoder.1.resid"].equal(heard[1]["encoder.1.resid"])
+    with pytest.raises(model.BadModel, match=r"listener: only encoder weights here, so no decoder sites") as said:
+        model.record(deaf, model.mel(deaf, [sound]), ["decoder.0.resid"], tokens=np.zeros((1, 1)))
+    one_line(said.value)
+    run = run_for(listener, corpus(voices=1, clips=2), sites=("*.1.resid",))
+    store.make(recipes.clips(run, 0))
+    with pytest.raises(model.BadModel, match="only encoder weights here") as said:
+        store.make(recipes.activations(run, 0))
+    one_line(said.value)
+
+
+def test_decoder_sites_need_tokens(loaded):
+    with pytest.raises(model.BadModel, match="tokens: decoder sites need the tokens") as said:
+        model.record(loaded, model.mel(loaded, [np.zeros(100, np.float32)]), ["decoder.0.resid"])
+    one_line(said.value)
+
+
+def test_a_pattern_that_matches_nothing(small_whisper, corpus, data, run_for):
+    run = run_for(small_whisper, corpus(voices=1, clips=1), sites=("encoder.*.resid", "encoder.7.resid"))
+    store.make(recipes.clips(run, 0))
+    with pytest.raises(model.BadModel, match=r"sites: 'encoder\.7\.resid' matches nothing; .* encoder\.0 … 1") as said:
+        store.make(recipes.activations(run, 0))
+    one_line(said.value)
+
+
+def test_a_pattern_where_one_name_is_wanted(loaded):
+    with (
+        pytest.raises(model.BadModel, match=r"'encoder\.\*\.resid' is a pattern") as said,
+        model.at(loaded, {"encoder.*.resid": print}),
+    ):
+        pass
+    one_line(said.value)
+
+
+def test_a_clip_longer_than_the_window(loaded):
+    model.mel(loaded, [np.zeros(32_000, np.float32)])
+    with pytest.raises(model.BadModel, match="32,001 samples is longer than the window of 32,000") as said:
+        model.mel(loaded, [np.zeros(100, np.float32), np.zeros(32_001, np.float32)])
+    one_line(said.value)
+
+
+def test_a_device_that_is_not_there(small_whisper):
+    with pytest.raises(model.BadModel, match=r"device: .*'abacus'") as said:
+        model.load(str(small_whisper), "abacus")
+    one_line(said.value)
+
+
+def test_real_encoder_without_a_decoder(shared):
+    name = str(shared / "whisper-tiny.en-encoder")
+    whisper = model.load(name, "cpu")
+    assert whisper.decoder is None
+    with pytest.raises(model.BadModel, match="only encoder weights here") as said:
+        whisper.require_decoder()
+    assert name in one_line(said.value)
+
+
+# --------------------------------------------------------------------------------------- profiles and commands
+
+
+def test_unknown_profile():
+    with pytest.raises(ValueError, match=r"profile: there is no 'larg'; did you mean 'large'\?") as said:
+        profiles.choose("larg")
+    one_line(said.value)
+
+
+def test_a_field_misspelt(tmp_path):
+    (tmp_path / "mine.toml").write_text('base = "demo"\nbatch_window = 4\n')
+    with pytest.raises(
+        ValueError, match=r"mine\.toml: unknown field 'batch_window'; did you mean 'batch_windows'"
+    ) as e:
+        profiles.choose(str(tmp_path / "mine.toml"))
+    one_line(e.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosuch"], ["'nosuch'", "demo"]),
+        (["nosuch.toml"], ["nosuch.toml"]),
+        (["demo", "--sed", "1"], ["--sed"]),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_exits_with_2(arguments, words):
+    asked = [sys.executable, "-m", "whisper_sae", *arguments]
+    told = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True)
+    assert told.returncode == 2
+    assert told.stdout == ""
+    assert len(told.stderr.splitlines()) == 1, told.stderr
+    for word in words:
+        assert word in told.stderr

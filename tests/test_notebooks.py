@@ -1,0 +1,72 @@
+"""The notebooks by themselves: papermill from any folder, what a missing result says, outputs compared."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A folder that is not the project's, and an environment whose store is empty at first."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    moved = {"WHISPER_SAE_DATA": str(folder / "data"), "WHISPER_SAE_REPORTS": str(folder / "reports")}
+    return folder, {**os.environ, **moved}
+
+
+def papermill(elsewhere, name, *options):
+    folder, environment = elsewhere
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / name), "out.ipynb", "-p", "profile", "demo"]
+    return subprocess.run([*command, *options], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def nbval(elsewhere, notebook):
+    folder, environment = elsewhere
+    sanitize = PROJECT / "tests" / "nbval_sanitize.cfg"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--nbval-lax"]
+    return subprocess.run(
+        [*command, f"--nbval-sanitize-with={sanitize}", str(notebook)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_02_says_what_to_run_first(elsewhere):
+    done = papermill(elsewhere, "02_training.ipynb")
+    assert done.returncode != 0
+    assert re.search(
+        r"NotMade: 'activations' has not been made .* run first: python -m whisper_sae demo 01", done.stderr
+    )
+
+
+@pytest.mark.parametrize("name", ["01_extraction.ipynb", "02_training.ipynb"])
+def test_papermill_runs_them_from_any_folder(elsewhere, name):
+    done = papermill(elsewhere, name, "-p", "seed", "0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    book = nbformat.read(elsewhere[0] / "out.ipynb", as_version=4)
+    assert sum("<figure" in str(cell.get("outputs")) for cell in book.cells) >= 5
+    assert (elsewhere[0] / "reports" / "demo" / "findings" / f"{Path(name).stem}.json").exists()
+
+
+def test_one_altered_number_is_noticed(elsewhere):
+    """The notebook as it is passes; with one digit of one checked output changed it does not."""
+    folder, _ = elsewhere
+    book = nbformat.read(NOTEBOOKS / "01_extraction.ipynb", as_version=4)
+    checked = next(cell for cell in book.cells if "nbval-check-output" in cell.metadata.get("tags", []))
+    said = checked.outputs[0].text
+    digit = re.search(r"\d", said)[0]
+    for text, passes in [(said, True), (said.replace(digit, str((int(digit) + 1) % 10), 1), False)]:
+        checked.outputs[0].text = text
+        nbformat.write(book, folder / "altered.ipynb")
+        done = nbval(elsewhere, folder / "altered.ipynb")
+        assert (done.returncode == 0) is passes, done.stdout[-2000:]
+    assert "1 failed" in done.stdout
