@@ -5,6 +5,8 @@ here, documented where it is defined. A profile is frozen: it is part of the key
 """
 
 import difflib
+import fnmatch
+import math
 import os
 import re
 import string
@@ -160,8 +162,10 @@ def _read(path: Path) -> Profile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
     defaults = text.pop("environment", {})
+    if not isinstance(defaults, dict) or not all(isinstance(default, str) for default in defaults.values()):
+        raise ValueError(f"{path}: environment: expected a table of strings, got {defaults!r}")
     base = text.pop("base", None)
-    if base is not None and base not in TABLE:
+    if base is not None and base not in list(TABLE):
         raise ValueError(f"{path}: base: there is no profile {base!r}; {_known(base, TABLE)}")
     values = {name: _field(path, name, value, defaults) for name, value in text.items()}
     start = TABLE[base] if base else Profile(name=path.stem, about=str(path.name))
@@ -189,17 +193,19 @@ def _field(path: Path, name: str, value, defaults: dict):
 
 
 def _filled(path: Path, name: str, value: str, defaults: dict) -> str:
+    project = {"PROJECT": str(PROJECT)}
     try:
-        known = {"PROJECT": str(PROJECT)}
-        known |= {key: string.Template(text).substitute(known) for key, text in defaults.items()}
-        return string.Template(value).substitute(known | dict(os.environ))
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path}: {name}: {value!r} needs the environment variable {error}") from None
+        known = {key: string.Template(text).substitute(project) for key, text in defaults.items()}
+        return string.Template(value).substitute(known | os.environ | project)
+    except KeyError as missing:
+        raise ValueError(f"{path}: {name}: {value!r} needs the environment variable {missing.args[0]}") from None
+    except ValueError:
+        raise ValueError(f"{path}: {name}: {value!r}: a $ must start a ${{NAME}}, or be written twice") from None
 
 
 def _located(path: Path, value: str) -> str:
-    """A path that starts with `.`, `~` or `/` as seen from the profile's file; anything else is an id."""
-    if value.startswith(("./", "../", "~", "/")):
+    """A path as seen from the profile's file: what starts with `.`, `~` or `/`, or is there; anything else is an id."""
+    if value.startswith((".", "~", "/")) or (value != "stand-in" and (path.parent / value).is_dir()):
         return str((path.resolve().parent / Path(value).expanduser()).resolve())
     return value
 
@@ -214,10 +220,12 @@ def _check(path: Path, profile: Profile) -> Profile:
         least = 0 if name == "clips" else 1
         if field.type is int and getattr(profile, name) < least:
             raise ValueError(f"{path}: {name}: must be at least {least}, got {getattr(profile, name)}")
-    if not profile.learning_rate > 0:
+    if not 0 < profile.learning_rate < math.inf:
         raise ValueError(f"{path}: learning_rate: must be above 0, got {profile.learning_rate}")
     if not profile.corpus or not profile.sites or not profile.trade_off or min(profile.trade_off) < 1:
         raise ValueError(f"{path}: corpus, sites and trade_off must not be empty, and every k at least 1")
+    if not any(fnmatch.fnmatch(profile.focus, pattern) for pattern in profile.sites):
+        raise ValueError(f"{path}: focus: {profile.focus!r} is not among the sites {', '.join(profile.sites)}")
     return profile
 
 

@@ -1,0 +1,225 @@
+"""A profile says what a run reads and how hard it works, and refuses what it does not understand."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from whisper_sae import profiles
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def toml(tmp_path):
+    """Reads a profile from this text: `toml(text)`."""
+
+    def read(text: str, name: str = "mine.toml") -> profiles.Profile:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return profiles.choose(str(tmp_path / name))
+
+    return read
+
+
+def refused(toml, text: str, *words: str) -> None:
+    with pytest.raises(ValueError) as said:
+        toml(text)
+    assert "\n" not in str(said.value)
+    for word in ("mine.toml", *words):
+        assert word in str(said.value)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+@pytest.mark.parametrize("name", profiles.TABLE)
+def test_every_profile_of_the_table_is_sound(name):
+    run = profiles.choose(name)
+    assert run.name == run.source == name
+    assert run.about.endswith(".")
+    assert "\n" not in run.about
+    assert profiles._check(Path("table"), run) is run
+
+
+def test_the_stand_in_says_that_it_is_one():
+    for name, run in profiles.TABLE.items():
+        stand_in = run.model == "stand-in" or "stand-in" in run.corpus
+        assert bool(run.banner) == stand_in, name
+
+
+def test_the_sizes_that_are_promised():
+    assert {"demo", "tiny", "small", "large"} <= set(profiles.TABLE)
+    assert profiles.TABLE["large"].model == "openai/whisper-large-v3"
+
+
+def test_a_profile_is_frozen():
+    with pytest.raises(AttributeError):
+        profiles.choose("demo").k = 3
+
+
+def test_every_field_says_what_it_is():
+    tree = ast.parse((PROJECT / "whisper_sae" / "profiles.py").read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Profile")
+    named = [place for place, line in enumerate(body) if isinstance(line, ast.AnnAssign)]
+    assert {body[place].target.id for place in named} == {*profiles.FIELDS, "source"}
+    for place in named:
+        after = body[place + 1] if place + 1 < len(body) else None
+        said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and after.value.value
+        assert isinstance(said, str), f"{body[place].target.id} is not explained"
+        assert said.strip(), f"{body[place].target.id} is not explained"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'tinny'; did you mean 'tiny'\? known: demo, tiny, .* \.toml file"):
+        profiles.choose("tinny")
+    with pytest.raises(ValueError, match=r"'zzz'; known: demo"):
+        profiles.choose("zzz")
+
+
+# -------------------------------------------------------------------------------------------- a file of one's own
+
+
+def test_a_file_starts_from_its_base(toml):
+    run = toml('base = "tiny"\nk = 7\ntrade_off = [3, 7]\nlearning_rate = 1\nclips = 0\n')
+    base = profiles.TABLE["tiny"]
+    assert (run.k, run.trade_off, run.learning_rate, run.clips) == (7, (3, 7), 1.0, 0)
+    assert type(run.learning_rate) is float
+    assert run.name == "mine"
+    assert run.source.endswith("mine.toml")
+    changed = {"k", "trade_off", "learning_rate", "clips", "name"}
+    for name in profiles.FIELDS.keys() - changed:
+        assert getattr(run, name) == getattr(base, name), name
+
+
+def test_a_file_without_a_base_starts_from_the_defaults(toml):
+    run = toml('name = "other"\n')
+    assert run.name == "other"
+    for name, field in profiles.FIELDS.items():
+        if name not in ("name", "about"):
+            assert getattr(run, name) == field.default, name
+
+
+def test_a_single_string_is_a_list_of_one(toml):
+    assert toml('sites = "encoder.1.*"\n').sites == ("encoder.1.*",)
+
+
+def test_a_file_is_found_from_the_project_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert profiles.choose("data/profiles/real.toml").name == "real"
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"profile: there is no file .*none\.toml"):
+        profiles.choose(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batch_tokns = 3", ["unknown field 'batch_tokns'", "did you mean 'batch_tokens'?", "name, about, banner"]),
+        ("source = 'x'", ["unknown field 'source'"]),
+        ("[training]\nk = 3", ["unknown field 'training'", "known: name"]),
+        ("k = '3'", ["k: expected int, got '3'"]),
+        ("k = true", ["k: expected int, got True"]),
+        ("k = 3.0", ["k: expected int, got 3.0"]),
+        ("k = [3]", ["k: expected int, got [3]"]),
+        ("model = 3", ["model: expected str, got 3"]),
+        ("model = ['a']", ["model: expected str"]),
+        ("learning_rate = '1e-3'", ["learning_rate: expected float"]),
+        ("learning_rate = true", ["learning_rate: expected float, got True"]),
+        ("trade_off = [1, 'two']", ["trade_off: expected a list of int"]),
+        ("corpus = [1]", ["corpus: expected a list of str"]),
+        ("about = 1979-05-27", ["about: expected str"]),
+        ("k = \nname = 1", ["not valid TOML", "line 1"]),
+        ("k = 1\nk = 2", ["not valid TOML"]),
+        ("base = 'tinny'", ["base", "'tinny'", "did you mean 'tiny'?"]),
+        ("base = ['tiny']", ["base", "['tiny']"]),
+        ("k = 0", ["k: must be at least 1, got 0"]),
+        ("tokens = -1", ["tokens: must be at least 1, got -1"]),
+        ("clips = -1", ["clips: must be at least 0, got -1"]),
+        ("learning_rate = 0", ["learning_rate: must be above 0, got 0.0"]),
+        ("learning_rate = -1e-3", ["learning_rate: must be above 0"]),
+        ("learning_rate = nan", ["learning_rate: must be above 0"]),
+        ("learning_rate = inf", ["learning_rate: must be above 0"]),
+        ("trade_off = [4, 0]", ["trade_off", "at least 1"]),
+        ("trade_off = []", ["trade_off", "empty"]),
+        ("corpus = []", ["corpus", "empty"]),
+        ("sites = []", ["sites", "empty"]),
+        ("variant = 'gated'", ["variant: 'gated' is not one of batchtopk, topk"]),
+        ("dtype = 'bfloat16'", ["dtype: 'bfloat16' is not one of float16, float32"]),
+        ("name = 'a/b'", ["name: 'a/b' cannot name a folder"]),
+        ("name = '..'", ["name: '..' cannot name a folder"]),
+        ("name = ''", ["name: '' cannot name a folder"]),
+        ("focus = 'encoder.1.mlp'", ["focus: 'encoder.1.mlp' is not among the sites encoder.*.resid"]),
+        ("environment = 3", ["environment: expected a table of strings, got 3"]),
+        ("[environment]\nA = 3", ["environment: expected a table of strings"]),
+        ("model = '${NO_SUCH_NAME}/x'", ["model", "needs the environment variable NO_SUCH_NAME"]),
+        ("about = 'costs $ 5'", ["about", "'costs $ 5'", "$"]),
+    ],
+)
+def test_what_is_not_understood_is_refused(toml, text, words):
+    refused(toml, text, *words)
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"mine\.toml: not valid TOML"):
+        profiles.choose(str(tmp_path / "mine.toml"))
+
+
+def test_a_name_that_cannot_be_a_folder_may_come_from_the_file(toml):
+    with pytest.raises(ValueError, match=r"my own\.toml: name: 'my own' cannot name a folder"):
+        toml("k = 3", name="my own.toml")
+
+
+# ------------------------------------------------------------------------------------------ names and places
+
+
+def test_the_environment_wins_over_the_files_default(toml, monkeypatch):
+    text = 'model = "${WHERE_IT_IS}/whisper"\n[environment]\nWHERE_IT_IS = "/default"\n'
+    monkeypatch.delenv("WHERE_IT_IS", raising=False)
+    assert toml(text).model == "/default/whisper"
+    monkeypatch.setenv("WHERE_IT_IS", "/elsewhere")
+    assert toml(text).model == "/elsewhere/whisper"
+    assert toml('corpus = ["${WHERE_IT_IS}/a", "stand-in"]').corpus == ("/elsewhere/a", "stand-in")
+    assert toml('about = "costs $$5"').about == "costs $5"
+
+
+def test_project_is_this_project_whatever_the_environment_calls_so(toml, monkeypatch):
+    monkeypatch.setenv("PROJECT", "/somebody/elses")
+    assert toml('model = "${PROJECT}/m"').model == str(PROJECT / "m")
+    assert toml('model = "${A}/m"\n[environment]\nA = "${PROJECT}/a"').model == str(PROJECT / "a" / "m")
+
+
+def test_paths_are_seen_from_the_file(toml, tmp_path, monkeypatch):
+    (tmp_path / "speech" / "here").mkdir(parents=True)
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", "/home/someone")
+    run = toml('model = "./m"\ncorpus = ["../c", "~/d", "/e", "speech/here", "openai/corpus:clean:test", "stand-in"]')
+    assert run.model == str(tmp_path / "m")
+    assert run.corpus == (
+        str(tmp_path.parent / "c"),
+        "/home/someone/d",
+        "/e",
+        str(tmp_path / "speech" / "here"),
+        "openai/corpus:clean:test",
+        "stand-in",
+    )
+
+
+def test_the_profile_of_the_real_data_reads(monkeypatch):
+    monkeypatch.delenv("WHISPER_SAE_SHARED", raising=False)
+    path = str(PROJECT / "data" / "profiles" / "real.toml")
+    run = profiles.choose(path)
+    assert run.name == "real"
+    assert run.model == str(PROJECT.parent / "shared" / "data" / "whisper-tiny.en-encoder")
+    monkeypatch.setenv("WHISPER_SAE_SHARED", "/mnt/data")
+    run = profiles.choose(path)
+    assert {*run.corpus, run.model} == {where for where in (*run.corpus, run.model) if where.startswith("/mnt/data/")}
+
+
+def test_the_real_data_are_where_their_profile_says(shared, monkeypatch):
+    monkeypatch.setenv("WHISPER_SAE_SHARED", str(shared))
+    run = profiles.choose(str(PROJECT / "data" / "profiles" / "real.toml"))
+    for where in (run.model, *run.corpus):
+        assert Path(where).is_dir()
