@@ -42,13 +42,15 @@ heard = recipes.table(run, clips)
 
 # %% tags=["hide-input"]
 figures.table(
-    speech.balance(heard, "corpus", "split", "gender"),
-    caption="Clips, speakers and minutes in each corner of the corpus. Speakers, not clips, are what later pages count.",
+    speech.balance(heard, "split", "gender"),
+    caption="Clips, speakers and minutes. Speakers, not clips, are what later pages count. The table at the end of the page "
+    "tells the corpora apart.",
 )
 
 # %% tags=["hide-input"]
 figures.say(
-    f"In all {len(heard):,} clips by {clips.facts['speakers']:,} speakers, {clips.facts['minutes']:.1f} minutes; "
+    f"From {', '.join(heard.corpus.unique())}: {len(heard):,} clips by {clips.facts['speakers']:,} speakers, "
+    f"{clips.facts['minutes']:.1f} minutes; "
     f"half of the clips are shorter than {heard.duration.median():.1f} s."
 )
 
@@ -144,7 +146,7 @@ norms = pd.DataFrame(
 
 # %% tags=["figure"]
 fig = figures.by_kind(norms, "site", "median", "low", "high")
-fig.axes[0].set(title="How loud a frame is depends on what it holds", ylabel="length of an activation", ylim=(0, None))
+fig.axes[0].set(title="How loud each kind of frame is", ylabel="length of an activation", ylim=(0, None))
 low, high = norms["median"].min(), norms["median"].max()
 figures.show(
     fig,
@@ -173,7 +175,7 @@ shares = {site: measure.principal_shares(known[site]) for site in sites}  # (dir
 
 # %% tags=["figure"]
 fig = figures.curves(shares)
-fig.axes[0].set(title="A few directions hold most of the variance")
+fig.axes[0].set(title="How many directions hold the variance")
 fig.axes[0].set(xlabel="principal directions kept", ylabel="share of the variance")
 figures.show(
     fig,
@@ -254,9 +256,9 @@ findings.save(
 # %% [markdown]
 # ## What we found, what we dropped, what is next
 #
-# The encoder answers every 20 ms, whether or not there is something to hear, and what it says of padding is as
-# long as what it says of speech. The frames of a site share a mean and a few strong directions. Both will be
-# taken into account.
+# The encoder answers every 20 ms, whether or not there is something to hear, and what it says of padding is about
+# as long as what it says of speech. The frames of a site share a mean and some strong directions, in some layers
+# a single one. Both will be taken into account.
 #
 # Tried and dropped: padding frames kept on disk under a mask, which made the store several times larger
 # and left it to every reader to remember the mask.

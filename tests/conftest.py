@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,9 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 from whisper_sae import model, profiles
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a fault
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(scope="session")

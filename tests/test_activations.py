@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
@@ -128,7 +128,6 @@ def test_take_equals_plain_indexing(made):
     recorded = made[3]
     count = len(recorded.spans)
 
-    @settings(deadline=None)
     @given(st.data())
     def check(data):
         if data.draw(st.booleans(), "as a mask"):

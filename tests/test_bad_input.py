@@ -57,6 +57,22 @@ def first_half(folder: Path) -> None:
     sound(folder).write_bytes(content[: len(content) // 2])
 
 
+def cut(ending: str, share: float, **how):
+    """Put a file of another kind in the place of the first clip, and cut it."""
+
+    def spoil(folder: Path) -> None:
+        samples, rate = soundfile.read(sound(folder))
+        path = sound(folder).with_suffix(ending)
+        sound(folder).unlink()
+        soundfile.write(path, samples, rate, **how)
+        assert len(speech.samples(path)) == len(samples), "as long as it is whole it can be read"
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        edit(folder, lambda table: table.replace("v00_0.flac", path.name))
+
+    return spoil
+
+
 def as_directory(folder: Path) -> None:
     sound(folder).unlink()
     sound(folder).mkdir()
@@ -84,6 +100,13 @@ BAD_SPEECH = {
     "a directory for a file": (as_directory, ["metadata.csv", "file_name", "v00_0.flac"]),
     "empty file": (lambda folder: sound(folder).write_bytes(b""), ["v00_0.flac", "empty"]),
     "truncated FLAC": (first_half, ["v00_0.flac"]),
+    "truncated WAV": (cut(".wav", 0.5), ["v00_0.wav", "truncated"]),
+    "WAV cut near its end": (cut(".wav", 0.99), ["v00_0.wav", "truncated"]),
+    "truncated AIFF": (cut(".aiff", 0.7), ["v00_0.aiff", "truncated"]),
+    "truncated Ogg Vorbis": (cut(".ogg", 0.5), ["v00_0.ogg", "truncated"]),
+    "Ogg Vorbis cut near its end": (cut(".ogg", 0.99), ["v00_0.ogg", "truncated"]),
+    "truncated Opus": (cut(".opus", 0.6, format="OGG", subtype="OPUS"), ["v00_0.opus", "truncated"]),
+    "truncated MP3": (cut(".mp3", 0.5), ["v00_0.mp3", "truncated"]),
     "FLAC that is only a header": (
         lambda folder: sound(folder).write_bytes(sound(folder).read_bytes()[:60]),
         ["v00_0.flac"],

@@ -49,12 +49,39 @@ def test_l0_in_training(n, d, k, seed):
     assert (batch.encode(x) > 0).sum() == min(k * n, positive)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(VARIANTS), st.integers(1, 40), st.integers(2, 12), st.integers(1, 24), st.integers(0, 9))
+def test_the_sparse_path_equals_autograd(variant, n, d, k, seed):
+    """Same reconstruction and same gradients as the dense formula, whatever the shape; ties and silent frames too."""
+    coder = sae.create(variant, d, 24, k, seed).train()
+    x = frames(n, d, seed)
+    x[: n // 3] = coder.b_dec.detach()  # frames on which nothing is called
+    x[n // 2 :] = x[-1].clone()  # and ties
+    torch.nn.init.normal_(coder.b_enc, std=0.1, generator=torch.Generator().manual_seed(seed))
+    found = []
+    for say in (lambda: coder(x), lambda: coder.resay(x)[0]):
+        coder.zero_grad()
+        coder.threshold.zero_()
+        x_hat = say()
+        ((x - x_hat) * torch.arange(1.0, d + 1)).square().sum().backward()
+        found.append([x_hat.detach(), *(part.grad.clone() for part in coder.parameters())])
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-5 * float(dense.abs().max() + 1))
+
+
+def test_frames_may_come_in_any_shape():
+    coder, x = sae.create("topk", 16, 64, 5).eval(), frames(12)
+    torch.testing.assert_close(coder(x.view(3, 4, 16)), coder(x).view(3, 4, 16))
+    assert coder.encode(x.view(3, 4, 16)).shape == (3, 4, 64) and coder.encode(x[0]).shape == (64,)
+
+
 def test_batchtopk_finds_the_same_weakest_call_with_any_guess():
     coder, x = sae.create("batchtopk", 16, 64, 5).train(), frames(256)
     exact = coder.pre(x).flatten().topk(5 * 256).values.min().item()
     for guess in (0.0, 0.5 * exact, exact, 3 * exact, 1e9):
         coder.threshold.fill_(guess)
-        assert coder._weakest(coder.pre(x), 256) == exact
+        frame, _, weakest = coder._strongest(coder.pre(x))
+        assert weakest == exact and len(frame) == 5 * 256
 
 
 def test_calibrated_threshold_keeps_l0_on_new_frames():

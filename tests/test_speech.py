@@ -270,6 +270,17 @@ def test_stereo_is_averaged_and_as_long_as_mono(tmp_path, rate):
     np.testing.assert_allclose(two, one, atol=1e-6)
 
 
+@pytest.mark.parametrize(("length", "why"), [(0xFFFFFFFF, "a stream"), (0x7FFFFFFF, "a stream"), (0, "off by 8")])
+def test_a_wav_that_is_whole_and_says_something_else(tmp_path, length, why):
+    """Programs that write to a pipe cannot know the length; others count the first 8 bytes in."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(440, 16_000), 16_000)
+    content = bytearray(path.read_bytes())
+    content[4:8] = (length if length > 0 else len(content)).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert len(speech.samples(path)) == 8_000, why
+
+
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 22_255, 44_100, 48_000, 48_001])
 def test_what_is_heard_is_as_long_as_its_windows_say(tmp_path, rate):
     rng = np.random.default_rng(rate)

@@ -222,6 +222,14 @@ def test_the_next_run_goes_on_from_what_was_left(data):
     assert set(step.manifest["files"]) == {"first.txt", "second.txt"}
 
 
+def test_a_result_gets_its_name_in_one_rename(data):
+    """Not by a copy, which a reader could meet half-way."""
+    step = store.make(recipe(lambda folder: {"inode": folder.stat().st_ino, "name": folder.name}))
+    assert step.path.stat().st_ino == step.facts["inode"]
+    assert step.path.name == step.key != step.facts["name"]
+    assert step.facts["name"].startswith(".")
+
+
 def test_what_is_missing_is_named_with_the_command_that_makes_it(data):
     upstream = recipe(squares, by="python -m whisper_sae demo 01", label="activations")
     with pytest.raises(NotMade) as said:

@@ -169,11 +169,13 @@ def dictionary(run: Profile, seed: int, site: str, k: int) -> Recipe:
         scale = math.sqrt(rows.width / sample.square().sum(dim=1).mean().item())
         coder = sae.create(run.variant, rows.width, run.expansion * rows.width, k, seed)
         coder.start_on(sample[:4096] * scale)
+        device = model.pick(run.device)
+        coder.to(device)
         size = min(run.batch_tokens, len(rows))
         steps = math.ceil(run.tokens / size)
 
         def batches(start: int):
-            return (x * scale for x in rows.batches(size, steps, seed, start))
+            return (x.to(device) * scale for x in rows.batches(size, steps, seed, start))
 
         work = folder / "training.pt"
         history = _watched(
@@ -181,6 +183,7 @@ def dictionary(run: Profile, seed: int, site: str, k: int) -> Recipe:
                         dead_tokens=run.dead_tokens, checkpoint=work),
             steps, f"{site} k={k}",
         )  # fmt: skip
+        coder.to("cpu")
         if isinstance(coder, sae.BatchTopK):
             coder.calibrate(rows.sample(size, seed + turn) * scale for turn in range(8))
         coder.undo_scale(scale)

@@ -4,20 +4,24 @@
     x_hat = f W_dec + b_dec                            (frame, d_in)
 
 Rows of W_dec have length 1, so f is in the units of x. Names and shapes are the field's (SAELens).
+
+Training uses that f is mostly zero: see `Resaid`. The dense path, `encode` and `decode`, is the reference.
 """
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
 class SAE(nn.Module):
-    """x ≈ f W_dec + b_dec with f = sparsify((x - b_dec) W_enc + b_enc). Variants differ in `sparsify`.
+    """x ≈ f W_dec + b_dec with f = sparsify((x - b_dec) W_enc + b_enc). Variants differ in which calls they choose.
 
     W_enc is (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,). `threshold` is what a latent must
     exceed to fire outside training, for the variants that need one.
@@ -42,21 +46,31 @@ class SAE(nn.Module):
         """How strongly each latent is called: (frame, d_sae)."""
         return (x - self.b_dec) @ self.W_enc + self.b_enc
 
-    def sparsify(self, pre: Tensor) -> Tensor:
-        """The few latents that answer; the others are 0."""
+    def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        """Which calls, (frame, d_sae), are answered: the frame and the latent of each, by frame, all calls positive."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
-        """Feature activations, never negative: (frame, d_sae)."""
-        return self.sparsify(self.pre(x))
+        """Feature activations, (…, d_sae) of x, (…, d_in): never negative, and 0 for all but the chosen."""
+        pre = self.pre(x).reshape(-1, self.d_sae)
+        where = self.chosen(pre.detach())
+        return torch.zeros_like(pre).index_put(where, pre[where]).reshape(*x.shape[:-1], self.d_sae)
 
     def decode(self, f: Tensor) -> Tensor:
         """What the features say together: (frame, d_in)."""
         return f @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction of x: (frame, d_in)."""
+        """The reconstruction of x: (…, d_in)."""
         return self.decode(self.encode(x))
+
+    def resay(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` says, with the same gradients for much less work; and the latent of every call answered."""
+        with torch.no_grad():
+            pre = self.pre(x)
+            frame, latent = self.chosen(pre)
+            f = pre[frame, latent]
+        return Resaid.apply(x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, frame, latent, f), latent
 
     @torch.no_grad()
     def start_on(self, x: Tensor) -> None:
@@ -89,9 +103,10 @@ class TopK(SAE):
 
     variant = "topk"
 
-    def sparsify(self, pre: Tensor) -> Tensor:
+    def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         strongest = pre.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter(-1, strongest.indices, strongest.values.relu())
+        frame, place = (strongest.values > 0).nonzero(as_tuple=True)
+        return frame, strongest.indices[frame, place]
 
 
 class BatchTopK(SAE):
@@ -103,27 +118,69 @@ class BatchTopK(SAE):
 
     variant = "batchtopk"
 
-    def sparsify(self, pre: Tensor) -> Tensor:
+    def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
-            return torch.where(pre > self.threshold, pre, 0).relu()
-        frames = pre.shape[:-1].numel()
-        weakest = self._weakest(pre, frames)
+            return (pre > self.threshold.clamp_min(0)).nonzero(as_tuple=True)
+        frame, latent, weakest = self._strongest(pre)
         self.threshold.lerp_(weakest, 1.0 if self.threshold == 0 else 0.01)
-        return torch.where(pre >= weakest, pre, 0).relu()
+        return frame, latent
 
     @torch.no_grad()
-    def _weakest(self, pre: Tensor, frames: int) -> Tensor:
-        """The weakest of the k·frames strongest calls; looked for near the last threshold, where it mostly is."""
-        wanted = self.k * frames
-        near = pre[pre > 0.8 * self.threshold]
-        pool = near if len(near) >= wanted else pre.flatten()
-        return pool.topk(wanted, sorted=False).values.min().clamp_min(0)
+    def _strongest(self, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The k·n strongest calls of n frames that are positive, by frame and latent; and the weakest of them."""
+        wanted = self.k * len(pre)
+        for bound in (0.8 * self.threshold, 0.0):  # mostly they all lie near the last threshold
+            frame, latent = (pre > bound).nonzero(as_tuple=True)
+            if len(frame) >= wanted:
+                f = pre[frame, latent]
+                weakest = f.topk(wanted, sorted=False).values.min()
+                return frame[f >= weakest], latent[f >= weakest], weakest
+        return frame, latent, pre.new_zeros(())
 
     @torch.no_grad()
     def calibrate(self, batches) -> None:
         """Set `threshold` so that, over these batches, k latents fire on a frame on average."""
-        weakest = [self._weakest(self.pre(x), len(x)) for x in batches]
+        weakest = [self._strongest(self.pre(x))[2] for x in batches]
         self.threshold.copy_(torch.stack(weakest).mean())
+
+
+class Resaid(torch.autograd.Function):
+    """x_hat = f W_dec + b_dec from the few calls that are not zero, and its gradients from the same few.
+
+    Dense, a step costs four more matrix products of the size of the encoder's, almost all of it times zero. With
+    n·k answered calls, each a frame, a latent and a strength f, everything is a sum over few rows, which torch has
+    as `embedding_bag`: x_hat sums rows of W_dec for each frame; dW_dec sums rows of the gradient g, and dW_enc rows
+    of x - b_dec, for each latent, once the calls are sorted by latent. Only df = <g, W_dec[latent]> is of another
+    kind: a product sampled at the calls.
+    """
+
+    @staticmethod
+    def forward(ctx, x, W_enc, b_enc, W_dec, b_dec, frame, latent, f):
+        ctx.save_for_backward(x, W_enc, W_dec, b_dec, frame, latent, f)
+        first = torch.searchsorted(frame, torch.arange(len(x), device=x.device))
+        return F.embedding_bag(latent, W_dec, first, mode="sum", per_sample_weights=f) + b_dec
+
+    @staticmethod
+    def backward(ctx, g):
+        x, W_enc, W_dec, b_dec, frame, latent, f = ctx.saved_tensors
+        df = _sampled(g, W_dec, frame, latent)
+        by_latent, order = latent.sort(stable=True)
+        first, of = torch.searchsorted(by_latent, torch.arange(len(W_dec), device=x.device)), frame[order]
+        dW_dec = F.embedding_bag(of, g, first, mode="sum", per_sample_weights=f[order])
+        dW_enc = F.embedding_bag(of, x - b_dec, first, mode="sum", per_sample_weights=df[order])
+        db_enc = x.new_zeros(len(W_dec)).index_add_(0, latent, df)
+        return None, dW_enc.T, db_enc, dW_dec, g.sum(dim=0) - W_enc @ db_enc, None, None, None
+
+
+def _sampled(g: Tensor, W_dec: Tensor, frame: Tensor, latent: Tensor) -> Tensor:
+    """<g[frame], W_dec[latent]> for each pair: (pair,)."""
+    first = torch.searchsorted(frame, torch.arange(len(g) + 1, device=g.device))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # a test compares it with autograd
+        pairs = torch.sparse_csr_tensor(
+            first, latent, g.new_zeros(len(frame)), (len(g), len(W_dec)), check_invariants=False
+        )
+    return torch.sparse.sampled_addmm(pairs, g, W_dec.T, beta=0).values()
 
 
 VARIANTS: dict[str, type[SAE]] = {kind.variant: kind for kind in (BatchTopK, TopK)}

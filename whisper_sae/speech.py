@@ -225,6 +225,7 @@ def _seconds(path: Path) -> float:
         raise BadSpeech(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise BadSpeech(f"{path}: the file is empty")
+    _check_whole(path)
     try:
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -232,6 +233,24 @@ def _seconds(path: Path) -> float:
     if info.frames == 0:
         raise BadSpeech(f"{path}: holds no samples")
     return info.frames / info.samplerate
+
+
+def _check_whole(path: Path) -> None:
+    """What is left of a truncated WAV, AIFF or Ogg file libsndfile reads without a word, so ask the file itself."""
+    size = told = path.stat().st_size
+    with open(path, "rb") as file:
+        kind, length = file.read(4), file.read(4)
+        if kind in (b"RIFF", b"FORM"):
+            length = int.from_bytes(length, "little" if kind == b"RIFF" else "big")
+            told = length + 8 if length < 0x7FFF0000 else size  # more is written by who could not know it yet
+        elif kind == b"OggS":
+            file.seek(max(0, size - 65_307))  # no page is longer
+            tail = file.read()
+            page = tail[max(0, tail.rfind(b"OggS")) :]
+            segments = page[26] if len(page) > 26 else 0
+            told = size - len(page) + 27 + segments + sum(page[27 : 27 + segments])
+    if told > size + 8:  # some programs count the first 8 bytes twice
+        raise BadSpeech(f"{path}: truncated: {size:,} of {told:,} bytes")
 
 
 def _voice(clips: pd.DataFrame) -> pd.Series:

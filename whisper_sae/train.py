@@ -40,10 +40,10 @@ def train(
     Raises ValueError when a batch or the loss is not finite.
     """
     optimiser = torch.optim.Adam(sae.parameters(), lr=learning_rate, betas=(0.9, 0.999), fused=True)
-    silent = torch.zeros(sae.d_sae)  # frames since each latent fired
+    silent = torch.zeros(sae.d_sae, device=sae.W_dec.device)  # frames since each latent fired
     history: list[dict] = []
     if checkpoint and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=sae.W_dec.device)
         sae.load_state_dict(saved["sae"])
         optimiser.load_state_dict(saved["optimiser"])
         silent, history = saved["silent"], saved["history"]
@@ -62,42 +62,38 @@ def train(
 
 
 def _step(sae: nn.Module, optimiser, x: Tensor, silent: Tensor, dead_tokens: int, clip: float) -> dict:
-    pre = sae.pre(x)
-    f = sae.sparsify(pre)  # (frame, d_sae)
-    error = x - sae.decode(f)
+    x_hat, answered = sae.resay(x)
+    error = x - x_hat
     reconstruction = error.square().mean()
-    dead = silent >= dead_tokens
-    auxiliary = _auxiliary(sae, pre, error.detach(), dead)
+    dead = (silent >= dead_tokens).nonzero().squeeze(1)
+    auxiliary = _auxiliary(sae, x, error.detach(), dead)
     loss = reconstruction + AUXILIARY * auxiliary
     if not torch.isfinite(loss):
-        raise ValueError(
-            "the loss is not finite: are there NaN or infinite activations, or is the learning rate too high?"
-        )
+        raise ValueError("the loss is not finite: are there NaN or infinite activations, or is the rate too high?")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     sae.drop_parallel_gradient()
     torch.nn.utils.clip_grad_norm_(sae.parameters(), clip)
     optimiser.step()
     sae.keep_unit_norm()
-    fired = (f.detach() > 0).any(dim=0)
     silent += len(x)
-    silent[fired] = 0
+    silent[answered] = 0
     spread = (x - x.mean(dim=0)).square().mean()
     return {
         "reconstruction": reconstruction.item(),
         "auxiliary": auxiliary.item(),
         "fvu": (reconstruction.detach() / spread).item(),
-        "l0": (f > 0).sum(dim=1).float().mean().item(),
-        "dead": dead.float().mean().item(),
+        "l0": len(answered) / len(x),
+        "dead": len(dead) / sae.d_sae,
     }
 
 
-def _auxiliary(sae: nn.Module, pre: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+def _auxiliary(sae: nn.Module, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
     """Share of the error that the d_in / 2 loudest dead latents leave unexplained; 0 when none is dead."""
-    if not dead.any():
-        return torch.zeros(())
-    calls = pre[:, dead]
-    loudest = calls.topk(min(sae.d_in // 2, calls.shape[1]), dim=-1, sorted=False)
+    if not len(dead):
+        return x.new_zeros(())
+    calls = (x - sae.b_dec) @ sae.W_enc[:, dead] + sae.b_enc[dead]  # (frame, dead latent)
+    loudest = calls.topk(min(sae.d_in // 2, len(dead)), dim=-1, sorted=False)
     f = torch.zeros_like(calls).scatter(-1, loudest.indices, loudest.values.relu())
     return (error - f @ sae.W_dec[dead]).square().mean() / error.square().mean().clamp_min(1e-12)
 
