@@ -1,8 +1,8 @@
 """Seconds and peak memory of every stage of a run, each stage in a process of its own.
 
-    python benchmarks/stages.py data/profiles/real.toml
+    python benchmarks/stages.py data/profiles/real.toml [an empty folder to keep the results in]
 
-Results go to a temporary store, so that every stage is really done; the store's size is printed too.
+Results go to an empty store, so that every stage is really done; the store's size is printed too.
 """
 
 import json
@@ -35,22 +35,23 @@ def stage(profile: str, name: str) -> dict:
             **{key: step.facts[key] for key in ("frames", "fvu", "l0", "dead") if key in step.facts}}  # fmt: skip
 
 
-def main(profile: str = "demo") -> None:
+def main(profile: str = "demo", keep: str = "") -> None:
     """Every stage in turn; one line of JSON each."""
     from whisper_sae import model, profiles, recipes
 
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["WHISPER_SAE_DATA"] = folder
+        os.environ["WHISPER_SAE_DATA"] = place = keep or folder
         run = profiles.choose(profile)
         config = model.load(recipes.weights(run), "cpu").config
         for name in ["clips", "activations", *(f"dictionary {site}" for site in model.sites(config, run.sites))]:
-            done = subprocess.run([sys.executable, __file__, profile, name], stdout=subprocess.PIPE, check=True)
+            command = [sys.executable, __file__, "--stage", profile, name]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             print(done.stdout.decode().strip().splitlines()[-1], flush=True)
-        print(f"store: {sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file()) / 1e6:,.0f} MB")
+        print(f"store: {sum(path.stat().st_size for path in Path(place).rglob('*') if path.is_file()) / 1e6:,.0f} MB")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(json.dumps(stage(*sys.argv[1:])))
+    if sys.argv[1:2] == ["--stage"]:
+        print(json.dumps(stage(*sys.argv[2:])))
     else:
         main(*sys.argv[1:])
