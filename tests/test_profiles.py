@@ -223,3 +223,12 @@ def test_the_real_data_are_where_their_profile_says(shared, monkeypatch):
     run = profiles.choose(str(PROJECT / "data" / "profiles" / "real.toml"))
     for where in (run.model, *run.corpus):
         assert Path(where).is_dir()
+
+
+def test_a_file_does_not_take_the_reports_of_the_table(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text('base = "tiny"\n')
+    with pytest.raises(ValueError, match="name: 'tiny' is a profile of the table"):
+        profiles.choose(str(path))
+    path.write_text('base = "tiny"\nname = "mine"\n')
+    assert profiles.choose(str(path)).name == "mine"

@@ -395,3 +395,14 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_finished(tmp_path):
         assert "WHISPER_SAE_DATA" in line
     assert total == str(sum(range(1000)))
     assert unrelated == "nothing to do with the disk"
+
+
+def test_an_edit_under_a_running_process_is_another_process_s_code(tmp_path, monkeypatch):
+    """What runs is what was loaded: an edited file counts once its module is loaded again."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited_leaf.py").write_text("def make(folder):\n    return {'n': 1}\n")
+    leaf = importlib.import_module("edited_leaf")
+    before = store.fingerprint(leaf)
+    (tmp_path / "edited_leaf.py").write_text("def make(folder):\n    return {'n': 22222}\n")
+    assert store.fingerprint(leaf) == before
+    assert store.fingerprint(importlib.reload(leaf)) != before

@@ -169,7 +169,10 @@ def _read(path: Path) -> Profile:
         raise ValueError(f"{path}: base: there is no profile {base!r}; {_known(base, TABLE)}")
     values = {name: _field(path, name, value, defaults) for name, value in text.items()}
     start = TABLE[base] if base else Profile(name=path.stem, about=str(path.name))
-    return _check(path, replace(start, **{"name": path.stem, **values}, source=str(path)))
+    named = {"name": path.stem, **values}
+    if named["name"] in TABLE:
+        raise ValueError(f"{path}: name: {named['name']!r} is a profile of the table, whose reports it would replace")
+    return _check(path, replace(start, **named, source=str(path)))
 
 
 def _field(path: Path, name: str, value, defaults: dict):

@@ -31,13 +31,13 @@ def stand_in() -> Recipe:
     return Recipe("stand-in", standin.make, {}, code=(standin,), label="stand-in model and corpus")
 
 
-def fetched(corpus: str, clips: int) -> Recipe:
-    """A corpus of the hub as a local directory in `audiofolder` layout."""
+def fetched(corpus: str) -> Recipe:
+    """A corpus of the hub, whole, as a local directory in `audiofolder` layout; clips are drawn from it later."""
 
     def get(folder: Path) -> dict:
-        return hub.fetch(corpus, folder / "corpus", clips, progress=lambda rows: tqdm(rows, desc=corpus, unit=" clips"))
+        return hub.fetch(corpus, folder / "corpus", progress=lambda rows: tqdm(rows, desc=corpus, unit=" clips"))
 
-    return Recipe("corpus", get, {"corpus": corpus, "clips": clips}, code=(hub,), label=f"copy of {corpus}")
+    return Recipe("corpus", get, {"corpus": corpus}, code=(hub,), label=f"copy of {corpus}")
 
 
 def weights(run: Profile) -> str:
@@ -54,7 +54,7 @@ def corpora(run: Profile) -> dict[str, Path | Recipe]:
         elif Path(corpus).is_dir() or corpus.startswith((".", "/", "~")):
             name, place = Path(corpus).name, Path(corpus)
         else:
-            name, place = corpus.split(":")[0], fetched(corpus, run.clips)
+            name, place = corpus.split(":")[0], fetched(corpus)
         if name in found:
             raise speech.BadSpeech(f"corpus: two are called {name!r}; rename one of the directories")
         found[name] = place
@@ -89,7 +89,13 @@ def clips(run: Profile, seed: int) -> Recipe:
     local = {name: speech.digest(place) for name, place in corpora(run).items() if name not in sources}
     params = {"corpora": local, "clips": run.clips, "seed": seed}
     return Recipe(
-        "clips", make_clips, params, code=(speech, clips), needs=sources, by=_by(run, "01"), label="table of clips"
+        "clips",
+        make_clips,
+        params,
+        code=(speech, clips, _decode_all),
+        needs=sources,
+        by=_by(run, "01"),
+        label="table of clips",
     )
 
 
@@ -120,6 +126,10 @@ def _decode_all(table: pd.DataFrame) -> None:
 def activations(run: Profile, seed: int) -> Recipe:
     """What the sites of a profile say of every clip, without padding; `windows.csv` tells which window is which."""
     sources = {"stand_in": stand_in()} if run.model == "stand-in" else {}
+    if any(site.startswith("decoder") for site in run.sites):
+        raise model.BadModel(
+            "sites: only encoder sites can be recorded for a whole corpus; see model.record for others"
+        )
 
     def listen(folder: Path, clips: Step, **_sources: Step) -> dict:
         whisper = model.load(weights(run), run.device)
@@ -141,7 +151,7 @@ def activations(run: Profile, seed: int) -> Recipe:
     params = {name: getattr(run, name) for name in ("dtype", "shard_windows", "batch_windows")}
     params |= {"model": run.model if sources else model.identity(run.model), "sites": list(run.sites)}
     return Recipe(
-        "activations", listen, params, code=(speech, model, frames, activations), label="activations",
+        "activations", listen, params, code=(speech, model, frames, activations, sound_of, table), label="activations",
         needs={"clips": clips(run, seed), **sources}, by=_by(run, "01"),
     )  # fmt: skip
 
@@ -187,7 +197,7 @@ def dictionary(run: Profile, seed: int, site: str, k: int) -> Recipe:
         if isinstance(coder, sae.BatchTopK):
             coder.calibrate(rows.sample(size, seed + turn) * scale for turn in range(8))
         coder.undo_scale(scale)
-        sae.save(coder, folder, site=site, model=run.model, scale=scale)
+        sae.save(coder, folder, site=site, model=Path(run.model).name, scale=scale)
         pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
         work.unlink()
         return _held_out(coder, *frames_of(run, clips, activations, site), folder)
@@ -195,7 +205,7 @@ def dictionary(run: Profile, seed: int, site: str, k: int) -> Recipe:
     names = ("variant", "expansion", "tokens", "batch_tokens", "learning_rate", "dead_tokens")
     params = {name: getattr(run, name) for name in names} | {"site": site, "k": k, "seed": seed}
     return Recipe(
-        "dictionary", fit, params, code=(sae, train, measure, frames, dictionary),
+        "dictionary", fit, params, code=(sae, train, measure, frames, dictionary, frames_of, windows_of, _held_out),
         needs={"clips": clips(run, seed), "activations": activations(run, seed)},
         by=_by(run, "02"), label=f"dictionary of {site}, k = {k}",
     )  # fmt: skip

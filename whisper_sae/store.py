@@ -88,7 +88,7 @@ class Step:
         return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
 
     def table(self, name: str, **options) -> pd.DataFrame:
-        """A `.csv` file; empty fields stay empty strings in text columns."""
+        """A `.csv` file as text and numbers: an empty field is an empty string, and `NA` is a word."""
         return pd.read_csv(self.path / name, keep_default_na=False, na_values={}, **options)
 
     def verify(self) -> None:
@@ -205,9 +205,24 @@ def _versions() -> dict:
 # ------------------------------------------------------------------------------------------------ digests
 
 
+_read: dict[str, tuple] = {}
+
+
 def fingerprint(part) -> str:
-    """A digest of the syntax tree of a module or function: comments, layout and docstrings do not count."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+    """A digest of the syntax tree of a module or function: comments, layout and docstrings do not count.
+
+    Read once for each loading of a module: what is edited under a running process is not what runs in it. A
+    reloaded module (IPython's autoreload) is read again.
+    """
+    spec = getattr(inspect.getmodule(part), "__spec__", None)  # new with every loading; None in a notebook
+    known, digest = _read.get(_name(part), (None, ""))
+    if spec is None or known is not spec:
+        digest = _digest_of_tree(ast.parse(textwrap.dedent(inspect.getsource(part))))
+        _read[_name(part)] = (spec, digest)
+    return digest
+
+
+def _digest_of_tree(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             node.body = [line for line in node.body if not _is_docstring(line)] or [ast.Pass()]
