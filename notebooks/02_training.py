@@ -12,7 +12,7 @@
 #
 # **You need** the results of notebook 1.
 #
-# **Time** demo 20 s on 2 cores · two hours of speech through `tiny` 20 min, for steps not yet stored.
+# **Time** demo 15 s on 2 cores · two hours of speech through `tiny` 6 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own
@@ -260,7 +260,7 @@ findings.save(
     "02_training",
     run.name,
     headline=f"With {run.k} of {coder.d_sae:,} latents a frame, {best.fvu:.1%} to {worst.fvu:.1%} of the variance stays "
-    f"unexplained; at {run.focus} as many principal directions leave {at.iloc[1]:.1%}.",
+    f"unexplained: {at.iloc[0]:.1%} at {run.focus}, where as many principal directions leave {at.iloc[1]:.1%}.",
     tables={"dictionaries": scores, "rivals": compared, "trade_off": trade},
     steps=[clips, acts, *trained.values(), *sweep.values()],
 )

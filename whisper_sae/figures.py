@@ -16,6 +16,7 @@ import pandas as pd
 import soundfile
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#E69F00", "#222222", "#767676", "#D9D9D9"
 """Two colours for two groups (circles and triangles), ink for text, greys for chance and for what is not there."""
@@ -171,9 +172,11 @@ def learning(history: pd.DataFrame) -> Figure:
     axes[0].legend()
     axes[1].plot(smooth.tokens, smooth.l0, color=BLUE)
     axes[2].plot(smooth.tokens, smooth.dead, color=BLUE)
-    for axis, title in zip(axes, ["Two terms of the loss", "L0 is kept at k", "Dead latents, share"], strict=True):
+    for axis, title in zip(axes, ["Two terms of the loss", "L0 is kept at k", "Dead latents"], strict=True):
         axis.set(title=title, xlabel="frames seen", ylim=(0, None))
-        axis.xaxis.set_major_locator(plt.MaxNLocator(3))
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.xaxis.set_major_formatter(EngFormatter())
+    axes[2].yaxis.set_major_formatter(PercentFormatter(1))
     return fig
 
 
