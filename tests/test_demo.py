@@ -51,8 +51,8 @@ def test_voices_are_balanced(speech):
 
 
 def test_the_confounded_label_is_loudness(speech):
-    level = speech.assign(level=speech.level_db.astype(float)).groupby("mic").level
-    assert level.min()["near"] > level.max()["far"] - 1.5
+    level = speech.level_db.astype(float).groupby(speech.mic)
+    assert level.min()["near"] > level.max()["far"]
 
 
 def test_splits_share_no_speaker_and_no_sentence(speech):
@@ -88,7 +88,7 @@ def test_times_lie_within_the_sound_and_do_not_overlap(name):
 
 def test_phones_lie_within_their_words():
     words = table("words").set_index(["file_name", "word_index"])
-    phones = table("phones").join(words, on=["file_name", "word_index"], rsuffix="_of_word")
+    phones = table("phones").join(words.add_suffix("_of_word"), on=["file_name", "word_index"])
     assert (phones.word == phones.word_of_word).all()
     assert (phones.start_ms >= phones.start_ms_of_word - 0.11).all()
     assert (phones.end_ms <= phones.end_ms_of_word + 0.11).all()
@@ -100,7 +100,8 @@ def test_stops_and_fricatives_are_where_the_table_says(monkeypatch):
 
     found = check_alignment.summary(check_alignment.measure(CORPUS, 200), "class")
     assert (found.cases >= 200).all()
-    assert (found.within >= 0.9).all(), found
+    assert (found.own >= 0.9).all(), found
+    assert (found.within >= 0.75).all(), found  # the harder question; see check_alignment
     sys.modules.pop("check_alignment")
 
 

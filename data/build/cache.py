@@ -1,0 +1,71 @@
+"""The training set: shards of made-up speech on disk, each a function of its number alone.
+
+Speaking takes 5 ms a sentence, a step of training several times that, and one shard serves several epochs: so the
+speech is made before the training and not during it.
+
+    python data/build/cache.py data/raw/demo_training 0 24      # shards 0 to 23, and the held-out one
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import espeak
+import numpy as np
+import scene
+import sentences
+import sounds
+import voices
+
+SHARD = 2_000
+WITHOUT_SPEECH = 0.06
+HELD = 9_000
+
+
+def shard(number: int) -> dict[str, np.ndarray]:
+    """{sound: all samples in a row, ends: where each clip ends, text: what is said}.
+
+    Shard HELD is small and holds what no other does: held-out sentences. It is what the training is watched by.
+    """
+    rng = np.random.default_rng([20, number])
+    clips, texts = [], []
+    for _ in range(150 if number == HELD else SHARD):
+        if rng.random() < WITHOUT_SPEECH:
+            kind = list(sounds.KINDS)[rng.integers(len(sounds.KINDS))]
+            clips.append(scene.other(rng, kind, rng.uniform(1, 4), rng.uniform(-50, -15)))
+            texts.append("")
+            continue
+        text, voice = sentences.draw(rng, held=number == HELD), voices.draw_voice(rng)
+        said = espeak.speak(text, voice)
+        noise = voice.level_db - rng.uniform(15, 45)
+        clips.append(scene.record(rng, said.samples, voice.level_db, noise)[0])
+        texts.append(text)
+    return {"sound": np.concatenate(clips), "ends": np.cumsum([len(c) for c in clips]), "text": np.array(texts)}
+
+
+def make(folder: Path, first: int, last: int) -> None:
+    """Write the shards that are missing; each in a process of its own, for espeak remembers what it said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in [HELD, *range(first, last)]:
+        path = folder / f"{number:04d}.npz"
+        if path.exists():
+            continue
+        start = time.time()
+        if (child := os.fork()) == 0:
+            with open(path.with_suffix(".part"), "wb") as file:
+                np.savez(file, **shard(number))
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            raise RuntimeError(f"shard {number} failed")
+        path.with_suffix(".part").rename(path)
+        print(f"{path.name} {time.time() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("first", type=int)
+    parser.add_argument("last", type=int)
+    asked = parser.parse_args()
+    make(asked.folder, asked.first, asked.last)

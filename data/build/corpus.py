@@ -1,0 +1,141 @@
+"""Make the demo's corpus: `python data/build/corpus.py [folder]`; without a folder, data/demo/corpus.
+
+48 voices × 10 sentences and 56 clips without speech, as an audiofolder, with the truth about all of it. Two runs
+write the same bytes: each sentence is spoken by a process of its own, and the one random number of an Ogg file is
+overwritten.
+"""
+
+import argparse
+import csv
+import shutil
+from pathlib import Path
+
+import espeak
+import numpy as np
+import ogg
+import scene
+import sentences
+import sounds
+import voices
+
+EACH = 10
+SEED = 3
+RATE = 16_000
+MANNER = {
+    "stop": "p b t d k g t2 t[ d[ ?",
+    "tap": "t#",
+    "affricate": "tS dZ",
+    "fricative": "f v T D s z S Z h w# C x",
+    "nasal": "m n N",
+    "approximant": "l r r- j w L",
+}
+MANNER = {phone: manner for manner, phones in MANNER.items() for phone in phones.split()}
+COLUMNS = [
+    "file_name", "text", "speaker", "gender", "accent", "split", "kind", "label", "null_label", "mic", "level_db",
+    "noise_db", "f0_hz", "rate_wpm", "tract", "variant", "lead_ms",
+]  # fmt: skip
+PHONE_COLUMNS = ["file_name", "start_ms", "end_ms", "phone", "ipa", "manner", "word", "word_index"]
+WORD_COLUMNS = ["file_name", "start_ms", "end_ms", "word", "word_index"]
+
+
+def f0(speech: np.ndarray) -> float:
+    """Median fundamental frequency in Hz of the clean speech: the autocorrelation's best lag, in loud voiced frames."""
+    found = []
+    loud = np.square(speech).mean()
+    window = np.hanning(800)
+    for first in range(0, len(speech) - 800, 160):
+        frame = speech[first : first + 800] * window
+        if np.square(frame).mean() < 0.2 * loud:
+            continue
+        spectrum = np.abs(np.fft.rfft(frame, 2048)) ** 2
+        spectrum[int(1500 * 2048 / RATE) :] = 0  # voicing lives low
+        same = np.fft.irfft(spectrum)[:400]
+        lags = np.arange(RATE // 400, RATE // 60)
+        score = same[lags] / same[0]
+        best = lags[np.flatnonzero(score > 0.92 * score.max())[0]]  # the shortest of the good lags: no octave below
+        best = best + int(np.argmax(same[best : best + 8])) if same[best] > 0 else best
+        if same[best] > 0.45 * same[0]:
+            found.append(RATE / best)
+    return float(np.median(found)) if found else float("nan")
+
+
+def make(folder: Path) -> None:
+    """Write the corpus; what stands in `folder` is replaced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "audio").mkdir(parents=True)
+    cast = voices.corpus_voices(seed=SEED)
+    where = voices.splits(cast, seed=SEED)
+    clips, phones, words, said_before = [], [], [], set()
+    for number, voice in enumerate(cast):
+        for turn in range(EACH):
+            rng = np.random.default_rng([SEED, 10, number, turn])
+            held = where[voice.speaker] != "train"
+            while (text := sentences.draw(rng, held=held)) in said_before:
+                pass
+            said_before.add(text)
+            row, heard, spelt = _utterance(folder, f"audio/{voice.speaker}_{turn}.ogg", text, voice, rng)
+            clips.append(row | {"split": where[voice.speaker]})
+            phones += heard
+            words += spelt
+    clips += _others(folder)
+    _table(folder / "metadata.csv", COLUMNS, clips)
+    _table(folder / "phones.csv", PHONE_COLUMNS, phones)
+    _table(folder / "words.csv", WORD_COLUMNS, words)
+
+
+def _utterance(folder: Path, name: str, text: str, voice, rng):
+    said = espeak.speak(text, voice, pure=True)
+    spelt = espeak.ipa(text, voice)
+    if len(spelt) != len(said.phones):
+        raise RuntimeError(f"{name}: {len(said.phones)} phones, {len(spelt)} in IPA")
+    level = voice.level_db + rng.uniform(-0.9, 0.9)
+    noise = level - rng.uniform(25, 45)
+    clip, lead = scene.record(rng, said.samples, level, noise)
+    ogg.write(folder / name, clip)
+    clock = lambda seconds: f"{1000 * (seconds + lead / RATE):.1f}"  # noqa: E731
+    row = {
+        "file_name": name, "text": text, "speaker": voice.speaker, "gender": voice.gender, "accent": voice.accent,
+        "kind": "speech", "label": "", "null_label": voice.null, "mic": voice.mic, "level_db": f"{level:.1f}",
+        "noise_db": f"{noise:.1f}", "f0_hz": f"{f0(said.samples):.1f}", "rate_wpm": voice.rate,
+        "tract": f"{voice.tract / espeak.TRACTS:.3f}", "variant": voice.variant, "lead_ms": f"{1000 * lead / RATE:.1f}",
+    }  # fmt: skip
+    heard = [
+        {
+            "file_name": name, "start_ms": clock(start), "end_ms": clock(end), "phone": phone, "ipa": sign,
+            "manner": MANNER.get(phone, "vowel"), "word": said.words[word][2], "word_index": word,
+        }
+        for (start, end, phone, word), sign in zip(said.phones, spelt, strict=True)
+    ]  # fmt: skip
+    told = [
+        {"file_name": name, "start_ms": clock(start), "end_ms": clock(end), "word": word, "word_index": i}
+        for i, (start, end, word) in enumerate(said.words)
+    ]
+    return row, heard, told
+
+
+def _others(folder: Path, each: int = 4) -> list[dict]:
+    """Clips without speech: no speaker, an empty text; `label` says what sounds. Two train, one each for the rest."""
+    rows = []
+    for kind_number, kind in enumerate(sounds.KINDS):
+        for turn in range(each):
+            rng = np.random.default_rng([SEED, 20, kind_number, turn])
+            clip = scene.other(rng, kind, rng.uniform(1.5, 3.5), rng.uniform(-35, -18))
+            name = f"audio/{kind}_{turn}.ogg"
+            ogg.write(folder / name, clip)
+            level = scene.level(clip / 32768)
+            split = ("train", "train", "validation", "test")[turn]
+            rows.append({"file_name": name, "kind": "sound", "label": kind, "split": split, "level_db": f"{level:.1f}"})
+    return rows
+
+
+def _table(path: Path, columns: list[str], rows: list[dict]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).resolve().parents[1] / "demo" / "corpus")
+    make(parser.parse_args().folder)
