@@ -260,7 +260,7 @@ findings.save(
 # as long as what it says of speech. The frames of a site share a mean and some strong directions, in some layers
 # a single one. Both will be taken into account.
 #
-# Tried and dropped: padding frames kept on disk under a mask, which made the store several times larger
-# and left it to every reader to remember the mask.
+# Weighed and dropped, without a trial: padding frames kept on disk under a mask. The share printed above says how
+# much larger the store would be, and every reader would have to remember the mask.
 #
 # Next: [2 · Can a few directions at a time re-say what a layer says?](02_training.ipynb)

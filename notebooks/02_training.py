@@ -271,7 +271,7 @@ findings.save(
 # A dictionary re-says a layer with few latents, and the price is on the table, beside what simpler ways would
 # pay. Which of its latents mean something is not settled by any number on this page.
 #
-# Tried and dropped: starting the encoder at full strength, which overshoots when $k$ is large against the width
-# (FVU above 1 at the start); scaling it to the first batch costs nothing and saves the first hundred steps.
+# Tried and dropped: starting the encoder at full strength. On the demo at the largest $k$ it overshot, with an FVU
+# above 1 in the first steps; the encoder now starts at the scale that suits a first batch.
 #
 # Back: [1 · What does Whisper's encoder say while it listens?](01_extraction.ipynb)

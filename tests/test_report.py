@@ -13,7 +13,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from whisper_sae import __main__ as cli
-from whisper_sae import pages, pairs, progress, readable, report
+from whisper_sae import pages, pairs, progress, provenance, readable, report
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror="alert(2)"> & "quoted"'
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -335,7 +335,7 @@ def test_durations_read_well():
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert report._provenance()["commit"] == "unknown"
+    assert provenance.now()["commit"] == "unknown"
 
 
 def test_progress_goes_to_a_terminal_live_and_to_a_file_seldom(made):

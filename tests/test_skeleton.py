@@ -19,7 +19,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
-    "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "readable"},
+    "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes"},  # names the steps, so it knows every leaf
 }

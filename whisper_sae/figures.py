@@ -18,8 +18,8 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#E69F00", "#222222", "#767676", "#D9D9D9"
-"""Two colours for two groups (circles and triangles), ink for text, greys for chance and for what is not there."""
+BLUE, ORANGE, INK, GREY = "#0072B2", "#E69F00", "#222222", "#767676"
+"""Two colours for two groups (circles and triangles), ink for text, grey for chance and for what is not there."""
 
 MAGNITUDE, DIFFERENCE = "cividis", "RdBu_r"
 """Colour maps: how much, and how much more or less than 0."""

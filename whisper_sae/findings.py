@@ -22,7 +22,7 @@ def save(notebook: str, profile: str, headline: str, tables: dict | None = None,
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"tables: {name!r} cannot name a file; use letters, digits, _ and -")
-        _write(where / names[name], tables[name].to_csv(index=tables[name].index.name is not None))
+        write(where / names[name], tables[name].to_csv(index=tables[name].index.name is not None))
     finding = {
         "notebook": notebook,
         "headline": " ".join(headline.split()),
@@ -30,7 +30,7 @@ def save(notebook: str, profile: str, headline: str, tables: dict | None = None,
         "steps": {step.label: step.key for step in steps},
     }
     path = where / "findings" / f"{notebook}.json"
-    _write(path, json.dumps(finding, indent=1))
+    write(path, json.dumps(finding, indent=1))
     return path
 
 
@@ -40,7 +40,8 @@ def load(profile: str, notebook: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")

@@ -8,14 +8,10 @@ that running one notebook again leaves the pages and the index entries of the ot
 import ast
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import nbformat
@@ -25,12 +21,11 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbconvert.filters import strip_ansi
 
-from whisper_sae import findings, pages, pairs, profiles, progress, readable
+from whisper_sae import findings, pages, pairs, profiles, progress, provenance, readable
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
 EVERY = ("profile", "seed")
-PACKAGES = ("torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def run(plan: Plan, terminal=None) -> dict[str, dict]:
     `terminal` is a text stream for progress (default: stderr).
     """
     terminal = terminal or sys.stderr
-    made = _provenance()
+    made = provenance.now()
     ran = {}
     before = _titles(plan)
     linked = dict.fromkeys(before, before)
@@ -213,7 +208,7 @@ def _run_one(plan: Plan, name: str, terminal) -> dict:
     seconds = round(time.monotonic() - start, 2)
     error = (error.strip().splitlines() or [""])[0]
     line.end("failed" if error else "done", pages.duration(seconds))
-    _write(done, nbformat.writes(node))
+    findings.write(done, nbformat.writes(node))
     finding = _finding(plan, name)
     fresh = finding if not error and finding != found else {}
     return {
@@ -257,42 +252,6 @@ def _importable():
 # --- what is known of a run
 
 
-def _provenance() -> dict:
-    commit, dirty = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain")
-    return {
-        "commit": commit or "unknown",
-        "dirty": bool(dirty),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": _device(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-    }
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", PROJECT, *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def _device() -> str:
-    """What is there to compute with."""
-    cores = f"{os.cpu_count()} {platform.machine()} cores"
-    try:
-        import torch
-    except ImportError:
-        return cores
-    return f"{torch.cuda.get_device_name(0)} and {cores}" if torch.cuda.is_available() else cores
-
-
 def _remembered(plan: Plan) -> dict:
     path = plan.where / "run.json"
     try:
@@ -305,7 +264,7 @@ def _remember(plan: Plan, made: dict, rows: dict) -> None:
     """Write `run.json` with `rows` renewed and all others kept."""
     run = {"profile": plan.profile.name, "seed": next(iter(rows.values()))["seed"], **made}
     run["notebooks"] = dict(sorted((_remembered(plan).get("notebooks", {}) | rows).items()))
-    _write(plan.where / "run.json", json.dumps(run, indent=1) + "\n")
+    findings.write(plan.where / "run.json", json.dumps(run, indent=1) + "\n")
 
 
 # --- publishing
@@ -327,7 +286,7 @@ def _publish(plan: Plan, name: str) -> dict:
     node = nbformat.read(_executed(plan, name), as_version=4)
     titles = _titles(plan)
     row = _remembered(plan)["notebooks"][name] | {"name": name}
-    _write(plan.where / f"{name}.html", pages.page(readable.prepared(node), row, _about(plan), titles))
+    findings.write(plan.where / f"{name}.html", pages.page(readable.prepared(node), row, _about(plan), titles))
     return titles
 
 
@@ -345,11 +304,4 @@ def _publish_index(plan: Plan) -> None:
             row["title"] = pages.title(pairs.read(text)) or text.stem
         rows.append(row)
     total = {"seconds": sum(run["notebooks"][name]["seconds"] for name in existing)}
-    _write(plan.where / "index.html", pages.index(rows, run | _about(plan) | total))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    findings.write(plan.where / "index.html", pages.index(rows, run | _about(plan) | total))
