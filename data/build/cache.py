@@ -20,28 +20,44 @@ import voices
 
 SHARD = 2_000
 WITHOUT_SPEECH = 0.06
+SHUFFLED = 0.6
 HELD = 9_000
 
 
 def shard(number: int) -> dict[str, np.ndarray]:
-    """{sound: all samples in a row, ends: where each clip ends, text: what is said}.
+    """{sound: all samples in a row, ends: where each clip ends, text: what is said, words: (clip, start_s, end_s)}.
+
+    More than half of the clips say words in no order; else the model learns the grammar by heart and stops listening.
 
     Shard HELD is small and holds what no other does: held-out sentences. It is what the training is watched by.
     """
     rng = np.random.default_rng([20, number])
-    clips, texts = [], []
+    clips, texts, words = [], [], []
     for _ in range(150 if number == HELD else SHARD):
         if rng.random() < WITHOUT_SPEECH:
             kind = list(sounds.KINDS)[rng.integers(len(sounds.KINDS))]
             clips.append(scene.other(rng, kind, rng.uniform(1, 4), rng.uniform(-50, -15)))
             texts.append("")
             continue
-        text, voice = sentences.draw(rng, held=number == HELD), voices.draw_voice(rng)
-        said = espeak.speak(text, voice)
+        voice = voices.draw_voice(rng)
+        text, said = spoken(rng, voice, held=number == HELD)
         noise = voice.level_db - rng.uniform(15, 45)
-        clips.append(scene.record(rng, said.samples, voice.level_db, noise)[0])
+        clip, lead = scene.record(rng, said.samples, voice.level_db, noise)
+        words += [(len(clips), start + lead / scene.RATE, end + lead / scene.RATE) for start, end, _ in said.words]
+        clips.append(clip)
         texts.append(text)
-    return {"sound": np.concatenate(clips), "ends": np.cumsum([len(c) for c in clips]), "text": np.array(texts)}
+    ends = np.cumsum([len(clip) for clip in clips])
+    return {"sound": np.concatenate(clips), "ends": ends, "text": np.array(texts), "words": np.array(words)}
+
+
+def spoken(rng: np.random.Generator, voice, held: bool) -> tuple[str, espeak.Spoken]:
+    """A sentence of training, or a held-out one, said by `voice`; another one where word times cannot be told."""
+    while True:
+        text = sentences.shuffled(rng) if not held and rng.random() < SHUFFLED else sentences.draw(rng, held)
+        try:
+            return text, espeak.speak(text, voice)
+        except espeak.Merged:
+            continue
 
 
 def make(folder: Path, first: int, last: int) -> None:

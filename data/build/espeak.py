@@ -30,6 +30,10 @@ PARAMETER = {"rate": 1, "volume": 2, "pitch": 3, "range": 4}
 UTF8, ENDPAUSE = 1, 0x1000
 
 
+class Merged(RuntimeError):
+    """Two words are spoken as one ("should have"), and where one ends cannot be told."""
+
+
 @dataclass
 class Spoken:
     """A sentence as sound: float32 samples at 16 kHz in [-1, 1], and rows of (start_s, end_s, name[, word index])."""
@@ -134,7 +138,7 @@ def _truth(text: str, events, rate: float):
     phones, begun = [], []  # begun: (start, position in the text) of each word event
     for event, then in zip(told, [*told[1:], told[-1]], strict=True):
         start, end = event[1] / rate, then[1] / rate
-        if event[0] == WORD:
+        if event[0] == WORD and event[2]:  # at position 0 there is one now and then behind the last word
             begun.append((start, event[2] - 1))
         elif event[0] == PHONEME and event[4].strip("_:;|ʲ") and end > start:
             phones.append((start, end, event[4], len(begun) - 1))
@@ -152,7 +156,7 @@ def _parted(text: str, phones, begun):
         if len(names) == 2 and names[1] == "the":
             cut = max((i for i, phone in enumerate(mine) if phone[2][0] in "Ddtð"), default=len(mine))
         elif len(names) != 1:
-            raise RuntimeError(f"espeak-ng says {names} as one word")
+            raise Merged(f"espeak-ng says {names} as one word")
         for name, part in zip(names, (mine[:cut], mine[cut:]), strict=False):
             begin = start if name is names[0] or not part else part[0][0]
             out += [(a, b, phone, len(words)) for a, b, phone, _ in part]

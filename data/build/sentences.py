@@ -8,6 +8,7 @@ in training: what is tested is new voices saying new sentences, not new words.
 Words that sound alike in one of the accents ("three" and "tree" in the Caribbean) are kept apart on purpose.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -77,6 +78,7 @@ HELD_TEMPLATES = [
 ]
 
 
+@functools.cache
 def vocabulary() -> list[str]:
     """Every word that can be said."""
     fixed = {word for template in TEMPLATES + HELD_TEMPLATES for word in template.split() if "{" not in word}
@@ -102,6 +104,12 @@ def draw(rng: np.random.Generator, held: bool = False) -> str:
         content = [word for word in words if len(word) > 3]
         if len(set(content)) == len(content) and (own or held_out(sentence) == held):
             return sentence
+
+
+def shuffled(rng: np.random.Generator) -> str:
+    """Three to eight words in no order: whoever learns from it must listen, for what comes next cannot be guessed."""
+    words = vocabulary()
+    return " ".join(words[i] for i in rng.choice(len(words), rng.integers(3, 9), replace=False))
 
 
 if __name__ == "__main__":
