@@ -1,9 +1,9 @@
 """Ogg Vorbis files whose bytes depend on their samples alone.
 
 libsndfile gives every Ogg stream a random serial number, so the same sound written twice differs. Here it is set to one
-and each page's checksum is made anew. Vorbis keeps length and
-time to the sample (30 clips decoded: as many samples, cross-correlation highest at lag 0, 21 dB of the signal over the
-error).
+and each page's checksum is made anew. Vorbis keeps length and time to the sample (30 clips decoded: as many samples,
+cross-correlation highest at lag 0, 21 dB of the signal over the error). The quality is libsndfile's own: at four fifths
+of the size, the error of the log-mel spectrum a Whisper sees nearly doubles (2.3 to 4.1 dB).
 """
 
 import struct

@@ -5,7 +5,7 @@ Gender moves pitch, pitch range, the synthesiser's variant and the length of the
 looking at either, so that what a method finds can be held against what was planted.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -68,19 +68,19 @@ def draw_voice(rng: np.random.Generator, speaker: str = "", gender: str = "", ac
 
 
 def corpus_voices(each: int = 4, seed: int = 3) -> list[Voice]:
-    """`each` voices in every accent × gender. Half of each group is "near", half "far"; so with the null label "a"/"b",
-    drawn independently; both are balanced in every group, so neither can stand for gender or accent."""
+    """`each` voices, a multiple of four, in every accent × gender. In each such group every pair of microphone ("near",
+    "far") and null label ("a", "b") is equally frequent, and chance says which voice has which: so neither can stand
+    for gender, for accent or for the other."""
     rng = np.random.default_rng([seed, 1])
+    pairs = [(mic, null) for mic in ("near", "far") for null in ("a", "b")] * (each // 4)
     voices = []
     for accent in ACCENTS:
         for gender in VARIANTS:
-            mics = rng.permutation(["near", "far"] * (each // 2))
-            nulls = rng.permutation(["a", "b"] * (each // 2))
-            for mic, null in zip(mics, nulls, strict=True):
+            for pair in rng.permutation(len(pairs)):
+                mic, null = pairs[pair]
                 drawn = draw_voice(rng, f"v{len(voices):02d}", gender, accent)
                 level = rng.uniform(-24, -18) if mic == "near" else rng.uniform(-32, -26)
-                facts = asdict(drawn) | {"level_db": round(float(level), 2), "mic": str(mic), "null": str(null)}
-                voices.append(Voice(**facts))
+                voices.append(replace(drawn, level_db=round(float(level), 2), mic=mic, null=null))
     return voices
 
 
