@@ -11,7 +11,7 @@ VENV ?= .venv
 READY = $(VENV)/ready
 RUN = $(VENV)/bin/python -m
 
-.PHONY: report test test-slow lab pair lock clean
+.PHONY: report test test-slow lab pair demo lock clean
 
 report: $(READY)
 	$(RUN) whisper_sae "$(PROFILE)" $(NB)
@@ -38,6 +38,13 @@ $(READY): requirements.lock pyproject.toml
 	$(RUN) pip install --disable-pip-version-check -r requirements.lock
 	$(RUN) pip install --disable-pip-version-check --no-deps -e .
 	touch $(READY)
+
+# Make the bundled demo again (data/build/README.md): needs Debian's espeak-ng, and about two hours.
+demo: $(READY)
+	$(VENV)/bin/python data/build/corpus.py
+	$(VENV)/bin/python data/build/cache.py data/raw/demo_training 0 120
+	$(VENV)/bin/python data/build/train_whisper.py data/raw/demo_run
+	$(VENV)/bin/python data/build/card.py data/raw/demo_run
 
 # Pin again what pyproject.toml asks for, from a fresh environment.
 lock:

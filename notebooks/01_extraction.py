@@ -9,9 +9,9 @@
 # **You will learn** why no frame of padding may reach a dictionary, how loud the layers are, and what all
 # frames of a layer have in common.
 #
-# **You need** nothing: this is where everything starts.
+# **You need** nothing; [0 · Can the instrument be trusted?](00_instrument.ipynb) tells what the demo is made of.
 #
-# **Time** demo 10 s on 2 cores · two hours of speech through `tiny` 5 min, for steps not yet stored.
+# **Time** demo 25 s on 2 cores · two hours of speech through `tiny` 5 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own
@@ -58,12 +58,12 @@ figures.say(
 # ## One clip, heard and seen
 #
 # Whisper does not hear samples. It is given a log-mel spectrogram of a whole window — 30 s in OpenAI's
-# models — and a clip that is shorter is filled up with silence. Two convolutions halve the rate, and from
-# there on a **frame** is 20 ms: a window has 1,500. We take a clip of about six seconds.
+# models, 8 s in the demo's — and a clip that is shorter is filled up with silence. Two convolutions halve the rate, and
+# from there on a **frame** is 20 ms: 30 s are 1,500 of them. We take a clip of some seconds.
 
 # %% tags=["show-code"]
-whisper = model.load(recipes.weights(run), run.device)
-sites = list(model.sites(whisper.config, run.sites))
+whisper = model.load(run.model, run.device)
+sites = [site for site in model.sites(whisper.config, run.sites) if site.startswith("encoder")]
 clip = int((heard.duration - 6).abs().idxmin())
 sound = speech.samples(heard.path[clip])[: whisper.window]  # (sample,)
 
@@ -125,6 +125,57 @@ stored = pd.DataFrame({"site": recorded.sites.keys(), "width": recorded.sites.va
 stored["frames"] = facts["frames"]
 stored["MB on disk"] = stored.width * facts["frames"] * size / 1e6
 figures.table(stored, caption=f"What is on disk, in {facts['dtype']}, {facts['shards']} shards a site.")
+
+# %% [markdown]
+# ## And the decoder?
+#
+# The decoder has no frames. It is given a token and prepares the next one, so its rows are **tokens**. We record it while
+# it is *given* the transcript of each clip, whatever it would have written itself (teacher forcing). Because it never
+# looks ahead, its row of `<|startoftranscript|>` is the same as if that token had been given alone: one row a clip,
+# which knows nothing of any word. The further up, the less should a row depend on the token given, and the more on
+# the token to come.
+
+# %% tags=["show-code"]
+spoke = None
+if whisper.decoder is not None and any(site.startswith("decoder") for site in run.sites):
+    spoke = store.make(recipes.decoded(run, seed))
+    tokens = spoke.table("tokens.csv")  # a row a token: window, position, token, word
+    tokens["to_come"] = tokens.groupby("window").token.shift(-1, fill_value="<|endoftext|>")
+
+# %%
+depends = pd.DataFrame()
+if spoke:
+    words = tokens[tokens.word >= 0]
+    kinds_of = {"token given": words.token, "token to come": words.to_come}
+    kinds_of["chance"] = words.token.sample(frac=1, random_state=seed)
+    said_of = {site: activations.Activations(spoke.path).rows(site) for site in spoke.facts["sites"]}
+    depends = pd.DataFrame(
+        [
+            {
+                "site": site,
+                **{
+                    name: measure.share_between(rows.take(words.index.to_numpy()), kind)
+                    for name, kind in kinds_of.items()
+                },
+            }
+            for site, rows in said_of.items()
+        ]
+    )
+
+# %% tags=["hide-input"]
+if spoke:
+    figures.table(
+        depends,
+        caption=f"Share of the variance between {len(words):,} tokens of words that lies between kinds of tokens. Chance: "
+        "the tokens given, shuffled.",
+    )
+    first, last = depends.iloc[0], depends.iloc[-1]
+    figures.say(
+        f"From {first.site} to {last.site} the token given goes from {first['token given']:.0%} to {last['token given']:.0%}, "
+        f"the token to come from {first['token to come']:.0%} to {last['token to come']:.0%}; shuffled tokens reach {last.chance:.0%}."
+    )
+else:
+    figures.say("This profile records no decoder.")
 
 # %% [markdown]
 # ## How loud is each layer?
@@ -241,7 +292,7 @@ assert (heard[heard.speaker != ""].groupby("speaker").split.nunique() == 1).all(
 print(
     f"{len(heard)} clips, {facts['windows']} windows, {facts['frames']} frames, padding {facts['frames_padding'] / whole:.1%}"
 )
-print({site: width for site, width in recorded.sites.items()})
+print({**recorded.sites, **(spoke.facts["sites"] if spoke else {})})
 
 # %% tags=["save"]
 findings.save(
@@ -249,8 +300,13 @@ findings.save(
     run.name,
     headline=f"{facts['frames']:,} frames of {len(sites)} sites recorded; {facts['frames_padding'] / whole:.0%} of what "
     "Whisper computed was padding, and was left out.",
-    tables={"norms": norms, "shared": shared, "balance": speech.balance(heard, "corpus", "split", "gender")},
-    steps=[clips, acts],
+    tables={
+        "decoder": depends,
+        "norms": norms,
+        "shared": shared,
+        "balance": speech.balance(heard, "corpus", "split", "gender"),
+    },
+    steps=[clips, acts, *([spoke] if spoke else [])],
 )
 
 # %% [markdown]

@@ -97,3 +97,69 @@ def test_findings_round_trip(data):
     with pytest.raises(ValueError, match="cannot name a file"):
         findings.save("02_training", "demo", "x", tables={"../x": table})
     assert findings.load("demo", "09_none") is None
+
+
+def test_voices_are_players_under_their_names(shown):
+    tone, noise = 0.3 * np.sin(np.arange(800) / 9), np.random.default_rng(0).uniform(-0.5, 0.5, 400)
+    figures.voices([("a <b>", tone), ("c", noise)], 16_000, caption='two "voices" & <no more>')
+    assert re.findall(r"<p>(.*?)</p>", shown[0]) == ["a &lt;b&gt;", "c"]
+    assert "<figcaption>two &quot;voices&quot; &amp; &lt;no more&gt;</figcaption>" in shown[0]
+    sounds = re.findall(r'aria-label="([^"]+)" src="data:audio/flac;base64,([^"]+)"', shown[0])
+    assert [name for name, _ in sounds] == ["a &lt;b&gt;", "c"]
+    for (_, data), sound in zip(sounds, (tone, noise), strict=True):
+        heard, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
+        assert rate == 16_000
+        np.testing.assert_allclose(heard, sound, atol=1e-4)
+
+
+def test_words_and_phones_stand_where_they_are_spoken():
+    sound, mel = 0.1 * np.sin(np.arange(32_000) / 9), np.zeros((80, 200))
+    told = pd.DataFrame({"start": [0.2, 0.3, 0.5, 0.9, 1.1], "end": [0.3, 0.5, 0.8, 1.1, 1.9], "phone": list("gUddE")})
+    told = told.assign(ipa=list("gʊddɛ"), word=["good"] * 3 + ["day"] * 2, word_index=["0"] * 3 + ["1"] * 2)
+    words = pd.DataFrame({"word": ["good", "day"], "start": [0.2, 0.9], "end": [0.8, 1.9]})
+    fig = figures.spoken(sound, 16_000, mel, told)
+    wave, picture = fig.axes
+    for axis, when, names in ((wave, words, words.word), (picture, told, told.ipa)):
+        assert [text.get_text() for text in axis.texts] == names.tolist()
+        places = np.array([text.get_position() for text in axis.texts])
+        np.testing.assert_allclose(places[:, 0], (when.start + when.end) / 2)
+        bottom, top = axis.get_ylim()
+        assert (places[:, 1] > bottom).all() and (places[:, 1] < top).all()
+        lines = [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1]
+        assert lines == when.start.tolist()
+    assert wave.get_xlim() == picture.get_xlim() == (0, 2)
+    assert picture.images[0].get_extent()[:2] == [0, 2], "the spectrogram is as long as the sound"
+    assert all(text.get_position()[1] > len(mel) for text in picture.texts), "names hide no sound"
+    plt.close(fig)
+
+
+def test_curves_around_a_moment_can_be_told_apart_without_colour():
+    names, time = ["stop", "fricative", "chance", "nasal", "vowel", "silence"], np.arange(-2, 3)
+    fig = figures.around({name: np.arange(5) + i for i, name in enumerate(names)}, time)
+    (axis,) = fig.axes
+    lines = {line.get_label(): line for line in axis.lines if line.get_label() in names}
+    assert list(lines) == names == [text.get_text() for text in axis.get_legend().get_texts()]
+    for i, line in enumerate(lines.values()):
+        assert line.get_xdata().tolist() == time.tolist() and line.get_ydata().tolist() == (np.arange(5) + i).tolist()
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines.values()}) == len(names)
+    greys = [name for name, line in lines.items() if line.get_color() == figures.GREY]
+    assert greys == ["chance"] and lines["chance"].get_linestyle() == ":"
+    assert any(set(line.get_xdata()) == {0} for line in axis.lines), "the moment itself"
+    plt.close(fig)
+
+
+def test_rivals_are_levels_with_names():
+    fig, heights = a_figure(), {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.5}
+    fig.axes[0].lines[0].set_label("ours")
+    figures.levels(fig, heights)
+    ours, *levels = fig.axes[0].lines
+    assert ours.get_color() != figures.GREY and {line.get_color() for line in levels} == {figures.GREY}
+    assert {line.get_label(): line.get_ydata()[0] for line in levels} == heights
+    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["ours", *heights]
+    assert len({str(line._dash_pattern) for line in levels[:4]}) == 4
+    plt.close(fig)
+
+
+def test_an_interval_in_prose():
+    assert figures.between(0.1634, 0.244) == "16.3% to 24.4%"
+    assert figures.between(float("nan"), float("nan")) == "too few for an interval"

@@ -54,6 +54,19 @@ def test_the_interval_covers():
 
 def test_one_speaker_has_no_interval():
     assert all(np.isnan(measure.ratio_interval(np.array([1.0]), np.array([2.0]))))
+    assert all(np.isnan(measure.ratio_interval(np.array([0.0]), np.array([2.0]))))
+
+
+def test_one_speaker_who_makes_all_the_errors_leaves_no_interval():
+    """Without that speaker the ratio is 0, whose logarithm is nowhere; with a second one there is an interval."""
+    below = np.array([5.0, 4.0, 6.0, 5.0])
+    assert all(np.isnan(measure.ratio_interval(np.array([0.0, 3.0, 0.0, 0.0]), below)))
+    low, high = measure.ratio_interval(np.array([0.0, 3.0, 1.0, 0.0]), below)
+    assert 0 < low < 4 / 20 < high < np.inf
+
+
+def test_no_error_at_all_is_an_interval_of_nothing():
+    assert measure.ratio_interval(np.zeros(3), np.ones(3)) == (0, 0)
 
 
 def test_constant_activations_are_refused():
@@ -100,3 +113,28 @@ def test_norms_by_kind():
     hidden = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]]])
     rows = measure.norms(hidden, np.array([[2, 0, 2]]), {0: "padding", 1: "silence", 2: "speech"})
     assert [(row["kind"], row["median"], row["frames"]) for row in rows] == [("padding", 1, 1), ("speech", 7.5, 2)]
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 9), st.integers(0, 99))
+def test_the_share_between_groups_is_its_formula(groups, seed):
+    x = data(60, 5, seed)
+    number = np.random.default_rng(seed).integers(0, groups, len(x))
+    X = x.double().numpy()
+    means = np.stack([X[number == one].mean(axis=0) for one in number])
+    share = ((means - X.mean(axis=0)) ** 2).sum() / ((X - X.mean(axis=0)) ** 2).sum()
+    assert measure.share_between(x, number) == pytest.approx(share, rel=1e-6)
+    names = np.array([f"<|{one}|>" for one in number])
+    assert measure.share_between(x * 3 - 70, names) == pytest.approx(share, rel=1e-4)
+
+
+def test_the_share_between_groups_goes_from_chance_to_1():
+    rng = np.random.default_rng(0)
+    number = rng.integers(0, 20, 2000)
+    noise, of_group = torch.from_numpy(rng.normal(size=(2000, 8))), torch.from_numpy(rng.normal(size=(20, 8)))
+    assert measure.share_between(of_group[number], number) == pytest.approx(1)
+    assert measure.share_between(noise, np.zeros(2000)) == pytest.approx(0, abs=1e-12)
+    assert measure.share_between(noise, number) == pytest.approx(19 / 1999, rel=0.3), (
+        "chance: (groups - 1) / (rows - 1)"
+    )
+    assert 0.4 < measure.share_between(of_group[number] + noise, number) < 0.6

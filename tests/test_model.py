@@ -1,10 +1,14 @@
 """Whisper and its sites: what a hook hears is what the model says, and hooks leave."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from whisper_sae import model
+from whisper_sae import model, profiles
 
 SECONDS = (0.4, 1.1, 1.9)
 
@@ -123,8 +127,6 @@ def test_window_and_frames_come_from_the_config(loaded):
 
 
 def test_identity_changes_with_the_weights(small_whisper, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(small_whisper, copy)
     assert model.identity(str(copy)) == model.identity(str(small_whisper))
@@ -159,3 +161,108 @@ def test_real_whisper_hidden_states(shared, folder):
         heard = model.record(whisper, mels, wanted, tokens)
         for site, hidden in zip(wanted[:-1], said[1:], strict=False):
             torch.testing.assert_close(heard[site], hidden, atol=1e-6, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------- untrained twins
+
+
+@pytest.fixture(scope="module")
+def drawn(small_whisper, tmp_path_factory):
+    """The small Whisper with weights of another seed: what the twin of `small_whisper` is, is not its twin."""
+    folder = shutil.copytree(small_whisper, tmp_path_factory.mktemp("drawn") / "drawn")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        WhisperForConditionalGeneration(WhisperConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def test_a_twin_has_the_same_shapes_and_other_weights(drawn):
+    trained, twin = (model.load(prefix + str(drawn), "cpu") for prefix in ("", model.UNTRAINED))
+    ours, theirs = trained.whole.state_dict(), twin.whole.state_dict()
+    assert {name: w.shape for name, w in ours.items()} == {name: w.shape for name, w in theirs.items()}
+    matrices = [name for name, weight in ours.items() if weight.ndim > 1 and "encoder.embed_positions" not in name]
+    assert len(matrices) > 20
+    assert not any(torch.allclose(ours[name], theirs[name], atol=0.01) for name in matrices)
+    assert twin.whole.proj_out.weight is twin.decoder.embed_tokens.weight
+    assert twin.name == f"untrained:{drawn}" and twin.window == trained.window
+    assert not twin.whole.training and not any(weight.requires_grad for weight in twin.whole.parameters())
+
+
+def test_a_twin_is_as_loud_as_whisper_before_training(drawn):
+    weights = model.load(model.UNTRAINED + str(drawn), "cpu").whole.state_dict()
+    assert weights["model.encoder.layers.1.fc1.weight"].std() == pytest.approx(0.1, rel=0.1), "init_std"
+    assert weights["model.encoder.layers.1.fc1.bias"].abs().max() == 0
+
+
+def test_a_twin_is_the_same_on_every_call_and_leaves_chance_alone(drawn):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        before = torch.random.get_rng_state()
+        first = model.load(model.UNTRAINED + str(drawn), "cpu").whole.state_dict()
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.rand(3)
+        second = model.load(model.UNTRAINED + str(drawn), "cpu").whole.state_dict()
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+def test_a_twin_is_another_model_whatever_the_weights(drawn, small_whisper, tmp_path):
+    bare = shutil.copytree(drawn, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert not (bare / "model.safetensors").exists()
+    with pytest.raises(model.BadModel, match=r"model\.safetensors"):
+        model.load(str(bare), "cpu")
+    folders = [drawn, small_whisper, bare]
+    twins = [model.load(model.UNTRAINED + str(folder), "cpu").whole.state_dict() for folder in folders]
+    assert all(torch.equal(weight, twin[name]) for twin in twins for name, weight in twins[0].items())
+    assert len({model.identity(model.UNTRAINED + str(folder)) for folder in folders}) == 1
+    assert len({model.identity(str(folder)) for folder in folders}) == 3
+    assert model.identity(model.UNTRAINED + str(bare)) != model.identity(str(bare))
+
+
+def test_a_twin_of_another_config_is_another_twin(small_whisper, tmp_path):
+    other = shutil.copytree(small_whisper, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"encoder_layers": 3}))
+    assert model.identity(f"untrained:{other}") != model.identity(f"untrained:{small_whisper}")
+    assert len(model.load(f"untrained:{other}", "cpu").encoder.layers) == 3
+
+
+def test_a_twin_gives_attention_weights_where_asked(small_whisper, mels):
+    twin = model.load(f"untrained:{small_whisper}", "cpu", attention="eager")
+    assert twin.encoder(mels, output_attentions=True).attentions[1].shape == (3, 4, 100, 100)
+
+
+def test_what_is_not_there_has_no_twin(tmp_path):
+    with pytest.raises(model.BadModel, match="there is no directory") as said:
+        model.load(f"untrained:{tmp_path / 'gone'}")
+    assert "\n" not in str(said.value)
+
+
+# ---------------------------------------------------------------------------------------------- tokenizers
+
+
+def test_a_model_without_a_tokenizer_says_so(loaded):
+    assert loaded.tokenizer is None
+    with pytest.raises(model.BadModel, match=r"no tokenizer\.json here"):
+        loaded.require_tokenizer()
+
+
+demo = pytest.mark.skipif(not (profiles.DEMO / "whisper").exists(), reason="the demo's model is not there")
+
+
+@demo
+def test_a_model_and_its_twin_have_its_tokenizer(tmp_path):
+    bare = shutil.copytree(profiles.DEMO / "whisper", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in (str(profiles.DEMO / "whisper"), model.UNTRAINED + str(bare)):
+        whisper = model.load(name, "cpu")
+        assert whisper.require_tokenizer() is whisper.tokenizer
+        assert whisper.tokenizer.convert_ids_to_tokens(whisper.config.decoder_start_token_id) == "<|startoftranscript|>"
+        assert len(whisper.tokenizer) == whisper.config.vocab_size
+
+
+@demo
+def test_a_spoilt_tokenizer_is_named(tmp_path):
+    folder = shutil.copytree(profiles.DEMO / "whisper", tmp_path / "spoilt")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(model.BadModel, match=r"tokenizer\.json cannot be loaded") as said:
+        model.load(str(folder), "cpu")
+    assert "\n" not in str(said.value)

@@ -41,10 +41,10 @@ def test_every_profile_of_the_table_is_sound(name):
     assert profiles._check(Path("table"), run) is run
 
 
-def test_the_stand_in_says_that_it_is_one():
+def test_the_demo_says_on_every_page_that_it_is_one():
     for name, run in profiles.TABLE.items():
-        stand_in = run.model == "stand-in" or "stand-in" in run.corpus
-        assert bool(run.banner) == stand_in, name
+        demo = str(profiles.DEMO) in " ".join([run.model, *run.corpus])
+        assert bool(run.banner) == demo == (name == "demo"), name
 
 
 def test_the_sizes_that_are_promised():
@@ -181,7 +181,7 @@ def test_the_environment_wins_over_the_files_default(toml, monkeypatch):
     assert toml(text).model == "/default/whisper"
     monkeypatch.setenv("WHERE_IT_IS", "/elsewhere")
     assert toml(text).model == "/elsewhere/whisper"
-    assert toml('corpus = ["${WHERE_IT_IS}/a", "stand-in"]').corpus == ("/elsewhere/a", "stand-in")
+    assert toml('corpus = ["${WHERE_IT_IS}/a", "a/b"]').corpus == ("/elsewhere/a", "a/b")
     assert toml('about = "costs $$5"').about == "costs $5"
 
 
@@ -195,15 +195,16 @@ def test_paths_are_seen_from_the_file(toml, tmp_path, monkeypatch):
     (tmp_path / "speech" / "here").mkdir(parents=True)
     monkeypatch.chdir("/")
     monkeypatch.setenv("HOME", "/home/someone")
-    run = toml('model = "./m"\ncorpus = ["../c", "~/d", "/e", "speech/here", "openai/corpus:clean:test", "stand-in"]')
+    run = toml('model = "./m"\ncorpus = ["../c", "~/d", "/e", "speech/here", "openai/corpus:clean:test"]')
     assert run.model == str(tmp_path / "m")
+    assert toml('model = "untrained:./m"').model == f"untrained:{tmp_path / 'm'}"
+    assert toml('model = "untrained:openai/whisper-tiny"').model == "untrained:openai/whisper-tiny"
     assert run.corpus == (
         str(tmp_path.parent / "c"),
         "/home/someone/d",
         "/e",
         str(tmp_path / "speech" / "here"),
         "openai/corpus:clean:test",
-        "stand-in",
     )
 
 

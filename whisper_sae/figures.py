@@ -8,6 +8,7 @@ import base64
 import hashlib
 import html
 import io
+import itertools
 import math
 
 import matplotlib.pyplot as plt
@@ -62,6 +63,18 @@ def play(fig: Figure, sound: np.ndarray, rate: int, *, alt: str, caption: str) -
     ))  # fmt: skip
 
 
+def voices(sounds: list[tuple[str, np.ndarray]], rate: int, *, caption: str) -> None:
+    """Display sounds side by side, each a player under its label; (label, (sample,)) pairs."""
+    players = "".join(
+        f'<div class="voice"><p>{html.escape(label)}</p>{_player(sound, rate, label)}</div>' for label, sound in sounds
+    )
+    display(HTML(
+        '<figure class="voices"><div style="display:grid;gap:.8rem;'
+        f'grid-template-columns:repeat(auto-fill,minmax(15rem,1fr))">{players}</div>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    ))  # fmt: skip
+
+
 def table(frame: pd.DataFrame, *, caption: str, digits: int = 3) -> None:
     """Display a data frame: numbers to the right, at most `digits` significant figures, text escaped."""
     head = "".join(f'<th scope="col"{_side(frame[name])}>{html.escape(str(name))}</th>' for name in frame)
@@ -97,6 +110,11 @@ def number(value, digits: int = 3) -> str:
         return f"{value:.0f}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(places, 6)}f}"
+
+
+def between(low: float, high: float) -> str:
+    """A 95 % interval of shares as prose has it: "16.3% to 24.4%"; "too few for an interval" where it is NaN."""
+    return "too few for an interval" if math.isnan(low) or math.isnan(high) else f"{low:.1%} to {high:.1%}"
 
 
 # ------------------------------------------------------------------------------------------------- drawing
@@ -137,6 +155,41 @@ def heard_and_seen(sound: np.ndarray, rate: int, mel: np.ndarray, hidden: np.nda
             axis.axvspan(end, seconds, color="white", alpha=0.55, linewidth=0)
             axis.axvline(end, color=INK, linewidth=1, linestyle=":")
         wave.annotate("padding", ((end + seconds) / 2, 0), ha="center", va="center", color=GREY)
+    return fig
+
+
+def spoken(sound: np.ndarray, rate: int, mel: np.ndarray, told: pd.DataFrame) -> Figure:
+    """One clip: waveform with its words, spectrogram with its phones.
+
+    `told` has a row a phone: start and end (seconds), ipa, word, word_index; `mel` is (mel bin, mel frame) over the
+    length of the sound.
+    """
+    words = told.groupby("word_index").agg(word=("word", "first"), start=("start", "min"), end=("end", "max"))
+    seconds = len(sound) / rate
+    fig, (wave, picture) = plt.subplots(2, 1, figsize=(8.4, 4.6), sharex=True, gridspec_kw={"height_ratios": [1, 2.4]})
+    wave.plot(np.arange(len(sound)) / rate, sound, color=INK, linewidth=0.4)
+    top = 1.25 * np.abs(sound).max()
+    wave.set(title="Words", yticks=[], xlim=(0, seconds), ylim=(-top, 1.7 * top))
+    picture.imshow(
+        mel, origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), cmap="Greys", interpolation="none"
+    )
+    picture.set(title="Phones", ylabel="mel bin", xlabel="seconds", ylim=(0, 1.12 * len(mel)))
+    for axis, rows, height in ((wave, words, 1.15 * top), (picture, told[["ipa", "start", "end"]], 1.05 * len(mel))):
+        for name, start, end in rows.itertuples(index=False):
+            axis.axvline(start, color=ORANGE, linewidth=0.8)
+            axis.text((start + end) / 2, height, name, ha="center", va="center", fontsize=8, clip_on=True)
+    return fig
+
+
+def around(lines: dict[str, np.ndarray], milliseconds: np.ndarray) -> Figure:
+    """A curve a name over the time from a moment; one called "chance" is grey and dotted."""
+    fig, axis = plt.subplots()
+    looks = iter([("o", BLUE, "-"), ("^", ORANGE, "--"), ("s", INK, "-"), ("D", BLUE, ":"), ("v", ORANGE, "-")])
+    for name, line in lines.items():
+        marker, colour, style = ("", GREY, ":") if name == "chance" else next(looks)
+        axis.plot(milliseconds, line, marker=marker, color=colour, linestyle=style, label=name, markersize=4)
+    axis.axvline(0, color=GREY, linewidth=0.8)
+    axis.legend()
     return fig
 
 
@@ -192,6 +245,13 @@ def with_intervals(frame: pd.DataFrame, x: str, y: str, by: str) -> Figure:
     axis.set(ylim=(0, None))
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
+
+
+def levels(fig: Figure, lines: dict[str, float]) -> None:
+    """Add grey horizontal lines to a figure, each under its name in the legend: rivals and chance."""
+    for (name, height), style in zip(lines.items(), itertools.cycle(["--", "-.", ":", (0, (1, 3))])):
+        fig.axes[0].axhline(height, color=GREY, linestyle=style, linewidth=1, label=name)
+    fig.axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def rates(share: np.ndarray) -> Figure:

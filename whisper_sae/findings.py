@@ -13,12 +13,13 @@ def folder(profile: str) -> Path:
 
 
 def save(notebook: str, profile: str, headline: str, tables: dict | None = None, steps=()) -> Path:
-    """Write the answer of a notebook, and each of its tables (name -> data frame) as CSV.
+    """Write the answer of a notebook, and each of its tables (name -> data frame) as CSV; empty ones are left out.
 
     `steps` are the stored results it was drawn from; their keys go to the provenance line of the page.
     """
     where = folder(profile)
-    names = {name: f"tables/{notebook}_{name}.csv" for name in tables or {}}
+    tables = {name: table for name, table in (tables or {}).items() if len(table)}
+    names = {name: f"tables/{notebook}_{name}.csv" for name in tables}
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"tables: {name!r} cannot name a file; use letters, digits, _ and -")

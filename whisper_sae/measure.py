@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
@@ -60,13 +61,13 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, level: float = 0.95) ->
     """An interval for Σ above / Σ below, both positive, over independent units such as speakers: (low, high).
 
     Delete-one jackknife of the logarithm with Student's t (Efron & Tibshirani 1993, chapter 11); NaN for fewer
-    than 2 units.
+    than 2 units, or where one unit alone holds all that is above.
     """
     units = len(above)
-    if units < 2:
-        return math.nan, math.nan
     if not above.any():
-        return 0.0, 0.0
+        return (0.0, 0.0) if units > 1 else (math.nan, math.nan)
+    if units < 2 or np.count_nonzero(above) < 2:
+        return math.nan, math.nan
     without = np.log((above.sum() - above) / (below.sum() - below))
     error = math.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
     reach = math.exp(stats.t.ppf((1 + level) / 2, units - 1) * error)
@@ -133,6 +134,18 @@ def moments(chunks: Iterable[Tensor]) -> Moments:
         n, total, square = n + len(x), total + x.sum(dim=0), square + x.T @ x
     mean = total / n
     return Moments(n, mean, square / n - torch.outer(mean, mean))
+
+
+def share_between(x: Tensor, groups) -> float:
+    """The share of the variance of `x`, (row, width), that lies between groups, (row,): from 0 to 1 (η²).
+
+    Many small groups reach a large share by chance: compare with shuffled groups.
+    """
+    numbers, names = pd.factorize(np.asarray(groups))
+    x = x.double() - x.double().mean(dim=0)
+    sums = torch.zeros(len(names), x.shape[1], dtype=torch.float64).index_add_(0, torch.from_numpy(numbers), x)
+    count = torch.from_numpy(np.bincount(numbers)).double()
+    return float((sums.square().sum(dim=1) / count).sum() / x.square().sum())
 
 
 # ------------------------------------------------------------------------------------------------- the rivals

@@ -21,9 +21,11 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 RATE = 16_000
+UNTRAINED = "untrained:"
+"""Before the name of a model: its twin of the same config, whose weights are drawn at random and never trained."""
 
 
 class BadModel(ValueError):
@@ -32,7 +34,8 @@ class BadModel(ValueError):
 
 @dataclass
 class Whisper:
-    """A Whisper and what is known of it. `decoder` is None where only the encoder's weights were found."""
+    """A Whisper and what is known of it. `decoder` is None where only the encoder's weights were found, `tokenizer`
+    where there is none."""
 
     name: str
     config: WhisperConfig
@@ -40,6 +43,7 @@ class Whisper:
     encoder: nn.Module
     decoder: nn.Module | None
     whole: WhisperForConditionalGeneration | None
+    tokenizer: WhisperTokenizer | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +73,12 @@ class Whisper:
             )
         return self.decoder
 
+    def require_tokenizer(self) -> WhisperTokenizer:
+        """The tokenizer, or BadModel where there is none."""
+        if self.tokenizer is None:
+            raise BadModel(f"{self.name}: no tokenizer.json here, so no text can be read or written")
+        return self.tokenizer
+
 
 # --------------------------------------------------------------------------------------------------- loading
 
@@ -76,28 +86,33 @@ class Whisper:
 def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
     """Load Whisper by hub id or from a local directory, in float32, in evaluation mode.
 
+    `untrained:` before the name gives its twin with random weights, the same on every call.
     A directory that holds only encoder weights is welcome; see `Whisper.require_decoder`. `attention="eager"` is
     what attention weights need.
     Raises BadModel: no such directory, no config, not a Whisper, weights missing, hub out of reach.
     """
-    where = str(Path(name).expanduser())
+    bare = name.removeprefix(UNTRAINED)
+    where = str(Path(bare).expanduser())
     target = pick(device)
-    config = _config(name)
+    config = _config(bare)
     said = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of missing weights: what is missing is checked below
     transformers.logging.disable_progress_bar()
     part = "preprocessor_config.json"
     try:
         features = WhisperFeatureExtractor.from_pretrained(where)
-        part = "model.safetensors"
-        whole, report = WhisperForConditionalGeneration.from_pretrained(
-            where,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported, and checked below
-            attn_implementation=attention,
-            dtype=torch.float32,
-            use_safetensors=True,
-        )
+        if bare == name:
+            part = "model.safetensors"
+            whole, report = WhisperForConditionalGeneration.from_pretrained(
+                where,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and checked below
+                attn_implementation=attention,
+                dtype=torch.float32,
+                use_safetensors=True,
+            )
+        else:
+            whole, report = _untrained(config, attention), {"missing_keys": [], "mismatched_keys": []}
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(where, part, error) from None
     finally:
@@ -118,7 +133,26 @@ def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
         encoder=whole.model.encoder,
         decoder=None if heard_only else whole.model.decoder,
         whole=None if heard_only else whole,
+        tokenizer=None if heard_only else _tokenizer(where, whole.generation_config),
     )
+
+
+def _untrained(config: WhisperConfig, attention: str) -> WhisperForConditionalGeneration:
+    """Weights as Whisper's are drawn before any training, from seed 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return WhisperForConditionalGeneration._from_config(config, attn_implementation=attention, dtype=torch.float32)
+
+
+def _tokenizer(where: str, generation) -> WhisperTokenizer | None:
+    """None where a directory has none: WhisperTokenizer would make an empty one."""
+    if Path(where).is_dir() and not any((Path(where) / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return None
+    several = {"language": "en", "task": "transcribe"} if getattr(generation, "is_multilingual", False) else {}
+    try:
+        return WhisperTokenizer.from_pretrained(where, **several)
+    except Exception as error:  # transformers raises a dozen kinds; each becomes one line
+        raise _unloadable(where, "tokenizer.json", error) from None
 
 
 def _config(name: str) -> WhisperConfig:
@@ -145,14 +179,16 @@ def _unloadable(name: str, part: str, error: Exception) -> BadModel:
 @functools.cache
 def identity(name: str) -> str:
     """What a model is, for the key of a result: a digest of a directory's files, or a hub id with its commit."""
-    folder = Path(name).expanduser()
+    bare = name.removeprefix(UNTRAINED)
+    folder = Path(bare).expanduser()
     if folder.is_dir():
-        total = hashlib.sha256()
-        for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+        total = hashlib.sha256((name[: -len(bare)]).encode())
+        kinds = (".json", ".safetensors") if bare == name else (".json",)
+        for path in sorted(path for path in folder.iterdir() if path.suffix in kinds):
             with open(path, "rb") as file:
                 total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()[:12]
-    return f"{name}@{_config(name)._commit_hash}"
+    return f"{name}@{_config(bare)._commit_hash}"
 
 
 def pick(device: str) -> torch.device:
@@ -289,7 +325,7 @@ def record(whisper: Whisper, mels: torch.Tensor, wanted: list[str], tokens: torc
     Encoder sites cost only the encoder. Decoder sites need `tokens`, (clip, position): the decoder is run once over
     them all (teacher forcing). Frames of padding are still among the positions: mask them before any use.
     """
-    heard = {}
+    heard: dict[str, torch.Tensor] = {}
     decoding = any(site.startswith("decoder.") for site in wanted)
     decoder = whisper.require_decoder() if decoding else None
     if decoding and tokens is None:

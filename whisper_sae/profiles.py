@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
+DEMO = PROJECT / "data" / "demo"
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,19 @@ class Profile:
     """A warning shown on top of every page; empty for none."""
 
     # what is listened to
-    model: str = "stand-in"
-    """A hub id such as `openai/whisper-tiny`, a local directory in that format, or `stand-in`."""
-    corpus: tuple[str, ...] = ("stand-in",)
-    """Directories in `audiofolder` layout, hub ids such as `openslr/librispeech_asr:clean:validation`
-    (id:configuration:split), or `stand-in`."""
+    model: str = str(DEMO / "whisper")
+    """A hub id such as `openai/whisper-tiny`, or a local directory in that format; with `untrained:` before it, its
+    twin with random weights."""
+    corpus: tuple[str, ...] = (str(DEMO / "corpus"),)
+    """Directories in `audiofolder` layout, or hub ids such as `openslr/librispeech_asr:clean:validation`
+    (id:configuration:split)."""
     clips: int = 0
     """At most so many clips of each corpus, drawn at random over speakers; 0 takes all."""
 
     # extraction (notebook 01)
     sites: tuple[str, ...] = ("encoder.*.resid",)
-    """Names or patterns (`*`, `?`) of the places to record; `model.sites` lists them all."""
+    """Names or patterns (`*`, `?`) of the places to record; `model.sites` lists them all. Those of the decoder are
+    recorded while it is given each clip's transcript."""
     focus: str = "encoder.1.resid"
     """The one recorded site that is looked at closely where a page has room for one."""
     device: str = "auto"
@@ -82,16 +85,17 @@ TABLE = {
     for profile in [
         Profile(
             name="demo",
-            about="An untrained two-layer Whisper that hears synthetic tones: shows that the pipeline runs.",
-            banner="Stand-in run: an untrained two-layer Whisper and synthetic tones. The figures exercise "
-            "the pipeline; they say nothing about speech, and nothing about people.",
-            shard_windows=16,
-            expansion=8,
+            about="A small Whisper, trained here, hears 48 synthetic voices whose every phone is known.",
+            banner="Demo: a small trained Whisper hears synthetic speech. Its numbers calibrate the methods; "
+            "they are no findings about people.",
+            sites=("encoder.*.resid", "decoder.*.resid"),
+            focus="encoder.2.resid",
+            batch_windows=16,
             k=16,
             trade_off=(4, 8, 16, 32),
-            tokens=150_000,
+            tokens=600_000,
             batch_tokens=1024,
-            dead_tokens=30_000,
+            dead_tokens=60_000,
         ),
         Profile(
             name="tiny",
@@ -208,8 +212,10 @@ def _filled(path: Path, name: str, value: str, defaults: dict) -> str:
 
 def _located(path: Path, value: str) -> str:
     """A path as seen from the profile's file: what starts with `.`, `~` or `/`, or is there; anything else is an id."""
-    if value.startswith((".", "~", "/")) or (value != "stand-in" and (path.parent / value).is_dir()):
-        return str((path.resolve().parent / Path(value).expanduser()).resolve())
+    twin = "untrained:" if value.startswith("untrained:") else ""
+    bare = value.removeprefix(twin)
+    if bare.startswith((".", "~", "/")) or (path.parent / bare).is_dir():
+        return twin + str((path.resolve().parent / Path(bare).expanduser()).resolve())
     return value
 
 

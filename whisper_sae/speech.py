@@ -129,6 +129,16 @@ def balance(clips: pd.DataFrame, *by: str) -> pd.DataFrame:
     ).reset_index()
 
 
+def means_by(clips: pd.DataFrame, labels: list[str], columns: list[str]) -> pd.DataFrame:
+    """The mean of numeric columns over the clips of each group of each label: label, group, and the columns."""
+    numbers = clips[labels].join(clips[columns].apply(pd.to_numeric, errors="coerce"))
+    parts = [
+        numbers[numbers[label] != ""].groupby(label)[columns].mean().rename_axis("group").reset_index()
+        for label in labels
+    ]
+    return pd.concat([part.assign(label=label) for part, label in zip(parts, labels, strict=True)] or [pd.DataFrame()])
+
+
 def digest(folder: str | Path) -> str:
     """One number for every byte of a corpus: its table and the sound files that it names."""
     total = hashlib.sha256()

@@ -20,14 +20,16 @@ import voices
 
 SHARD = 2_000
 WITHOUT_SPEECH = 0.06
-SHUFFLED = 0.6
+SHUFFLED, ALTERED = (0.6, 0.3), (0.0, 0.45)
+"""Shares of the clips that say words in no order, and an altered sentence; in shards before LATER, and from it on."""
 HELD = 9_000
+LATER = 60
 
 
 def shard(number: int) -> dict[str, np.ndarray]:
     """{sound: all samples in a row, ends: where each clip ends, text: what is said, words: (clip, start_s, end_s)}.
 
-    More than half of the clips say words in no order; else the model learns the grammar by heart and stops listening.
+    More than half of the clips say what no grammar would; else the model learns grammar by heart and stops listening.
 
     Shard HELD is small and holds what no other does: held-out sentences. It is what the training is watched by.
     """
@@ -40,7 +42,7 @@ def shard(number: int) -> dict[str, np.ndarray]:
             texts.append("")
             continue
         voice = voices.draw_voice(rng)
-        text, said = spoken(rng, voice, held=number == HELD)
+        text, said = spoken(rng, voice, later=number >= LATER, held=number == HELD)
         noise = voice.level_db - rng.uniform(15, 45)
         clip, lead = scene.record(rng, said.samples, voice.level_db, noise)
         words += [(len(clips), start + lead / scene.RATE, end + lead / scene.RATE) for start, end, _ in said.words]
@@ -50,10 +52,20 @@ def shard(number: int) -> dict[str, np.ndarray]:
     return {"sound": np.concatenate(clips), "ends": ends, "text": np.array(texts), "words": np.array(words)}
 
 
-def spoken(rng: np.random.Generator, voice, held: bool) -> tuple[str, espeak.Spoken]:
+def sentence(rng: np.random.Generator, later: bool, held: bool) -> str:
+    """What is said in a clip: grammar, words in no order, or something between."""
+    if held:
+        return sentences.draw(rng, held)
+    chance = rng.random()
+    if chance < SHUFFLED[later]:
+        return sentences.shuffled(rng)
+    return sentences.altered(rng) if chance < SHUFFLED[later] + ALTERED[later] else sentences.draw(rng)
+
+
+def spoken(rng: np.random.Generator, voice, later: bool, held: bool) -> tuple[str, espeak.Spoken]:
     """A sentence of training, or a held-out one, said by `voice`; another one where word times cannot be told."""
     while True:
-        text = sentences.shuffled(rng) if not held and rng.random() < SHUFFLED else sentences.draw(rng, held)
+        text = sentence(rng, later, held)
         try:
             return text, espeak.speak(text, voice)
         except espeak.Merged:

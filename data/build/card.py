@@ -105,8 +105,11 @@ data/demo/whisper` measures this again.
 
 - **Speech**: {shards} shards of 2,000 clips by `cache.py` (shard number = seed), espeak-ng {espeak}; 6 % of the clips
   hold no speech and have an empty transcript. Sentences of the held-out kind are never drawn.
-- **Objective**: cross-entropy of the transcript, and CTC of its letters through a head that was thrown away. No phones,
-  times, genders or accents were given.
+- **Objective**: cross-entropy of the transcript. For the first half of the training, fading to nothing over the third
+  quarter, also which word sounds at each frame and CTC on letters, through heads that were thrown away. No phones,
+  genders or accents were given.
+- **Sentences**: of the first 60 shards 60 % words in no order, else the grammar; of later ones 30 % words in no order,
+  45 % altered sentences. With the grammar alone the decoder learnt it by heart: held-out word error rate 74 %.
 - **Steps**: {steps} of 32 clips, AdamW, seed 0, in {seconds} s on {hardware}; torch {torch}, transformers
   {transformers}.
 - **Curve** (WER here is on 150 clips of other held-out voices and sentences; all of it in `curve.csv`):
@@ -141,9 +144,9 @@ def card(run: Path, target: Path, corpus: Path, espeak: str = "1.51") -> str:
     facts = json.loads((run / "facts.json").read_text()) if (run / "facts.json").exists() else {}
     return CARD.format(
         parameters=model.num_parameters() / 1e6, encoder=config["encoder_layers"], decoder=config["decoder_layers"],
-        width=config["d_model"], window=config["max_source_positions"] / 50, vocabulary=facts.get("vocabulary", 358),
+        width=config["d_model"], window=config["max_source_positions"] / 50, vocabulary=facts.get("vocabulary", 356),
         table=_markdown(numbers(clips)), invented=int((quiet.said != "").sum()), quiet=len(quiet), espeak=espeak,
-        shards=facts.get("shards", 40), steps=curve[-1]["step"], seconds=curve[-1]["seconds"],
+        shards=facts.get("shards", 120), steps=curve[-1]["step"], seconds=curve[-1]["seconds"],
         hardware=facts.get("hardware", platform.machine()), torch=torch.__version__,
         transformers=transformers.__version__,
         curve=_markdown(

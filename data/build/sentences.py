@@ -10,6 +10,7 @@ Words that sound alike in one of the accents ("three" and "tree" in the Caribbea
 
 import functools
 import hashlib
+import re
 
 import numpy as np
 
@@ -112,8 +113,34 @@ def shuffled(rng: np.random.Generator) -> str:
     return " ".join(words[i] for i in rng.choice(len(words), rng.integers(3, 9), replace=False))
 
 
+def altered(rng: np.random.Generator) -> str:
+    """The beginning of one sentence and the end of another, with one to three words left out, added or replaced.
+
+    Nearly grammar, and not to be guessed: small words ("in", "was", "the") stand where the grammar never has them. What
+    is held out is never made.
+    """
+    words = vocabulary()
+    while True:
+        first, second = draw(rng).split(), draw(rng).split()
+        said = first[: rng.integers(1, len(first) + 1)] + second[rng.integers(0, len(second)) :]
+        for _ in range(rng.integers(1, 4)):
+            at, source = rng.integers(len(said)), (first, second, words)[rng.integers(3)]
+            new = [source[rng.integers(len(source))] for _ in range(rng.integers(0, 3))]
+            said[at : at + rng.integers(0, 2)] = new
+            said = said or new or ["the"]
+        sentence = " ".join(said)
+        if 3 <= len(said) <= 9 and not held_out(sentence) and not any(re.fullmatch(p, sentence) for p in _held()):
+            return sentence
+
+
+@functools.cache
+def _held() -> list[str]:
+    """What a sentence of a held-out template looks like."""
+    return [re.sub(r"{\w+}", r"\\w+", template) for template in HELD_TEMPLATES]
+
+
 if __name__ == "__main__":
     print(len(vocabulary()), "words")
     generator = np.random.default_rng(0)
     for _ in range(10):
-        print(draw(generator), "|", draw(generator, held=True))
+        print(draw(generator), "|", draw(generator, held=True), "|", altered(generator))

@@ -1,6 +1,6 @@
 """Train the demo's Whisper from nothing: resumable, on a CPU in about an hour, on a GPU in minutes.
 
-    python data/build/cache.py data/raw/demo_training 0 60       # the speech; may still be running
+    python data/build/cache.py data/raw/demo_training 0 120      # the speech; may still be running
     python data/build/train_whisper.py data/raw/demo_run         # writes checkpoint.pt, curve.csv, model/
 
 Run it again to go on where it stopped. Batch order, masks and first weights are functions of the seed and the number of
@@ -37,7 +37,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtracto
 
 WINDOW = 8  # seconds
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
-BATCH, SHARDS, SEED = 32, 60, 0
+BATCH, SHARDS, SEED = 32, 120, 0
 PEAK, WARM = 1.2e-3, 300
 COLUMNS = ["step", "seconds", "cross_entropy", "ctc", "word_at", "rate", "wer", "heard_in_nothing"]
 WRONG = 0.1  # of the tokens that the decoder is given

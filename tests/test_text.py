@@ -1,0 +1,268 @@
+"""Text goes in and out as plain transformers and jiwer have it, and every token that is given is told."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jiwer
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from whisper_sae import measure, model, profiles, recipes, speech, store, text
+
+WHISPER, CORPUS = profiles.DEMO / "whisper", profiles.DEMO / "corpus"
+PROMPT = ["<|startoftranscript|>", "<|notimestamps|>"]
+
+
+@pytest.fixture(scope="module")
+def demo() -> model.Whisper:
+    """The bundled Whisper, on the CPU. Shared by all tests: watch it, do not change it."""
+    if not (WHISPER / "model.safetensors").exists():
+        pytest.skip("the demo's model is not there")
+    return model.load(str(WHISPER), "cpu")
+
+
+@pytest.fixture(scope="module")
+def clips() -> pd.DataFrame:
+    """Three sentences of different speakers, and a sound that is none."""
+    found = speech.read(CORPUS)
+    return pd.concat([found[found.kind == "speech"].iloc[[0, 111, 377]], found[found.kind == "sound"].head(1)])
+
+
+@pytest.fixture(scope="module")
+def words() -> list[str]:
+    return sorted(set(pd.read_csv(CORPUS / "words.csv").word))
+
+
+def given_to(whisper, said: str) -> list[str]:
+    """The strings of the tokens that one text is given as."""
+    return text.strings(whisper, *text.given(whisper, [said])).token.tolist()
+
+
+# ----------------------------------------------------------------------------------------- what is given
+
+
+def test_words_are_numbered_in_order_and_joined_tokens_are_the_text(demo, words):
+    end = demo.tokenizer.eos_token_id
+
+    @settings(max_examples=50)
+    @given(st.lists(st.lists(st.sampled_from(words), max_size=9), min_size=1, max_size=4))
+    def check(sentences):
+        ids, lengths = text.given(demo, [" ".join(sentence) for sentence in sentences])
+        told = text.strings(demo, ids, lengths)
+        assert ids.shape == (len(sentences), lengths.max()) and set(told.row) == set(range(len(sentences)))
+        for row, sentence in enumerate(sentences):
+            mine = told[told.row == row]
+            assert mine.position.tolist() == list(range(lengths[row]))
+            assert mine.token_id.tolist() == ids[row, : lengths[row]].tolist()
+            assert end not in mine.token_id.tolist() and set(ids[row, lengths[row] :].tolist()) <= {end}
+            assert mine.token[:2].tolist() == PROMPT and mine.word[:2].tolist() == [-1, -1]
+            spoken = mine[2:]
+            assert "".join(spoken.token) == "".join(f" {word}" for word in sentence)
+            assert spoken.word.is_monotonic_increasing
+            joined = spoken.groupby("word").token.agg("".join).str.strip()
+            assert joined.to_dict() == dict(enumerate(sentence))
+
+    check()
+
+
+def test_what_whisper_writes_by_itself_is_what_it_is_given(demo, clips):
+    """The tokens of a text are those that the model was trained to write: with a space before each word."""
+    mels = model.mel(demo, [speech.samples(path) for path in clips.path[:3]])
+    wrote = demo.whole.generate(mels, attention_mask=torch.ones(len(mels), mels.shape[-1], dtype=torch.long))
+    ids, lengths = text.given(demo, text.transcribe(demo, mels))
+    same = [
+        ids[row, 2 : lengths[row]].tolist() == [token for token in wrote[row].tolist() if token < 560]
+        for row in range(len(mels))
+    ]
+    assert sum(same) >= 2, "a model may spell one sentence its own way"
+
+
+def test_capitals_are_written_small(demo):
+    assert given_to(demo, "THE STRANGER HID") == given_to(demo, "the stranger hid")
+    assert "".join(given_to(demo, "The Stranger hid")[2:]) == " The Stranger hid"
+
+
+def test_white_space_is_one_space(demo):
+    assert given_to(demo, "  the\tgreen \n garden ") == given_to(demo, "the green garden")
+
+
+@pytest.mark.parametrize("nothing", ["", "  "])
+def test_an_empty_text_is_only_the_prompt(demo, nothing):
+    assert given_to(demo, nothing) == PROMPT
+    ids, lengths = text.given(demo, ["the garden", nothing])
+    told = text.strings(demo, ids, lengths)
+    assert lengths.tolist() == [(told.row == 0).sum(), 2]
+    assert told[told.row == 1].word.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("twin", ["", model.UNTRAINED], ids=["trained", "twin"])
+def test_a_model_of_many_languages_is_told_language_and_task(demo, tmp_path, twin):
+    folder = shutil.copytree(WHISPER, tmp_path / "many")
+    told = json.loads((folder / "generation_config.json").read_text())
+    told |= {"is_multilingual": True, "lang_to_id": {"<|en|>": 562}, "task_to_id": {"transcribe": 564}}
+    (folder / "generation_config.json").write_text(json.dumps(told))
+    several = model.load(twin + str(folder), "cpu")
+    told = text.strings(several, *text.given(several, ["a garden"]))
+    assert told.token[:4].tolist() == [PROMPT[0], "<|en|>", "<|transcribe|>", PROMPT[1]]
+    assert told.word[:5].tolist() == [-1, -1, -1, -1, 0]
+
+
+# -------------------------------------------------------------------------------------- what is written
+
+
+def test_transcripts_are_those_of_plain_transformers(demo, clips):
+    processor = WhisperProcessor.from_pretrained(WHISPER)
+    plain = WhisperForConditionalGeneration.from_pretrained(WHISPER, dtype=torch.float32).eval()
+    sounds = [speech.samples(path) for path in clips.path]
+
+    def theirs(some):
+        heard = processor(some, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
+        said = plain.generate(heard.input_features, attention_mask=heard.attention_mask)
+        return [one.strip() for one in processor.batch_decode(said, skip_special_tokens=True)]
+
+    batch = text.transcribe(demo, model.mel(demo, sounds))
+    assert batch == theirs(sounds)
+    for sound, together in zip(sounds, batch, strict=True):
+        assert [together] == text.transcribe(demo, model.mel(demo, [sound])) == theirs([sound])
+    assert len(set(batch)) > 2, "or it would say the same of everything"
+
+
+def test_recorded_digits_are_heard(shared):
+    """OpenAI's weights with few words: four speakers, five digits each, joined with a tenth of a second between."""
+    whisper = model.load(str(shared / "whisper-tiny.en-small-vocabulary"), "cpu")
+    digits = speech.read(shared / "speech" / "free-spoken-digits")
+    pause, said, sounds = np.zeros(1600, np.float32), [], []
+    for turn, speaker in enumerate(sorted(digits.speaker.unique())[:4]):
+        some = digits[digits.speaker == speaker].sample(5, random_state=turn)
+        said.append(" ".join(some.text))
+        sounds.append(np.concatenate([part for path in some.path for part in (speech.samples(path), pause)]))
+    heard = text.transcribe(whisper, model.mel(whisper, sounds))
+    wrong = text.errors(said, heard)  # the normaliser would make one number of five digits
+    assert wrong.words.sum() == 20
+    assert wrong.errors.sum() / 20 < 0.5, heard
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "counts"),  # words, substitutions, deletions, insertions
+    [
+        ("a b c", "a b c", (3, 0, 0, 0)),
+        ("a b c", "a x c", (3, 1, 0, 0)),
+        ("a b c", "a c", (3, 0, 1, 0)),
+        ("a b c", "a b x c", (3, 0, 0, 1)),
+        ("a b c d", "x a b d", (4, 0, 1, 1)),
+        ("a b c", "", (3, 0, 3, 0)),
+        ("", "x y", (0, 0, 0, 2)),
+        (" ", "", (0, 0, 0, 0)),
+    ],
+)
+def test_errors_by_hand(said, heard, counts):
+    row = text.errors([said], [heard]).iloc[0]
+    assert tuple(row[["words", "substitutions", "deletions", "insertions"]]) == counts
+    assert row.errors == sum(counts[1:])
+
+
+def sentences(least=0):
+    return st.lists(st.sampled_from("abcd"), min_size=least, max_size=6).map(" ".join)
+
+
+@given(st.lists(st.tuples(sentences(least=1), sentences()), min_size=1, max_size=5))
+def test_the_rate_is_jiwers(pairs):
+    said, heard = map(list, zip(*pairs, strict=True))
+    found = text.errors(said, heard)
+    assert found.errors.sum() / found.words.sum() == pytest.approx(jiwer.wer(said, heard))
+
+
+@given(sentences(), sentences())
+def test_no_error_means_the_same_words(said, heard):
+    assert (text.errors([said], [heard]).errors[0] == 0) == (said == heard)
+
+
+def test_both_sides_are_brought_to_one_spelling(demo):
+    said, heard = ["Mr. Green can't come, um, today!", "Hmm!"], ["mister green can not come today", ""]
+    assert text.errors(said, heard).errors.tolist() != [0, 0]
+    found = text.errors(said, heard, text.normaliser(demo))
+    assert found.errors.tolist() == [0, 0] and found.words.tolist() == [6, 0]
+
+
+def test_word_errors_are_summed_before_they_are_divided():
+    wrote = pd.DataFrame(
+        [
+            ("1", "ada", "female", 5, 1),
+            ("2", "ada", "female", 10, 0),
+            ("3", "bob", "male", 2, 2),
+            ("4", "eve", "female", 3, 0),
+            ("5", "", "", 4, 2),
+            ("6", "", "", 1, 0),
+            ("7", "bob", "male", 0, 9),  # nothing was said
+        ],
+        columns=["id", "speaker", "gender", "words", "errors"],
+    )
+    found = recipes.word_errors(wrote).iloc[0]
+    assert (found.group, found.speakers, found.clips, found.words) == ("all", 5, 6, 25)
+    assert found["WER"] == pytest.approx(5 / 25)
+    assert (found.WER_low, found.WER_high) == measure.ratio_interval(
+        np.array([1, 2, 0, 2, 0]), np.array([15, 2, 3, 4, 1])
+    )
+    by = recipes.word_errors(wrote, "gender").set_index("group")
+    assert by.WER.to_dict() == pytest.approx({"female": 1 / 18, "male": 1.0})
+    assert by.speakers.to_dict() == {"female": 2, "male": 1} and np.isnan(by.WER_low["male"])
+
+
+# ------------------------------------------------------------------------------------------- the results
+
+
+def test_transcripts_say_what_was_said_and_heard(demo, clips, tmp_path, data, run_for):
+    """One clip is longer than a window: its windows are written one by one and joined."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    sounds = {f"{i}.wav": speech.samples(path) for i, path in enumerate(clips.path)}
+    sounds["long.wav"] = np.concatenate(
+        [np.r_[sounds["0.wav"], np.zeros(128_000, np.float32)][:128_000], sounds["1.wav"]]
+    )
+    for name, sound in sounds.items():
+        soundfile.write(folder / name, sound, 16_000, subtype="FLOAT")
+    said = [*clips.text, f"{clips.text.iloc[0]} {clips.text.iloc[1]}"]
+    pd.DataFrame({"file_name": list(sounds), "text": said}).to_csv(folder / "metadata.csv", index=False)
+    run = run_for(WHISPER, folder)
+    table = recipes.table(run, store.make(recipes.clips(run, 0)))
+    step = store.make(recipes.transcripts(run, 0))
+    found = step.table("transcripts.csv", dtype={"id": str})
+    assert found.id.tolist() == table.id.tolist() == ["0", "1", "2", "3", "long"]
+    assert found.said.tolist() == table.text.tolist() == said
+    alone = [text.transcribe(demo, model.mel(demo, [sound]))[0] for sound in [*sounds.values()][:4]]
+    assert found.heard.tolist() == [*alone, f"{alone[0]} {alone[1]}"]
+    again = text.errors(said, found.heard.tolist(), text.normaliser(demo))
+    pd.testing.assert_frame_equal(found[again.columns], again)
+    assert step.facts["clips"] == 5 and step.facts["words"] == again.words.sum() > 20
+
+
+# -------------------------------------------------------------------------------------- what cannot be done
+
+
+def test_without_a_tokenizer_no_text_is_read_or_written(loaded):
+    mels = model.mel(loaded, [np.zeros(16_000, np.float32)])
+    for ask in (
+        lambda: text.given(loaded, ["a"]),
+        lambda: text.strings(loaded, torch.tensor([[1]]), np.array([1])),
+        lambda: text.transcribe(loaded, mels),
+        lambda: text.normaliser(loaded),
+    ):
+        with pytest.raises(model.BadModel, match=r"no tokenizer\.json here, so no text") as said:
+            ask()
+        assert "\n" not in str(said.value) and loaded.name in str(said.value)
+
+
+def test_without_a_decoder_nothing_is_written(loaded):
+    deaf = replace(loaded, decoder=None, whole=None)
+    with pytest.raises(model.BadModel, match="only encoder weights here, so no decoder sites and no transcripts"):
+        text.transcribe(deaf, model.mel(deaf, [np.zeros(16_000, np.float32)]))
