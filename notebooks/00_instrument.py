@@ -136,7 +136,7 @@ if labels and plain:
 wrote, wer = pd.DataFrame(), pd.DataFrame()
 if whisper.tokenizer is not None:
     transcripts = store.make(recipes.transcripts(run, seed))
-    wrote = transcripts.table("transcripts.csv").merge(heard.drop(columns="text"), on="id")
+    wrote = transcripts.table("transcripts.csv", dtype={"id": str}).merge(heard.drop(columns="text"), on="id")
 
 # %% tags=["hide-input"]
 if len(wrote):

@@ -129,7 +129,9 @@ def test_words_and_phones_stand_where_they_are_spoken():
         assert lines == when.start.tolist()
     assert wave.get_xlim() == picture.get_xlim() == (0, 2)
     assert picture.images[0].get_extent()[:2] == [0, 2], "the spectrogram is as long as the sound"
-    assert all(text.get_position()[1] > len(mel) for text in picture.texts), "names hide no sound"
+    for axis, highest in ((wave, sound.max()), (picture, len(mel))):
+        assert all(text.get_position()[1] > highest for text in axis.texts), "names hide no sound"
+    assert wave.get_ylim()[0] < sound.min()
     plt.close(fig)
 
 

@@ -161,6 +161,11 @@ def test_change_is_its_formula_and_unknown_near_an_end():
     assert np.isnan(found[2]).tolist() == [False] * 3 + [True] * 4
 
 
+def test_nothing_is_known_of_moments_outside_the_spectrogram():
+    mel = np.random.default_rng(0).normal(size=(5, 40))
+    assert np.isnan(phones.change_around(mel, np.array([-0.5, 0.6, 90.0]), reach=3)).all()
+
+
 # ---------------------------------------------------------------------------------------- in the recipes
 
 
@@ -181,6 +186,20 @@ def test_phones_of_two_corpora_go_to_their_own_clips(small_whisper, corpus, data
     assert found.phone.tolist() == ["one", "two", "a", "b"]
     some = recipes.phones_of(run, heard[heard.corpus == "two"])
     assert heard.corpus[some["clip"]].tolist() == ["two"] * 3
+
+
+def test_what_one_corpus_does_not_tell_is_filled_in(small_whisper, corpus, data, run_for):
+    """A pause belongs to no word."""
+    one, two = corpus("one", voices=1, clips=1), corpus("two", voices=1, clips=1, seed=1)
+    tell(one, [("audio/v00_0.flac", 0, 50, "a"), ("audio/v00_0.flac", 50, 90, "b")])
+    rows = pd.DataFrame({"start_ms": [0, 50], "end_ms": [50, 90], "phone": ["I", "_"], "ipa": ["ɪ", "_"]})
+    rows = rows.assign(file_name="audio/v00_0.flac", manner=["vowel", "pause"], word=["in", ""], word_index=["3", ""])
+    rows.to_csv(two / "phones.csv", index=False)
+    run = run_for(small_whisper, [one, two])
+    found = recipes.phones_of(run, recipes.table(run, store.make(recipes.clips(run, 0))))
+    assert found.ipa.tolist() == ["a", "b", "ɪ", "_"]
+    assert found.manner.tolist() == ["phone", "phone", "vowel", "pause"]
+    assert found.word.tolist() == ["", "", "in", ""] and found.word_index.tolist() == [-1, -1, 3, -1]
 
 
 def test_corpora_without_phones_give_none(small_whisper, corpus, data, run_for):
@@ -218,6 +237,29 @@ def test_planted_phones_are_read_off_speakers_that_were_not_fitted(probed):
     assert share["chance", "commonest phone"] < 0.5 < 0.9 < share["log-mel", "this frame"]
     assert set(share.index.get_level_values(0)) == {"log-mel", "trained", "untrained", "chance"}
     assert share["trained"].index.tolist() == ["encoder.0.resid", "encoder.1.resid"]
+
+
+def test_the_sound_changes_where_planted_phones_begin(probed, loaded):
+    run, _ = probed
+    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
+    told = recipes.phones_of(run, heard)
+    inner = told[told.phone != "low"].assign(manner="tone")  # the first one begins with the clip
+    found = recipes.change_at_phones(loaded, heard, inner, seed=0)
+    assert set(found.index) == {"tone", "chance"} and found.shape == (2, 17)
+    assert abs(found.loc["tone"].argmax() - 8) <= 1
+    assert found.loc["tone"].max() > 2 * found.loc["chance"].max()
+
+
+def test_phones_must_be_told_of_two_voices_and_of_another(probed):
+    run, _ = probed
+    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
+    told = recipes.phones_of(run, heard)
+    of = {voice: told[heard.speaker[told["clip"]].to_numpy() == voice] for voice in ("v00", "v01", "v04", "v05")}
+    assert recipes.speakers_apart(heard, told)
+    assert recipes.speakers_apart(heard, pd.concat([of["v00"], of["v01"], of["v05"]]))
+    assert not recipes.speakers_apart(heard, pd.concat([of["v00"], of["v01"]])), "nobody to be asked about"
+    assert not recipes.speakers_apart(heard, pd.concat([of["v00"], of["v04"], of["v05"]])), "one voice to be fitted on"
+    assert not recipes.speakers_apart(heard, told.head(0))
 
 
 def test_other_phones_are_another_result(probed):

@@ -363,3 +363,14 @@ def test_every_real_corpus_can_be_read(shared):
         assert list(clips.columns[:8]) == speech.COLUMNS
         given = clips["duration_s"].astype(float)
         assert (clips.duration - given).abs().max() < 0.02, folder
+
+
+def test_means_by_group_are_of_the_clips_that_have_the_label():
+    clips = pd.DataFrame({"gender": ["female", "male", "", "male"], "room": list("aabb"), "f0": ["200", "90", "5", ""]})
+    found = speech.means_by(clips, ["gender", "room"], ["f0"]).set_index(["label", "group"]).f0
+    assert found.to_dict() == {
+        ("gender", "female"): 200.0,
+        ("gender", "male"): 90.0,
+        ("room", "a"): 145.0,
+        ("room", "b"): 5.0,
+    }

@@ -84,6 +84,17 @@ def test_what_whisper_writes_by_itself_is_what_it_is_given(demo, clips):
     assert sum(same) >= 2, "a model may spell one sentence its own way"
 
 
+def test_the_first_word_begins_with_a_space_too(demo, tmp_path):
+    """In OpenAI's tokenizers "the" and " the" are two tokens, and Whisper writes the second one."""
+    folder = shutil.copytree(WHISPER, tmp_path / "plain")
+    for file in folder.glob("tokenizer*.json"):
+        file.write_text(file.read_text().replace('"add_prefix_space": true', '"add_prefix_space": false'))
+    plain = model.load(str(folder), "cpu")
+    assert plain.tokenizer.decode(plain.tokenizer("the garden").input_ids, skip_special_tokens=True) == "the garden"
+    assert given_to(plain, "the garden") == given_to(demo, "the garden")
+    assert given_to(plain, "the garden")[2] == " the"
+
+
 def test_capitals_are_written_small(demo):
     assert given_to(demo, "THE STRANGER HID") == given_to(demo, "the stranger hid")
     assert "".join(given_to(demo, "The Stranger hid")[2:]) == " The Stranger hid"

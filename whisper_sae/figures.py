@@ -184,7 +184,9 @@ def spoken(sound: np.ndarray, rate: int, mel: np.ndarray, told: pd.DataFrame) ->
 def around(lines: dict[str, np.ndarray], milliseconds: np.ndarray) -> Figure:
     """A curve a name over the time from a moment; one called "chance" is grey and dotted."""
     fig, axis = plt.subplots()
-    looks = iter([("o", BLUE, "-"), ("^", ORANGE, "--"), ("s", INK, "-"), ("D", BLUE, ":"), ("v", ORANGE, "-")])
+    looks = itertools.cycle(
+        [("o", BLUE, "-"), ("^", ORANGE, "--"), ("s", INK, "-"), ("D", BLUE, ":"), ("v", ORANGE, "-")]
+    )
     for name, line in lines.items():
         marker, colour, style = ("", GREY, ":") if name == "chance" else next(looks)
         axis.plot(milliseconds, line, marker=marker, color=colour, linestyle=style, label=name, markersize=4)

@@ -21,7 +21,13 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
 
 RATE = 16_000
 UNTRAINED = "untrained:"
@@ -112,7 +118,7 @@ def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
                 use_safetensors=True,
             )
         else:
-            whole, report = _untrained(config, attention), {"missing_keys": [], "mismatched_keys": []}
+            whole, report = _untrained(where, config, attention), {"missing_keys": [], "mismatched_keys": []}
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(where, part, error) from None
     finally:
@@ -137,11 +143,14 @@ def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
     )
 
 
-def _untrained(config: WhisperConfig, attention: str) -> WhisperForConditionalGeneration:
-    """Weights as Whisper's are drawn before any training, from seed 0."""
+def _untrained(where: str, config: WhisperConfig, attention: str) -> WhisperForConditionalGeneration:
+    """Weights as Whisper's are drawn before any training, from seed 0; the rest as the trained model has it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return WhisperForConditionalGeneration._from_config(config, attn_implementation=attention, dtype=torch.float32)
+        whole = WhisperForConditionalGeneration._from_config(config, attn_implementation=attention, dtype=torch.float32)
+    if not Path(where).is_dir() or (Path(where) / "generation_config.json").exists():
+        whole.generation_config = GenerationConfig.from_pretrained(where)
+    return whole
 
 
 def _tokenizer(where: str, generation) -> WhisperTokenizer | None:

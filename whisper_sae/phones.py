@@ -6,6 +6,8 @@ TIERS that is among them counts).
 Other columns, such as `ipa` or `manner`, are kept.
 """
 
+import csv
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,14 @@ def read(folder: str | Path) -> pd.DataFrame:
     Rows are in order of path and start. Raises BadPhones for a missing column, a time that is no number, a phone
     that ends before it begins, or two phones of a clip that overlap by more than 1 ms.
     """
-    path = next((p for name in ("phones.csv", "phones.tsv") if (p := Path(folder) / name).is_file()), None)
+    path = _table(folder)
     if path is None:
         return pd.DataFrame(columns=["path", "start", "end", "phone"]).astype({"start": float, "end": float})
-    raw = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
+    form = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}  # in X-SAMPA " is a phone
+    try:
+        raw = pd.read_csv(path, dtype=str, keep_default_na=False, **form)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise BadPhones(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
     if "tier" in raw:
         tier = raw.tier.str.lower()
         raw = raw[tier == next((name for name in TIERS if (tier == name).any()), None)].drop(columns="tier")
@@ -47,6 +53,16 @@ def read(folder: str | Path) -> pd.DataFrame:
     found = pd.concat([found, rest], axis=1).sort_values(["path", "start"], kind="stable", ignore_index=True)
     _check(path, found)
     return found
+
+
+def digest(folder: str | Path) -> str:
+    """One number for what a corpus tells of its phones; empty where it tells nothing."""
+    path = _table(folder)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path else ""
+
+
+def _table(folder: str | Path) -> Path | None:
+    return next((p for name in ("phones.csv", "phones.tsv") if (p := Path(folder) / name).is_file()), None)
 
 
 def _seconds(path: Path, raw: pd.DataFrame, name: str) -> np.ndarray:
@@ -90,5 +106,7 @@ def change_around(mel: np.ndarray, moments: np.ndarray, reach: int = 8, hop: flo
     """
     step = np.full(mel.shape[1] + 2 * reach, np.nan)
     step[reach + 1 : reach + mel.shape[1] - 1] = np.abs(mel[:, 2:] - mel[:, :-2]).mean(axis=0)
-    at = np.clip(np.round(np.asarray(moments) / hop).astype(int), 0, mel.shape[1] - 1)
-    return step[at[:, None] + np.arange(2 * reach + 1)]
+    at = np.round(np.asarray(moments) / hop).astype(int)
+    inside = (at >= 0) & (at < mel.shape[1])
+    found = step[np.where(inside, at, 0)[:, None] + np.arange(2 * reach + 1)]
+    return np.where(inside[:, None], found, np.nan)

@@ -57,7 +57,7 @@ class Profile:
 
     # the sparse autoencoder (notebook 02)
     variant: str = "batchtopk"
-    """`batchtopk` or `topk`."""
+    """`batchtopk`, `topk`, `multitopk`, `matryoshka`, `jumprelu`, `relu` or `tied`: `sae` has their formulas."""
     expansion: int = 8
     """Latents for each dimension of the site: d_sae = expansion * d_in."""
     k: int = 32
@@ -78,7 +78,10 @@ class Profile:
 
 
 FIELDS = {field.name: field for field in fields(Profile) if field.name != "source"}
-CHOICES = {"dtype": ("float16", "float32"), "variant": ("batchtopk", "topk")}
+CHOICES = {
+    "dtype": ("float16", "float32"),
+    "variant": ("batchtopk", "topk", "multitopk", "matryoshka", "jumprelu", "relu", "tied"),
+}
 
 TABLE = {
     profile.name: profile

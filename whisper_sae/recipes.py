@@ -119,7 +119,7 @@ def activations(run: Profile, seed: int) -> Recipe:
 
     def listen(folder: Path, clips: Step) -> dict:
         whisper = model.load(run.model, run.device)
-        wanted = [site for site in model.sites(whisper.config, sites) if site.startswith("encoder.")]
+        wanted = _wanted(whisper, sites, "encoder")
         heard = table(run, clips)
         windows = speech.windows(heard, whisper.window)
         windows.to_csv(folder / "windows.csv", index=False)
@@ -156,10 +156,12 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
     def listen(folder: Path, clips: Step) -> dict:
         whisper = model.load(run.model, run.device)
         whisper.require_decoder()
-        wanted = [site for site in model.sites(whisper.config, sites) if site.startswith("decoder.")]
+        wanted = _wanted(whisper, sites, "decoder")
         heard = table(run, clips)
         every = speech.windows(heard, whisper.window)
         windows = every[~every["clip"].duplicated(keep=False)].reset_index(drop=True)
+        if windows.empty:
+            raise model.BadModel(f"every clip is longer than a window of {whisper.window / speech.RATE:g} s")
         ids, lengths = text.given(whisper, heard.text[windows["clip"]].tolist())
         if given == "start":
             ids, lengths = ids[:, :1], np.ones_like(lengths)
@@ -197,6 +199,13 @@ def side_of(run: Profile, side: str) -> list[str]:
     found = [site for site in run.sites if not site.startswith("encoder" if side == "decoder" else "decoder")]
     if not found:
         raise model.BadModel(f"sites: none of {', '.join(run.sites)} lies in the {side}")
+    return found
+
+
+def _wanted(whisper: model.Whisper, patterns: list[str], side: str) -> list[str]:
+    found = [site for site in model.sites(whisper.config, patterns) if site.startswith(side)]
+    if not found:
+        raise model.BadModel(f"sites: none of {', '.join(patterns)} lies in the {side}")
     return found
 
 
@@ -267,10 +276,11 @@ def phones_of(run: Profile, heard: pd.DataFrame) -> pd.DataFrame:
     told = pd.concat([phones.read(folder) for folder in folders(run).values()], ignore_index=True)
     row = pd.Series(heard.index, index=[str(Path(path).resolve()) for path in heard.path])
     told = told.assign(clip=told.path.map(row)).dropna(subset="clip").astype({"clip": int})
-    blank = {"ipa": told.phone, "manner": "phone", "word": "", "word_index": -1}
-    for name, value in blank.items():
+    for name, value in {"ipa": told.phone, "manner": "phone", "word": ""}.items():
         told[name] = told[name].fillna(value) if name in told else value
-    return told.astype({"word_index": int}).reset_index(drop=True)
+    number = told.word_index if "word_index" in told else pd.Series(-1, index=told.index)
+    told["word_index"] = pd.to_numeric(number, errors="coerce").fillna(-1).astype(int)
+    return told.reset_index(drop=True)
 
 
 def change_at_phones(whisper: model.Whisper, heard: pd.DataFrame, told: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -348,9 +358,11 @@ def phone_probe(run: Profile, seed: int, fitted: int = 10_000, asked: int = 10_0
         pd.DataFrame(rows).to_csv(folder / "read.csv", index=False)
         return {"phones": len(set(truth[fit_on])), "fitted": len(fit_on), "asked": len(ask)}
 
+    told_by = {name: phones.digest(folder) for name, folder in folders(run).items()}
     return Recipe(
-        "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked},
-        code=(speech, model, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table),
+        "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "phones": told_by},
+        code=(speech, model, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table,
+              sound_of),
         needs={"clips": clips(run, seed), "activations": activations(run, seed), "untrained": activations(other, seed)},
         by=_by(run, "00"), label="phone probe",
     )  # fmt: skip

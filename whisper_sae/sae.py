@@ -1,16 +1,21 @@
 """The sparse autoencoder: a dictionary of directions, of which few are needed to re-say an activation.
 
-    f     = sparsify((x - b_dec) W_enc + b_enc)        (frame, d_sae), mostly zero
-    x_hat = f W_dec + b_dec                            (frame, d_in)
+    pre   = (x - b_dec) W_enc + b_enc          (frame, d_sae): how strongly each latent is called
+    f     = sparsify(pre)                      (frame, d_sae): never negative, mostly zero
+    x_hat = f W_dec + b_dec                    (frame, d_in)
 
-Rows of W_dec have length 1, so f is in the units of x. Names and shapes are the field's (SAELens).
+Rows of W_dec have length 1, so f is in the units of x. Names and shapes are the field's (SAELens). Variants differ in
+which calls are answered, and in what is asked of them besides a good reconstruction.
 
-Training uses that f is mostly zero: see `Resaid`. The dense path, `encode` and `decode`, is the reference.
+There are two paths. `encode`, `decode` and `forward` are dense; they are the formula, and what tests compare with.
+`resay` is what training uses: it says the same from the calls that are answered alone; `Calls` explains the trick.
 """
 
 import json
 import os
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,40 +26,56 @@ from torch import Tensor, nn
 
 
 class SAE(nn.Module):
-    """x ≈ f W_dec + b_dec with f = sparsify((x - b_dec) W_enc + b_enc). Variants differ in which calls they choose.
+    """x ≈ f W_dec + b_dec with f = sparsify((x - b_dec) W_enc + b_enc).
 
-    W_enc is (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,). `threshold` is what a latent must
-    exceed to fire outside training, for the variants that need one.
+    W_enc is (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,). `k` is the wanted L0; `penalty` weighs
+    the sparsity term of the variants that have one. `threshold` is what a call must exceed to be answered outside
+    training, for the variants that need one.
     """
 
     variant = ""
+    default_penalty = 0.0
+    """Of a variant with a sparsity term; the others say by `k` alone how sparse they are."""
 
-    def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0):
+    def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0, penalty: float | None = None):
         super().__init__()
         if not 1 <= k <= d_sae:
             raise ValueError(f"k: must lie between 1 and d_sae = {d_sae}, got {k}")
         self.d_in, self.d_sae, self.k = d_in, d_sae, k
+        self.penalty = self.default_penalty if penalty is None else float(penalty)
+        if self.penalty < 0 or (self.penalty > 0) != (self.default_penalty > 0):
+            raise ValueError(f"penalty: {self.variant} takes {'one above 0' if self.default_penalty else 'none'}")
         directions = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
         directions /= directions.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(directions.clone())
-        self.W_enc = nn.Parameter(directions.T.clone())  # starting tied keeps latents alive
+        self._start_encoder(directions)  # starting tied keeps latents alive
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("threshold", torch.zeros(()))
+
+    def _start_encoder(self, directions: Tensor) -> None:
+        self.W_enc = nn.Parameter(directions.clone().T)  # a latent's weights lie together in memory
+
+    # ----------------------------------------------------------------------------------------- the formula
 
     def pre(self, x: Tensor) -> Tensor:
         """How strongly each latent is called: (frame, d_sae)."""
         return (x - self.b_dec) @ self.W_enc + self.b_enc
 
     def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        """Which calls, (frame, d_sae), are answered: the frame and the latent of each, by frame, all calls positive."""
+        """Which calls, (frame, d_sae), may be answered: the frame and the latent of each, by frame."""
         raise NotImplementedError
+
+    def answer(self, pre: Tensor, latent: Tensor) -> Tensor:
+        """What the latents answer to the chosen calls: (call,), of (call,) and the latent called."""
+        return pre.relu()
 
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations, (…, d_sae) of x, (…, d_in): never negative, and 0 for all but the chosen."""
         pre = self.pre(x).reshape(-1, self.d_sae)
-        where = self.chosen(pre.detach())
-        return torch.zeros_like(pre).index_put(where, pre[where]).reshape(*x.shape[:-1], self.d_sae)
+        frame, latent = self.chosen(pre.detach())
+        f = torch.zeros_like(pre).index_put((frame, latent), self.answer(pre[frame, latent], latent))
+        return f.reshape(*x.shape[:-1], self.d_sae)
 
     def decode(self, f: Tensor) -> Tensor:
         """What the features say together: (frame, d_in)."""
@@ -64,21 +85,37 @@ class SAE(nn.Module):
         """The reconstruction of x: (…, d_in)."""
         return self.decode(self.encode(x))
 
-    def resay(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` says, with the same gradients for much less work; and the latent of every call answered."""
+    # ---------------------------------------------------------------------------------------- for training
+
+    def resay(self, x: Tensor) -> "Resaid":
+        """What `forward` says of x, (frame, d_in), with the same gradients for much less work. x gets none."""
         with torch.no_grad():
-            pre = self.pre(x)
-            frame, latent = self.chosen(pre)
-            f = pre[frame, latent]
-        return Resaid.apply(x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, frame, latent, f), latent
+            calls = Calls(*self.chosen(self.rough_pre(x)), frames=len(x), latents=self.d_sae)
+        pre = Called.apply(x, self.W_enc, self.b_enc, self.b_dec, calls)
+        f = self.answer(pre, calls.latent)
+        return Resaid(calls, pre, f, Said.apply(f, self.W_dec, calls) + self.b_dec)
+
+    def rough_pre(self, x: Tensor) -> Tensor:
+        """`pre` to choose by: in bfloat16 where the machine has arithmetic for it. What is chosen is said exactly."""
+        if not has_bfloat16(x.device):
+            return self.pre(x)
+        half = torch.bfloat16
+        return torch.addmm(self.b_enc.to(half), (x - self.b_dec).to(half), self.W_enc.to(half))
+
+    def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
+        """The terms of the loss, to be added: `reconstruction`, squared error per dimension, and a variant's own."""
+        return {"reconstruction": (x - said.x_hat).square().mean()}
 
     @torch.no_grad()
-    def start_on(self, x: Tensor) -> None:
-        """Before training: b_dec at the mean of x, W_enc scaled so that first reconstructions have the right size."""
-        self.b_dec.copy_(x.mean(dim=0))
+    def start_on(self, x: Tensor, centre: str = "mean") -> None:
+        """Before training: b_dec at the mean of x (or its geometric median, `centre="median"`), which no outlier moves
+        far, and W_enc scaled so that first reconstructions have the right size."""
+        self.b_dec.copy_(x.mean(dim=0) if centre == "mean" else geometric_median(x))
         told = self.train()(x) - self.b_dec
-        self.W_enc *= (told * (x - self.b_dec)).sum() / told.square().sum().clamp_min(1e-12)
-        self.threshold.zero_()
+        self._scale_encoder((told * (x - self.b_dec)).sum() / told.square().sum().clamp_min(1e-12))
+
+    def _scale_encoder(self, factor: Tensor) -> None:
+        self.W_enc *= factor
 
     @torch.no_grad()
     def keep_unit_norm(self) -> None:
@@ -92,10 +129,63 @@ class SAE(nn.Module):
         self.W_dec.grad -= along * self.W_dec
 
     @torch.no_grad()
+    def point_at(self, latents: Tensor, x: Tensor) -> None:
+        """Begin these latents anew, each in the direction of a frame of x, (latent, d_in), as seen from b_dec; called
+        a fifth as strongly as the others are on average (Bricken et al. 2023, appendix)."""
+        directions = F.normalize(x - self.b_dec, dim=1)
+        others = torch.ones(self.d_sae, dtype=torch.bool, device=x.device)
+        others[latents] = False
+        usual = self.W_enc.norm(dim=0)[others].mean() if others.any() else 1.0
+        self.W_dec[latents] = directions
+        self._set_encoder(latents, 0.2 * usual * directions)
+        self.b_enc[latents] = 0
+
+    def _set_encoder(self, latents: Tensor, rows: Tensor) -> None:
+        self.W_enc[:, latents] = rows.T
+
+    @torch.no_grad()
     def undo_scale(self, scale: float) -> None:
         """Make an SAE that was trained on scale·x one for x. W_enc and W_dec stay as they are."""
         for part in (self.b_enc, self.b_dec, self.threshold):
             part /= scale
+
+
+# -------------------------------------------------------------------------------------------------- variants
+
+
+class ReLU(SAE):
+    """Every positive call, under an L1 penalty: |x - x_hat|² + penalty · |f|₁, both divided by d_in.
+
+    Bricken et al. 2023 (Towards monosemanticity); Cunningham et al. 2023, arXiv 2309.08600. `k` is not used.
+    """
+
+    variant = "relu"
+    default_penalty = 1.0
+
+    def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        return (pre > 0).nonzero(as_tuple=True)
+
+    def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
+        return super().terms(x, said) | {"sparsity": self.penalty * said.f.sum() / x.numel()}
+
+
+class Tied(ReLU):
+    """`relu` whose encoder is its decoder turned over: W_enc = W_dec^T, at every step (Cunningham et al. 2023)."""
+
+    variant = "tied"
+
+    @property
+    def W_enc(self) -> Tensor:
+        return self.W_dec.T
+
+    def _start_encoder(self, directions: Tensor) -> None:
+        pass
+
+    def _scale_encoder(self, factor: Tensor) -> None:
+        pass
+
+    def _set_encoder(self, latents: Tensor, rows: Tensor) -> None:
+        pass
 
 
 class TopK(SAE):
@@ -103,10 +193,26 @@ class TopK(SAE):
 
     variant = "topk"
 
-    def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        strongest = pre.topk(self.k, dim=-1, sorted=False)
+    def chosen(self, pre: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+        strongest = pre.topk(min(k or self.k, self.d_sae), dim=-1, sorted=False)
         frame, place = (strongest.values > 0).nonzero(as_tuple=True)
         return frame, strongest.indices[frame, place]
+
+
+class MultiTopK(TopK):
+    """`topk` that also has to make sense with 4 k latents: their error counts one eighth (Gao et al. 2024, 4.2).
+
+    It keeps codes from being tuned to one k, so that another can be chosen after training.
+    """
+
+    variant = "multitopk"
+
+    def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
+        with torch.no_grad():
+            calls = Calls(*self.chosen(self.rough_pre(x), 4 * self.k), frames=len(x), latents=self.d_sae)
+        f = Called.apply(x, self.W_enc, self.b_enc, self.b_dec, calls).relu()
+        more = Said.apply(f, self.W_dec, calls) + self.b_dec
+        return super().terms(x, said) | {"multi": (x - more).square().mean() / 8}
 
 
 class BatchTopK(SAE):
@@ -122,20 +228,28 @@ class BatchTopK(SAE):
         if not self.training:
             return (pre > self.threshold.clamp_min(0)).nonzero(as_tuple=True)
         frame, latent, weakest = self._strongest(pre)
-        self.threshold.lerp_(weakest, 1.0 if self.threshold == 0 else 0.01)
+        self.threshold.lerp_(weakest.to(self.threshold), 1.0 if self.threshold == 0 else 0.01)
         return frame, latent
 
     @torch.no_grad()
     def _strongest(self, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The k·n strongest calls of n frames that are positive, by frame and latent; and the weakest of them."""
+        """The k·n strongest calls of n frames that are positive, by frame and latent; and the weakest of them.
+
+        Sorting all calls would take longer than everything else in a step. Most lie far below the last threshold.
+        """
         wanted = self.k * len(pre)
-        for bound in (0.8 * self.threshold, 0.0):  # mostly they all lie near the last threshold
+        for bound in (0.8 * float(self.threshold), 0.0):
             frame, latent = (pre > bound).nonzero(as_tuple=True)
             if len(frame) >= wanted:
                 f = pre[frame, latent]
-                weakest = f.topk(wanted, sorted=False).values.min()
-                return frame[f >= weakest], latent[f >= weakest], weakest
+                kept = f.topk(wanted, sorted=False).indices.sort().values
+                return frame[kept], latent[kept], f[kept].min()
         return frame, latent, pre.new_zeros(())
+
+    @torch.no_grad()
+    def start_on(self, x: Tensor, centre: str = "mean") -> None:
+        super().start_on(x, centre)
+        self.threshold.zero_()
 
     @torch.no_grad()
     def calibrate(self, batches) -> None:
@@ -144,64 +258,228 @@ class BatchTopK(SAE):
         self.threshold.copy_(torch.stack(weakest).mean())
 
 
-class Resaid(torch.autograd.Function):
-    """x_hat = f W_dec + b_dec from the few calls that are not zero, and its gradients from the same few.
+class Matryoshka(BatchTopK):
+    """`batchtopk` whose first latents must do without the later ones (Bussmann et al. 2025, arXiv 2503.17547).
 
-    Dense, a step costs four more matrix products of the size of the encoder's, almost all of it times zero. With
-    n·k answered calls, each a frame, a latent and a strength f, everything is a sum over few rows, which torch has
-    as `embedding_bag`: x_hat sums rows of W_dec for each frame; dW_dec sums rows of the gradient g, and dW_enc rows
-    of x - b_dec, for each latent, once the calls are sorted by latent. Only df = <g, W_dec[latent]> is of another
-    kind: a product sampled at the calls.
+    The error is the mean over nested dictionaries of the first d_sae / 16, / 8, / 4, / 2 and all latents. What is
+    general comes first and is not split up by what is special.
     """
 
+    variant = "matryoshka"
+
+    def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
+        sizes = sorted({max(1, self.d_sae // part) for part in (16, 8, 4, 2, 1)})
+        x_hat, errors = self.b_dec, []
+        for first, last in zip([0, *sizes], sizes, strict=False):
+            here = ((said.calls.latent >= first) & (said.calls.latent < last)).nonzero().squeeze(1)
+            calls = Calls(said.calls.frame[here], said.calls.latent[here] - first, len(x), last - first)
+            x_hat = x_hat + Said.apply(said.f[here], self.W_dec[first:last], calls)
+            errors.append((x - x_hat).square().mean())
+        return {"reconstruction": torch.stack(errors).mean()}
+
+
+class JumpReLU(SAE):
+    """Calls above a threshold that each latent learns: f = pre · [pre > θ] (Rajamanoharan et al. 2024).
+
+    arXiv 2407.14435. θ has no gradient of its own; it is estimated from the calls within `bandwidth` of it (equations
+    11 and 12). The sparsity term is theirs for a wanted L0 (appendix): penalty · (L0 / k - 1)².
+    """
+
+    variant = "jumprelu"
+    default_penalty = 1.0
+    bandwidth = 0.5
+    """For activations scaled to a mean squared norm of d_in, where calls are of the order of 1 to 10."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        del self.threshold
+        self.threshold = nn.Parameter(torch.full((self.d_sae,), 1.0))
+
+    def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        below = self.bandwidth / 2 if self.training else 0.0  # these say 0, but θ learns from them
+        return ((pre > self.threshold - below) & (pre > 0)).nonzero(as_tuple=True)
+
+    def answer(self, pre: Tensor, latent: Tensor) -> Tensor:
+        return Jump.apply(pre, self.threshold[latent], self.bandwidth)
+
+    def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
+        l0 = Step.apply(said.pre, self.threshold[said.calls.latent], self.bandwidth).sum() / len(x)
+        return super().terms(x, said) | {"sparsity": self.penalty * (l0 / self.k - 1).square()}
+
+    @torch.no_grad()
+    def keep_unit_norm(self) -> None:
+        super().keep_unit_norm()
+        self.threshold.clamp_(min=0.0)
+
+
+class Jump(torch.autograd.Function):
+    """pre · [pre > θ]; to θ goes -(θ / ε) · [|pre - θ| < ε / 2] of the gradient."""
+
     @staticmethod
-    def forward(ctx, x, W_enc, b_enc, W_dec, b_dec, frame, latent, f):
-        ctx.save_for_backward(x, W_enc, W_dec, b_dec, frame, latent, f)
-        first = torch.searchsorted(frame, torch.arange(len(x), device=x.device))
-        return F.embedding_bag(latent, W_dec, first, mode="sum", per_sample_weights=f) + b_dec
+    def forward(ctx, pre, theta, bandwidth):
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > theta)
 
     @staticmethod
     def backward(ctx, g):
-        x, W_enc, W_dec, b_dec, frame, latent, f = ctx.saved_tensors
-        df = _sampled(g, W_dec, frame, latent)
-        by_latent, order = latent.sort(stable=True)
-        first, of = torch.searchsorted(by_latent, torch.arange(len(W_dec), device=x.device)), frame[order]
-        dW_dec = F.embedding_bag(of, g, first, mode="sum", per_sample_weights=f[order])
-        dW_enc = F.embedding_bag(of, x - b_dec, first, mode="sum", per_sample_weights=df[order])
-        db_enc = x.new_zeros(len(W_dec)).index_add_(0, latent, df)
-        return None, dW_enc.T, db_enc, dW_dec, g.sum(dim=0) - W_enc @ db_enc, None, None, None
+        pre, theta = ctx.saved_tensors
+        near = (pre - theta).abs() < ctx.bandwidth / 2
+        return g * (pre > theta), -g * theta * near / ctx.bandwidth, None
 
 
-def _sampled(g: Tensor, W_dec: Tensor, frame: Tensor, latent: Tensor) -> Tensor:
-    """<g[frame], W_dec[latent]> for each pair: (pair,)."""
-    first = torch.searchsorted(frame, torch.arange(len(g) + 1, device=g.device))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # a test compares it with autograd
-        pairs = torch.sparse_csr_tensor(
-            first, latent, g.new_zeros(len(frame)), (len(g), len(W_dec)), check_invariants=False
-        )
-    return torch.sparse.sampled_addmm(pairs, g, W_dec.T, beta=0).values()
+class Step(torch.autograd.Function):
+    """[pre > θ]; to θ goes -(1 / ε) · [|pre - θ| < ε / 2] of the gradient, to pre nothing."""
+
+    @staticmethod
+    def forward(ctx, pre, theta, bandwidth):
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        pre, theta = ctx.saved_tensors
+        return None, -g * ((pre - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth, None
 
 
-VARIANTS: dict[str, type[SAE]] = {kind.variant: kind for kind in (BatchTopK, TopK)}
+# ----------------------------------------------------------------------------------------- the sparse path
 
 
-def create(variant: str, d_in: int, d_sae: int, k: int, seed: int = 0) -> SAE:
+class Calls:
+    """Which latents are called on which frames: pairs of a frame and a latent, by frame.
+
+    Dense, a step of training costs four more matrix products as large as the encoder's, nearly all of it times zero.
+    With only the pairs that are not zero, everything is a sum over few rows, which torch has as `embedding_bag`:
+    x_hat sums rows of W_dec for each frame; the gradients of W_dec and W_enc sum rows of x_hat's gradient and of
+    x - b_dec for each latent, once the pairs are sorted by latent. What is left are scalar products of one row here
+    with one row there: a matrix product sampled at the pairs.
+    """
+
+    def __init__(self, frame: Tensor, latent: Tensor, frames: int, latents: int):
+        self.frame, self.latent, self.frames, self.latents = frame, latent, frames, latents
+
+    @cached_property
+    def by_frame(self) -> Tensor:
+        """Where the pairs of each frame begin, and where all end: (frame + 1,)."""
+        return torch.searchsorted(self.frame, torch.arange(self.frames + 1, device=self.frame.device))
+
+    @cached_property
+    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs sorted by latent: their order, their frames, and where those of each latent begin."""
+        small = self.latent.to(torch.int16 if self.latents < 2**15 else torch.int32)  # sorts faster
+        latent, order = small.sort(stable=True)
+        first = torch.searchsorted(latent, torch.arange(self.latents, device=latent.device, dtype=latent.dtype))
+        return order, self.frame[order], first
+
+    def sum_by_frame(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """For each frame, the rows, (latent, width), of its latents, each times its pair's weight: (frame, width)."""
+        return F.embedding_bag(self.latent, rows, self.by_frame[:-1], mode="sum", per_sample_weights=weight)
+
+    def sum_by_latent(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """For each latent, the rows, (frame, width), of its frames, each times its pair's weight: (latent, width)."""
+        order, frame, first = self.by_latent
+        return F.embedding_bag(frame, rows, first, mode="sum", per_sample_weights=weight[order])
+
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """<left[frame], right[latent]> of each pair: (pair,), of (frame, width) and (latent, width)."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Sparse CSR tensor support is in beta"
+            )  # a test compares it with autograd
+            pairs = torch.sparse_csr_tensor(
+                self.by_frame, self.latent, left.new_zeros(len(self.frame)), (self.frames, self.latents),
+                check_invariants=False,
+            )  # fmt: skip
+        return torch.sparse.sampled_addmm(pairs, left, right.T, beta=0).values()
+
+
+class Called(torch.autograd.Function):
+    """How strongly each pair is called: (x - b_dec) W_enc + b_enc where `calls` says, (pair,)."""
+
+    @staticmethod
+    def forward(ctx, x, W_enc, b_enc, b_dec, calls):
+        centred = x - b_dec
+        ctx.save_for_backward(centred, W_enc)
+        ctx.calls = calls
+        return calls.products(centred, W_enc.T) + b_enc[calls.latent]
+
+    @staticmethod
+    def backward(ctx, g):
+        centred, W_enc = ctx.saved_tensors
+        db_enc = g.new_zeros(ctx.calls.latents).index_add_(0, ctx.calls.latent, g)
+        return None, ctx.calls.sum_by_latent(centred, g).T, db_enc, -(W_enc @ db_enc), None
+
+
+class Said(torch.autograd.Function):
+    """What the pairs' answers f, (pair,), say together: f W_dec, (frame, d_in)."""
+
+    @staticmethod
+    def forward(ctx, f, W_dec, calls):
+        ctx.save_for_backward(f, W_dec)
+        ctx.calls = calls
+        return calls.sum_by_frame(W_dec, f)
+
+    @staticmethod
+    def backward(ctx, g):
+        f, W_dec = ctx.saved_tensors
+        g = g.contiguous()
+        return ctx.calls.products(g, W_dec), ctx.calls.sum_by_latent(g, f), None
+
+
+@dataclass
+class Resaid:
+    """What `resay` says: the calls, how strong each was and what was answered, (pair,), and x_hat, (frame, d_in)."""
+
+    calls: Calls
+    pre: Tensor
+    f: Tensor
+    x_hat: Tensor
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are much faster here than those of float32. Never changes within a machine,
+    so that a training that is resumed takes the same steps."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def geometric_median(x: Tensor, turns: int = 50) -> Tensor:
+    """The point with the least sum of distances to the rows of x, (row, width): (width,). Weiszfeld's algorithm."""
+    at = x.mean(dim=0)
+    for _ in range(turns):
+        weight = 1 / (x - at).norm(dim=1, keepdim=True).clamp_min(1e-6)
+        at = (weight * x).sum(dim=0) / weight.sum()
+    return at
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+VARIANTS: dict[str, type[SAE]] = {
+    kind.variant: kind for kind in (BatchTopK, TopK, MultiTopK, Matryoshka, JumpReLU, ReLU, Tied)
+}
+
+
+def create(variant: str, d_in: int, d_sae: int, k: int, seed: int = 0, penalty: float | None = None) -> SAE:
     """A new SAE of a variant; ValueError names the right ones."""
     if variant not in VARIANTS:
         raise ValueError(f"variant: there is no {variant!r}; known: {', '.join(VARIANTS)}")
-    return VARIANTS[variant](d_in, d_sae, k, seed)
+    return VARIANTS[variant](d_in, d_sae, k, seed=seed, penalty=penalty)
 
 
 def save(sae: SAE, folder: str | Path, **about) -> None:
     """Write `sae.safetensors` (the tensors) and `sae.json` (what they are, and `about`) into a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in sae.state_dict().items()}
-    save_file(tensors, folder / "sae.safetensors.part")
+    tensors = {"W_enc": sae.W_enc.detach(), **sae.state_dict()}
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "sae.safetensors.part")
     os.replace(folder / "sae.safetensors.part", folder / "sae.safetensors")
-    described = {"variant": sae.variant, "d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k, **about}
-    (folder / "sae.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+    sizes = {name: getattr(sae, name) for name in ("variant", "d_in", "d_sae", "k", "penalty")}
+    part = folder / "sae.json.part"
+    part.write_text(json.dumps(sizes | about, indent=1), encoding="utf-8")
+    os.replace(part, folder / "sae.json")
 
 
 def load(folder: str | Path) -> SAE:
@@ -209,8 +487,9 @@ def load(folder: str | Path) -> SAE:
     folder = Path(folder)
     try:
         told = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
-        sae = create(told["variant"], told["d_in"], told["d_sae"], told["k"])
-        sae.load_state_dict(load_file(folder / "sae.safetensors"))
+        sae = create(told["variant"], told["d_in"], told["d_sae"], told["k"], penalty=told.get("penalty"))
+        tensors = load_file(folder / "sae.safetensors")
+        sae.load_state_dict({name: tensors[name] for name in sae.state_dict()})
     except (FileNotFoundError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a saved SAE: {error}".replace("\n", " ")) from None
     return sae.eval()

@@ -39,7 +39,7 @@ def given(whisper, texts: list[str]) -> tuple[torch.Tensor, np.ndarray]:
     A text in capitals is written small, as Whisper would write it. Raises model.BadModel without a tokenizer.
     """
     tokenizer = whisper.require_tokenizer()
-    ids = [tokenizer(_written(text)).input_ids[:-1] for text in texts]
+    ids = [tokenizer(_written(text), split_special_tokens=True).input_ids[:-1] for text in texts]
     lengths = np.array([len(one) for one in ids])
     filled = torch.full((len(ids), int(lengths.max(initial=1))), tokenizer.eos_token_id)
     for row, one in zip(filled, ids, strict=True):

@@ -1,91 +1,227 @@
-"""Training a sparse autoencoder, as a generator that yields what happened at each step.
+"""Training sparse autoencoders, as a generator that yields what happened at each step.
 
-The loss keeps its terms apart: `reconstruction` is the squared error per dimension; `auxiliary` asks latents that
-have long been silent to explain the error that the living ones leave (AuxK, Gao et al. 2024, arXiv 2406.04093).
-TopK and BatchTopK need no sparsity term: `l0` is what they keep to.
+The terms of the loss are kept apart: `reconstruction` is the squared error per dimension; `sparsity` is there for the
+variants that have one; `auxiliary` asks latents that have long been silent to explain the error that the living
+ones leave (AuxK, Gao et al. 2024, arXiv 2406.04093).
 """
 
+import ctypes
+import math
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-AUXILIARY = 1 / 32
-"""Weight of the auxiliary loss, as in Gao et al."""
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Tokens are frames."""
+
+    steps: int
+    learning_rate: float
+    """Peak rate of Adam, for activations scaled to a mean squared norm of d_in."""
+    dead_tokens: int
+    """A latent that has not fired for so many tokens is dead."""
+    warm_up: float = 0.05
+    """Share of the steps over which the rate rises, in a line."""
+    decay: float = 0.3
+    """Share of the steps over which it falls to 0 at the end."""
+    shape: str = "linear"
+    """How it falls: `linear` or `cosine`."""
+    clip: float = 1.0
+    """Largest norm of the gradient of all parameters together."""
+    auxiliary: float = 1 / 32
+    """Weight of the auxiliary loss, as in Gao et al.; 0 turns it off."""
+    resample_tokens: int = 0
+    """Every so many tokens the dead latents begin anew at frames that are badly explained; 0 never."""
+    patience: int = 0
+    """Stop when so many evaluations on held-out frames in a row were no better than the best; 0 never."""
+
+    def __post_init__(self):
+        if self.shape not in ("linear", "cosine"):
+            raise ValueError(f"shape: {self.shape!r} is not one of linear, cosine")
+        if self.steps < 1 or self.dead_tokens < 1 or not 0 < self.learning_rate < math.inf:
+            raise ValueError("steps, dead_tokens and learning_rate must be above 0")
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step, counted from 0."""
+        rise = (step + 1) / max(1, round(self.warm_up * self.steps))
+        fall = min(1.0, (self.steps - step) / max(1, round(self.decay * self.steps)))
+        if self.shape == "cosine":
+            fall = (1 - math.cos(math.pi * fall)) / 2
+        return self.learning_rate * min(1.0, rise, fall)
+
+
+class Learner:
+    """One SAE in training: its optimiser, how long each latent has been silent, its best state on held-out frames."""
+
+    def __init__(self, sae: nn.Module, settings: Settings, held_out: Callable[[nn.Module], float] | None = None):
+        self.sae, self.settings, self.held_out = sae, settings, held_out
+        self.optimiser = torch.optim.Adam(sae.parameters(), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
+        self.silent = torch.zeros(sae.d_sae, device=sae.W_dec.device)  # tokens since each latent fired
+        self.history: list[dict] = []
+        self.best, self.best_state, self.worse, self.stopped = math.inf, None, 0, False
+
+    def step(self, x: Tensor) -> dict:
+        """Learn from one batch, (frame, d_in); returns the row of the history."""
+        sae, settings, number = self.sae.train(), self.settings, len(self.history)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.rate(number)
+        if not number:
+            _check(sae, x)
+        said = sae.resay(x)
+        dead = (self.silent >= settings.dead_tokens).nonzero().squeeze(1)
+        terms = sae.terms(x, said)
+        error = (x - said.x_hat).detach()
+        if settings.auxiliary:
+            terms["auxiliary"] = settings.auxiliary * _auxiliary(sae, x, error, dead)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            raise ValueError("the loss is not finite: are there NaN or infinite activations, or is the rate too high?")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        sae.drop_parallel_gradient()
+        nn.utils.clip_grad_norm_(sae.parameters(), settings.clip)
+        self.optimiser.step()
+        sae.keep_unit_norm()
+        fired = said.calls.latent[said.f.detach() > 0]
+        self.silent += len(x)
+        self.silent[fired] = 0
+        row = {"step": number, "tokens": (number + 1) * len(x), "learning_rate": settings.rate(number)}
+        row |= {name: term.item() for name, term in terms.items()}
+        row["fvu"] = (error.square().sum() / (x - x.mean(dim=0)).square().sum()).item()
+        row |= {"l0": len(fired) / len(x), "dead": len(dead) / sae.d_sae, "resampled": self._resample(x, error, row)}
+        self.history.append(row)
+        return row
+
+    @torch.no_grad()
+    def _resample(self, x: Tensor, error: Tensor, row: dict) -> int:
+        """Point the dead latents at frames drawn by their squared loss; Adam forgets what it knew of them."""
+        every, before = self.settings.resample_tokens, row["tokens"] - len(x)
+        late = row["step"] > (1 - self.settings.decay) * self.settings.steps  # no time left to learn
+        if not every or row["tokens"] // every == before // every or late:
+            return 0
+        dead = (self.silent >= self.settings.dead_tokens).nonzero().squeeze(1)[: len(x)]
+        if not len(dead):
+            return 0
+        chance = error.square().sum(dim=1).square().double()
+        drawn = torch.multinomial(chance.cpu(), len(dead), generator=torch.Generator().manual_seed(row["step"]))
+        self.sae.point_at(dead, x[drawn.to(x.device)])
+        for name, part in self.sae.named_parameters():
+            along = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}.get(name)
+            if along is not None:
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    self.optimiser.state[part][moment].index_fill_(along, dead, 0)
+        self.silent[dead] = 0
+        return len(dead)
+
+    def evaluate(self) -> None:
+        """Ask `held_out` how good the SAE is (the less the better); keep the best, and stop when patience is over."""
+        if self.held_out is None or not self.settings.patience:
+            return
+        score = self.held_out(self.sae.eval())
+        self.history[-1]["held_out"] = score
+        if score < self.best:
+            self.best, self.worse = score, 0
+            self.best_state = {name: tensor.clone() for name, tensor in self.sae.state_dict().items()}
+        else:
+            self.worse += 1
+            self.stopped = self.worse >= self.settings.patience
+
+    def finish(self) -> None:
+        """The SAE as it shall be used: its best state where there is one, in evaluation mode."""
+        if self.best_state is not None:
+            self.sae.load_state_dict(self.best_state)
+        self.sae.eval()
+
+    KEPT = ("silent", "history", "best", "best_state", "worse", "stopped")
+
+    def state(self) -> dict:
+        return {"sae": self.sae.state_dict(), "optimiser": self.optimiser.state_dict()} | {
+            name: getattr(self, name) for name in self.KEPT
+        }
+
+    def resume(self, state: dict) -> None:
+        self.sae.load_state_dict(state["sae"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for name in self.KEPT:
+            setattr(self, name, state[name])
 
 
 def train(
     sae: nn.Module,
     batches: Callable[[int], Iterator[Tensor]],
     *,
-    steps: int,
-    learning_rate: float,
-    dead_tokens: int,
-    warm_up: float = 0.05,
-    decay: float = 0.3,
-    clip: float = 1.0,
     checkpoint: Path | None = None,
     every: int = 100,
+    held_out: Callable[[nn.Module], float] | None = None,
+    **settings,
 ) -> Iterator[dict]:
-    """Train `sae` for `steps` batches and yield one row a step: loss terms, FVU of the batch, L0, dead share.
+    """Train one SAE and yield a row a step: the terms of the loss, FVU of the batch, L0, share of dead latents.
 
     `batches(start)` yields batches (frame, d_in) from number `start` on, scaled to a mean squared norm of d_in.
-    The learning rate rises linearly over the first `warm_up` of the steps and falls linearly to 0 over the last
-    `decay`. A latent is dead that has not fired for `dead_tokens` frames.
-    With a `checkpoint` the state is saved every so many steps, atomically, and read at the start: on one machine an
-    interrupted training equals an uninterrupted one, bit for bit, and its rows are yielded again.
+    Other keywords are `Settings`. Every `every` steps `held_out` is asked, if there is one, and with a `checkpoint` the
+    state is saved, atomically; it is read at the start: on one machine an interrupted training equals an
+    uninterrupted one, bit for bit, and its rows are yielded again.
 
-    Raises ValueError when a batch or the loss is not finite.
+    Rows are plain dictionaries: any logger can be fed with them (`writer.add_scalar(name, value, row["step"])`).
+
+    Raises ValueError when a batch or the loss is not finite, or the first batch cannot be learnt from.
     """
-    optimiser = torch.optim.Adam(sae.parameters(), lr=learning_rate, betas=(0.9, 0.999), fused=True)
-    silent = torch.zeros(sae.d_sae, device=sae.W_dec.device)  # frames since each latent fired
-    history: list[dict] = []
+    for rows in train_together({"": sae}, batches, checkpoint=checkpoint, every=every, held_out=held_out, **settings):
+        yield rows[""]
+
+
+def train_together(
+    saes: Mapping[str, nn.Module],
+    batches: Callable[[int], Iterator],
+    *,
+    checkpoint: Path | None = None,
+    every: int = 100,
+    held_out: Callable[[nn.Module], float] | None = None,
+    **settings,
+) -> Iterator[dict[str, dict]]:
+    """`train` for several SAEs at once, so that frames are read once: yields {name: row} a step.
+
+    A batch is a tensor for all of them, or {name: tensor}. Each SAE learns as it would alone; one that has
+    stopped early no longer yields.
+    """
+    keep_memory()
+    learners = {name: Learner(sae, Settings(**settings), held_out) for name, sae in saes.items()}
     if checkpoint and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=sae.W_dec.device)
-        sae.load_state_dict(saved["sae"])
-        optimiser.load_state_dict(saved["optimiser"])
-        silent, history = saved["silent"], saved["history"]
-        yield from history
-    sae.train()
-    for step, x in enumerate(batches(len(history)), start=len(history)):
-        rate = learning_rate * _shape(step, steps, warm_up, decay)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        row = _step(sae, optimiser, x, silent, dead_tokens, clip)
-        history.append({"step": step, "tokens": (step + 1) * len(x), "learning_rate": rate, **row})
-        if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
-            _save(checkpoint, sae, optimiser, silent, history)
-        yield history[-1]
-    sae.eval()
+        saved = torch.load(checkpoint, weights_only=True, map_location=next(iter(saes.values())).W_dec.device)
+        for name, learner in learners.items():
+            learner.resume(saved[name])
+        longest = max(len(learner.history) for learner in learners.values())
+        for step in range(longest):
+            yield {name: one.history[step] for name, one in learners.items() if step < len(one.history)}
+    start, steps = max(len(one.history) for one in learners.values()), Settings(**settings).steps
+    for step, batch in enumerate(batches(start), start=start) if start < steps else ():
+        learning = {name: one for name, one in learners.items() if not one.stopped}
+        if not learning:
+            break
+        rows = {name: one.step(batch[name] if isinstance(batch, Mapping) else batch) for name, one in learning.items()}
+        if (step + 1) % every == 0 or step + 1 == steps:
+            for learner in learning.values():
+                learner.evaluate()
+            if checkpoint:
+                _save(checkpoint, {name: learner.state() for name, learner in learners.items()})
+        yield rows
+    for learner in learners.values():
+        learner.finish()
 
 
-def _step(sae: nn.Module, optimiser, x: Tensor, silent: Tensor, dead_tokens: int, clip: float) -> dict:
-    x_hat, answered = sae.resay(x)
-    error = x - x_hat
-    reconstruction = error.square().mean()
-    dead = (silent >= dead_tokens).nonzero().squeeze(1)
-    auxiliary = _auxiliary(sae, x, error.detach(), dead)
-    loss = reconstruction + AUXILIARY * auxiliary
-    if not torch.isfinite(loss):
-        raise ValueError("the loss is not finite: are there NaN or infinite activations, or is the rate too high?")
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    sae.drop_parallel_gradient()
-    torch.nn.utils.clip_grad_norm_(sae.parameters(), clip)
-    optimiser.step()
-    sae.keep_unit_norm()
-    silent += len(x)
-    silent[answered] = 0
-    spread = (x - x.mean(dim=0)).square().mean()
-    return {
-        "reconstruction": reconstruction.item(),
-        "auxiliary": auxiliary.item(),
-        "fvu": (reconstruction.detach() / spread).item(),
-        "l0": len(answered) / len(x),
-        "dead": len(dead) / sae.d_sae,
-    }
+def _check(sae: nn.Module, x: Tensor) -> None:
+    if x.ndim != 2 or x.shape[1] != sae.d_in:
+        raise ValueError(f"batch: expected (frame, {sae.d_in}), got {tuple(x.shape)}")
+    if not torch.isfinite(x).all():
+        raise ValueError("batch: there are NaN or infinite activations")
+    if len(x) < 2 or (x == x[0]).all():
+        raise ValueError("batch: all frames are the same, so there is nothing to explain")
 
 
 def _auxiliary(sae: nn.Module, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
@@ -98,20 +234,20 @@ def _auxiliary(sae: nn.Module, x: Tensor, error: Tensor, dead: Tensor) -> Tensor
     return (error - f @ sae.W_dec[dead]).square().mean() / error.square().mean().clamp_min(1e-12)
 
 
-def _shape(step: int, steps: int, warm_up: float, decay: float) -> float:
-    """The share of the peak learning rate at a step."""
-    rise = (step + 1) / max(1, round(warm_up * steps))
-    fall = (steps - step) / max(1, round(decay * steps))
-    return min(1.0, rise, fall)
-
-
-def _save(path: Path, sae: nn.Module, optimiser, silent: Tensor, history: list[dict]) -> None:
+def _save(path: Path, state: dict) -> None:
     part = path.with_name(path.name + ".part")
-    state = {
-        "sae": sae.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "silent": silent,
-        "history": history,
-    }
     torch.save(state, part)
     os.replace(part, path)
+
+
+def keep_memory() -> None:
+    """Ask the C library to keep the memory of large tensors instead of giving it back after every use.
+
+    glibc maps each tensor above 32 MiB anew, and the kernel fills it with zeros page by page: a quarter of a step. For
+    the whole process; elsewhere than on Linux with glibc it does nothing.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "gnu_get_libc_version"):
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

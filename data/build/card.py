@@ -80,8 +80,8 @@ language: en
 ---
 # The demo's Whisper
 
-A true Whisper ({parameters:.2f} million parameters: {encoder} encoder and {decoder} decoder layers, width {width},
-windows of {window:.0f} s), trained from nothing on synthetic speech by the scripts in `data/build`. It is an
+A true Whisper ({parameters:.2f} million parameters: {encoder} encoder and {decoder} decoder layers, width {width}, windows
+of {window:.0f} s), trained from nothing on synthetic speech by the scripts in `data/build`. It is an
 instrument for calibrating methods, not a recogniser: it knows {vocabulary} words and voices of one synthesiser, and
 no person has ever spoken to it.
 
@@ -119,9 +119,8 @@ data/demo/whisper` measures this again.
 ## Limits
 
 Synthetic voices differ in few ways, so what separates them is easier to find than what separates people; "gender" and
-"accent" are settings of a synthesiser. No timestamps. Longer than {window:.0f} s is never heard at once.
-What is not one of
-its words comes out as the nearest of them.
+"accent" are settings of a synthesiser. No timestamps. Longer than {window:.0f} s is never heard at once. What is not
+one of its words comes out as the nearest of them.
 
 Weights and code: MIT. The speech was made by espeak-ng (GPL-3.0-or-later), a program used as a tool; none of its code
 or data is here.
