@@ -10,7 +10,7 @@
 #
 # **You need** nothing. On other profiles this page shows as much as their corpus and model can tell.
 #
-# **Time** demo 50 s on 2 cores · two hours of speech through `tiny` 7 min, for steps not yet stored.
+# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 7 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own
@@ -156,7 +156,7 @@ if len(wrote):
         f"speakers, {all_held.words} words). Words are heard in {(quiet.errors > 0).sum()} of {len(quiet)} clips that hold none."
     )
     wrong = held[held.errors > 0].sort_values("errors", ascending=False, kind="stable").head(8)
-    figures.table(wrong[["speaker", "said", "heard", "errors"]], caption="Where it goes wrong most.")
+    figures.table(wrong[["said", "heard", "errors"]], caption="Where it goes wrong most.")
 
 # %% [markdown]
 # ## Are phones in its layers?

@@ -12,7 +12,7 @@
 #
 # **You need** the results of notebook 1.
 #
-# **Time** demo 15 s on 2 cores · two hours of speech through `tiny` 6 min, for steps not yet stored.
+# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 6 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own
@@ -74,7 +74,7 @@ shown.columns = ["site", "FVU", "from", "to", "L0", "dead", "cosine", "speakers"
 figures.table(
     shown,
     caption="Each dictionary on held-out speakers. FVU comes with a 95 % interval over speakers (delete-one "
-    "jackknife, Student's t). Dead: the share of latents that fire on none of these frames. s: seconds of training.",
+    "jackknife, Student's t; a clip without a speaker counts as one). Dead: the share of latents that fire on none of these frames. s: seconds of training.",
 )
 
 # %% tags=["hide-input"]
@@ -96,7 +96,7 @@ figures.show(
     alt=f"The FVU of a batch falls from {history.fvu.iloc[0]:.2f} to {history.fvu.iloc[-1]:.3f}, L0 ends at "
     f"{history.l0.iloc[-1]:.1f}, dead latents peak at {history.dead.max():.1%} and end at {history.dead.iloc[-1]:.1%}.",
     caption=f"Training on {run.focus}, running means. Reconstruction is the squared error per dimension, where activations "
-    "have a mean square of 1; auxiliary is the share of that error which dead latents could not explain, 0 while none is dead.",
+    "have a mean square of 1; auxiliary is 1/32 of the share of that error which dead latents could not explain, 0 while none is dead.",
 )
 
 # %% [markdown]

@@ -15,10 +15,9 @@ NOTEBOOKS = PROJECT / "notebooks"
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """A folder that is not the project's, and an environment whose store is empty at first."""
+    """A folder that is not the project's, with reports of its own; results are the project's, and are made once."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    moved = {"WHISPER_SAE_DATA": str(folder / "data"), "WHISPER_SAE_REPORTS": str(folder / "reports")}
-    return folder, {**os.environ, **moved}
+    return folder, {**os.environ, "WHISPER_SAE_REPORTS": str(folder / "reports")}
 
 
 def papermill(elsewhere, name, *options):
@@ -41,14 +40,15 @@ def nbval(elsewhere, notebook):
 
 
 def test_02_says_what_to_run_first(elsewhere):
-    done = papermill(elsewhere, "02_training.ipynb")
+    folder, environment = elsewhere
+    done = papermill((folder, {**environment, "WHISPER_SAE_DATA": str(folder / "empty")}), "02_training.ipynb")
     assert done.returncode != 0
     assert re.search(
         r"NotMade: 'activations' has not been made .* run first: python -m whisper_sae demo 01", done.stderr
     )
 
 
-@pytest.mark.parametrize("name", ["01_extraction.ipynb", "02_training.ipynb"])
+@pytest.mark.parametrize("name", ["00_instrument.ipynb", "01_extraction.ipynb", "02_training.ipynb"])
 def test_papermill_runs_them_from_any_folder(elsewhere, name):
     done = papermill(elsewhere, name, "-p", "seed", "0")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -241,6 +241,8 @@ def with_intervals(frame: pd.DataFrame, x: str, y: str, by: str) -> Figure:
     looks = [("o", BLUE, "-"), ("^", ORANGE, "--"), ("s", INK, "-"), ("D", GREY, "--"), ("x", GREY, ":")]
     for (name, part), (marker, colour, line) in zip(frame.groupby(by, sort=False), looks, strict=False):
         reach = np.abs(part[[f"{y}_low", f"{y}_high"]].to_numpy().T - part[y].to_numpy())
+        if len(part) > 4 and part[x].dtype.kind not in "if":
+            axis.tick_params(axis="x", rotation=20)
         axis.errorbar(
             part[x], part[y], yerr=reach, marker=marker, color=colour, linestyle=line, label=name, capsize=3, lw=1.2
         )

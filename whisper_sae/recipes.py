@@ -310,7 +310,7 @@ def twin(run: Profile) -> Profile:
     return replace(run, model=model.UNTRAINED + run.model)
 
 
-def phone_probe(run: Profile, seed: int, fitted: int = 10_000, asked: int = 10_000) -> Recipe:
+def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_000) -> Recipe:
     """`read.csv`: how many phones a linear probe reads right, for each speaker it never met and each of its inputs.
 
     Inputs: log-mel of the frame; log-mel with 80 ms around it, turned down to as many principal directions as the model

@@ -80,9 +80,9 @@ language: en
 ---
 # The demo's Whisper
 
-A true Whisper ({parameters:.2f} million parameters: {encoder} encoder and {decoder} decoder layers, width {width}, windows
-of {window:.0f} s), trained from nothing on synthetic speech by the scripts in `data/build`. It is an
-instrument for calibrating methods, not a recogniser: it knows {vocabulary} words and voices of one synthesiser, and
+A true Whisper ({parameters:.2f} million parameters: {encoder} encoder and {decoder} decoder layers, width {width},
+windows of {window:.0f} s), trained from nothing on synthetic speech by the scripts in `data/build`. It is an instrument
+for calibrating methods, not a recogniser: it knows {vocabulary} words and voices of one synthesiser, and
 no person has ever spoken to it.
 
 ```python
