@@ -284,8 +284,9 @@ def test_encoder_weights_alone_will_do(listener, loaded, corpus, data, run_for):
     one_line(said.value)
     run = run_for(listener, corpus(voices=1, clips=2), sites=("*.1.resid",))
     store.make(recipes.clips(run, 0))
+    assert list(store.make(recipes.activations(run, 0)).facts["sites"]) == ["encoder.1.resid"]
     with pytest.raises(model.BadModel, match="only encoder weights here") as said:
-        store.make(recipes.activations(run, 0))
+        store.make(recipes.decoded(run, 0))
     one_line(said.value)
 
 

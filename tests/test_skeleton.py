@@ -143,7 +143,7 @@ def test_notebooks_are_numbered_without_a_gap():
         (r'^# %% tags=\["checks"\]', '# %% tags=["chekcs"]', "tags that nothing reads: chekcs"),
         (r'^# %% tags=\["save"\]', "# %%", "parameters, setup, nbval-check-output, save"),
         (r"aside class=.doubt", "aside class='sure", "what would change your mind"),
-        (r"^import numpy as np$", "\n".join(f"a{i} = 1" for i in range(21)), "20 at most"),
+        (r"^import pandas as pd$", "\n".join(f"a{i} = 1" for i in range(21)), "20 at most"),
         (r"\Z", "\n\n# %%\n1\n" * 20, "12 to 25 can be followed"),
         (r"^# [^#>%*<|].*$", "#", "words for"),
         (r"\Z", "\n# " + "x" * 30_000, "30,000 at most"),
@@ -204,7 +204,7 @@ def test_importing_does_no_work():
     code = """
 import builtins, os, socket, sys
 import numpy as np, random, torch
-import matplotlib.pyplot, papermill, jupytext, nbconvert.exporters, transformers, pandas, scipy, sklearn
+import matplotlib.pyplot, papermill, jupytext, nbconvert.exporters, transformers, pandas, scipy, sklearn.linear_model
 states = repr(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist()
 def watch(event, details):
     if event == "socket.connect" or (event == "open" and isinstance(details[1], str) and set(details[1]) & set("wax+")):

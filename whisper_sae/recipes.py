@@ -156,6 +156,7 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
     def listen(folder: Path, clips: Step) -> dict:
         whisper = model.load(run.model, run.device)
         whisper.require_decoder()
+        whisper.require_tokenizer()
         wanted = _wanted(whisper, sites, "decoder")
         heard = table(run, clips)
         every = speech.windows(heard, whisper.window)
@@ -487,7 +488,7 @@ def dictionary(run: Profile, seed: int, site: str, k: int) -> Recipe:
         if isinstance(coder, sae.BatchTopK):
             coder.calibrate(rows.sample(size, seed + turn) * scale for turn in range(8))
         coder.undo_scale(scale)
-        sae.save(coder, folder, site=site, model=Path(run.model).name, scale=scale)
+        sae.save(coder, folder, site=site, model=_public(run.model), scale=scale)
         pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
         work.unlink()
         return _held_out(coder, *frames_of(run, clips, activations, site), folder)
@@ -499,6 +500,12 @@ def dictionary(run: Profile, seed: int, site: str, k: int) -> Recipe:
         needs={"clips": clips(run, seed), "activations": recorded(run, seed, site)},
         by=_by(run, "02"), label=f"dictionary of {site}, k = {k}",
     )  # fmt: skip
+
+
+def _public(name: str) -> str:
+    """A model's name without where it lies on this machine; a twin stays one."""
+    bare = name.removeprefix(model.UNTRAINED)
+    return name if not Path(bare).is_dir() else name.removesuffix(bare) + Path(bare).name
 
 
 def _watched(history, steps: int, title: str) -> list[dict]:

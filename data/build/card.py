@@ -146,7 +146,7 @@ def card(run: Path, target: Path, corpus: Path, espeak: str = "1.51") -> str:
         width=config["d_model"], window=config["max_source_positions"] / 50, vocabulary=facts.get("vocabulary", 356),
         table=_markdown(numbers(clips)), invented=int((quiet.said != "").sum()), quiet=len(quiet), espeak=espeak,
         shards=facts.get("shards", 120), steps=curve[-1]["step"], seconds=curve[-1]["seconds"],
-        hardware=facts.get("hardware", platform.machine()), torch=torch.__version__,
+        hardware=facts.get("hardware", platform.machine()), torch=torch.__version__.split("+")[0],
         transformers=transformers.__version__,
         curve=_markdown(
             pd.DataFrame(
