@@ -166,14 +166,17 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path, variant, stop)
     def begin(checkpoint):
         coder = sae.create(variant, 16, 64, 4, seed=0)
         coder.start_on(data[:256])
+        coder.b_enc.data[:8] = -3.0  # these are dead from the first
         rows = train.train(
-            coder, batches, steps=60, learning_rate=1e-2, dead_tokens=256, checkpoint=checkpoint, every=10
-        )
+            coder, batches, steps=60, learning_rate=1e-2, dead_tokens=256, checkpoint=checkpoint, every=10,
+            resample_tokens=64 * 17,
+        )  # fmt: skip
         return coder, rows
 
     whole, rows = begin(None)
     right = list(rows)
     assert any(row["auxiliary"] > 0 for row in right), "latents die, so that all of the state matters"
+    assert any(row["resampled"] > 0 for row in right)
     _, rows = begin(tmp_path / "state.pt")
     seen = [next(rows) for _ in range(stop)]
     rows.close()
