@@ -84,7 +84,8 @@ def run(asked) -> pd.DataFrame:
             if not asked.time_only:
                 worker.ask(do="steps", n=steps)
                 row |= worker.ask(do="score")
-            rows.append(row | {"rss MB": worker.ask(do="none")["rss_mb"]})
+            row["rss MB"] = row.pop("rss_mb", None) or worker.ask(do="none")["rss_mb"]
+            rows.append(row)
             worker.process.kill()
         table = pd.DataFrame(rows)
         table.insert(3, "tokens/s", asked.batch / table["step ms"] * 1000)
