@@ -27,7 +27,7 @@ figures.use_style()
 # %% [markdown]
 # ## Who speaks
 #
-# Nobody: the bundled voices are a synthesiser's. Gender is a setting of it that moves pitch and vocal tract, accent
+# In the demo, nobody: the bundled voices are a synthesiser's. Gender is a setting of it that moves pitch and vocal tract, accent
 # is its table of phones. That is what makes them an instrument. In recorded speech a method can find something
 # without anyone knowing whether it is there; here everything that is there was put there. The same voices
 # never speak in two splits, and no sentence is said in two.
@@ -62,7 +62,7 @@ figures.voices(
 # %% [markdown]
 # ## When each phone sounds
 #
-# The synthesiser told when it began each phone. Press play and watch the cursor cross the lines: a stop begins
+# The demo's synthesiser told when it began each phone. Press play and watch the cursor cross the lines: a stop begins
 # with its burst, a fricative with its hiss. A file of times can be wrong by a constant and nobody would see it in a table,
 # so listen, and then look at the next figure.
 
@@ -108,6 +108,8 @@ if len(known):
 
 # %% [markdown]
 # ## What is planted, and what is null
+#
+# In the demo:
 #
 # | label | relates to |
 # |---|---|
@@ -161,7 +163,7 @@ if len(wrote):
 # %% [markdown]
 # ## Are phones in its layers?
 #
-# Nobody told the model about phones. If it hears by them, a straight line should read them off a frame: a
+# Nobody told the model about phones (the demo's was told for a while which *word* sounds when; see its card). If it hears by them, a straight line should read them off a frame: a
 # **linear probe**, fitted on the training speakers, asked about all others. It must beat three rivals: the commonest
 # phone, said every time; the log-mel spectrogram, alone or with its surroundings; and the model's **untrained twin**,
 # whose architecture is the same and whose weights are random. Every input gets the best of four strengths of
@@ -193,14 +195,15 @@ if len(rates):
 if len(rates):
     one = read.assign(name=read.input + " " + read.site).pivot(index="speaker", columns="name", values="right")
     best = layers[layers.input == "trained"].set_index("site").right.idxmax()
-    ours, mel, twin = one[f"trained {best}"], one["log-mel ±80 ms"], one[f"untrained {best}"]
+    mel_name = one.filter(like="log-mel").mean().idxmax()  # the stronger of the two
+    ours, mel, twin = one[f"trained {best}"], one[mel_name], one[f"untrained {best}"]
     ahead = [
         f"{100 * m:.1f} points ({100 * a:.1f} to {100 * b:.1f})"
         for m, a, b in map(probes.interval, (ours - mel, ours - twin))
     ]
     figures.say(
-        f"Of {probe.facts['phones']} phones, {best} has {ours.mean():.1%} read right, log-mel {mel.mean():.1%} "
-        f"({one['log-mel this frame'].mean():.1%} from the frame alone), the untrained twin {twin.mean():.1%}. Speaker by "
+        f"Of {probe.facts['phones']} phones, {best} has {ours.mean():.1%} read right, {mel_name} "
+        f"{mel.mean():.1%}, the untrained twin {twin.mean():.1%}. Speaker by "
         f"speaker the model is ahead of log-mel by {ahead[0]} and of its twin by {ahead[1]}."
     )
 
@@ -216,7 +219,8 @@ if len(rates):
 # %%
 others = {"gender": ["accent"], "accent": ["gender"], "mic": ["gender", "accent"], "null_label": ["gender", "accent"]}
 asked = recipes.askable(heard, {label: others[label] for label in labels})
-named = store.make(recipes.label_probe(run, seed, asked)).table("read.csv")  # label, site, speaker, right, chance
+labelled = store.make(recipes.label_probe(run, seed, asked))
+named = labelled.table("read.csv")  # label, site, speaker, right, chance
 voice = probes.summary(named, ["label", "site", "chance"])
 
 # %% tags=["figure"]
@@ -279,7 +283,8 @@ told_by += (
 )
 told_by += [f"{label} {row.right:.0%} (chance {row.chance:.0%})" for label, row in at.iterrows()]
 tables = {"word_errors": wer, "labels": voice, "phones": rates}
-findings.save("00_instrument", run.name, headline="; ".join(told_by) + ".", tables=tables, steps=[clips, acts])
+steps = [clips, acts, labelled, *([transcripts] if len(wrote) else []), *([probe] if len(rates) else [])]
+findings.save("00_instrument", run.name, headline="; ".join(told_by) + ".", tables=tables, steps=steps)
 
 # %% [markdown]
 # ## What we found, what we dropped, what is next

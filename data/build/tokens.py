@@ -21,7 +21,7 @@ SPECIAL = [
 
 
 def make(seed: int = 0) -> WhisperTokenizer:
-    """Frequent words become one token, rare ones two or three: 560 pieces for 358 words."""
+    """Frequent words become one token, rare ones two or three: 560 pieces for some 350 words."""
     rng = np.random.default_rng(seed)
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
