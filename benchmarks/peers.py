@@ -4,7 +4,7 @@
 
 Every library runs in a process of its own, all alive, taken in turn: each round times a few steps of each, and in the
 same process, between the steps, GEMM-out: one float32 product of the encoder's size into a buffer that is there. What
-counts is the ratio of the two in a round, and its median over the rounds. All have the same tuned malloc. Data,
+counts is the ratio of the two in a round, and its median over the rounds. All have the same tuned malloc and OpenMP. Data,
 batches and models are drawn from different seeds. `--data` is any array (frame, width): frames of a real site, say;
 without it a synthetic world of 2,000 features is drawn. The peers' environment: tests/peers-requirements.txt.
 """
@@ -26,7 +26,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 WHO = [("ours", "topk"), ("ours", "batchtopk"), ("ours, float32", "topk"), ("ours, float32", "batchtopk"),
        ("sparsify", "topk"), ("SAELens", "topk"), ("SAELens", "batchtopk"), ("dictionary_learning", "topk"),
        ("dictionary_learning", "batchtopk")]  # fmt: skip
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
+TUNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+         "GOMP_SPINCOUNT": "10000"}  # fmt: skip
 
 
 class Worker:
@@ -34,7 +35,7 @@ class Worker:
 
     def __init__(self, python, name, variant, *options):
         command = [python, str(PROJECT / "benchmarks" / "peer_worker.py"), name, variant, *map(str, options)]
-        environment = {**os.environ, **MALLOC, "PYTHONPATH": str(PROJECT), "WANDB_MODE": "disabled"}
+        environment = {**os.environ, **TUNED, "PYTHONPATH": str(PROJECT), "WANDB_MODE": "disabled"}
         self.label = f"{name}: {variant}"
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -4,4 +4,10 @@ A thin helper for the numbered notebooks: small leaves that import nothing from 
 the package does no work; import the leaf you need, `from whisper_sae import sae`.
 """
 
+import os
+
+# GNU OpenMP's threads wait for one another in a loop, for milliseconds: beside anything else that computes, all is ten
+# times slower. A shorter wait costs nothing alone. Read once, when torch is first imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 __version__ = "0.1.0"

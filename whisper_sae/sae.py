@@ -8,14 +8,12 @@ Rows of W_dec have length 1, so f is in the units of x. Names and shapes are the
 which calls are answered, and in what is asked of them besides a good reconstruction.
 
 There are two paths. `encode`, `decode` and `forward` are dense; they are the formula, and what tests compare with.
-`resay` is what training uses: it says the same from the calls that are answered alone; `Calls` explains the trick.
+`resay` is what training uses: it says the same from the calls that are answered alone; `sparse` explains the trick.
 """
 
 import json
 import os
-import warnings
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,6 +21,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from whisper_sae.sparse import Called, Calls, Left, MeanSquare, all_above, linear, strongest_of_all, strongest_of_each
 
 
 class SAE(nn.Module):
@@ -89,22 +89,23 @@ class SAE(nn.Module):
 
     def resay(self, x: Tensor) -> "Resaid":
         """What `forward` says of x, (frame, d_in), with the same gradients for much less work. x gets none."""
+        centred = x + -self.b_dec
         with torch.no_grad():
-            calls = Calls(*self.chosen(self.rough_pre(x)), frames=len(x), latents=self.d_sae)
-        pre = Called.apply(x, self.W_enc, self.b_enc, self.b_dec, calls)
+            rough = self.rough_pre(centred)
+            calls = Calls(*self.chosen(rough), frames=len(x), latents=self.d_sae)
+        pre = Called.apply(centred.detach(), self.W_enc, self.b_enc, self.b_dec, rough, calls)
         f = self.answer(pre, calls.latent)
-        return Resaid(calls, pre, f, Said.apply(f, self.W_dec, calls) + self.b_dec)
+        return Resaid(rough, calls, pre, f, centred, Left.apply(centred, f, self.W_dec, calls))
 
-    def rough_pre(self, x: Tensor) -> Tensor:
-        """`pre` to choose by: in bfloat16 where the machine has arithmetic for it. What is chosen is said exactly."""
-        if not has_bfloat16(x.device):
-            return self.pre(x)
-        half = torch.bfloat16
-        return torch.addmm(self.b_enc.to(half), (x - self.b_dec).to(half), self.W_enc.to(half))
+    def rough_pre(self, centred: Tensor) -> Tensor:
+        """`pre` of x - b_dec, to choose by: in bfloat16 where the machine has arithmetic for it. What is chosen is said
+        exactly."""
+        kind = torch.bfloat16 if has_bfloat16(centred.device) else centred.dtype
+        return linear(centred.to(kind), self.W_enc.T.to(kind), self.b_enc.to(kind))
 
     def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
         """The terms of the loss, to be added: `reconstruction`, squared error per dimension, and a variant's own."""
-        return {"reconstruction": (x - said.x_hat).square().mean()}
+        return {"reconstruction": MeanSquare.apply(said.missing)}
 
     @torch.no_grad()
     def start_on(self, x: Tensor, centre: str = "mean") -> None:
@@ -125,8 +126,9 @@ class SAE(nn.Module):
     @torch.no_grad()
     def drop_parallel_gradient(self) -> None:
         """Remove what would only lengthen a row of W_dec from its gradient (Bricken et al. 2023, appendix)."""
-        along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True)
-        self.W_dec.grad -= along * self.W_dec
+        if self.W_dec.grad is not None:
+            along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True)
+            self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()
     def point_at(self, latents: Tensor, x: Tensor) -> None:
@@ -163,7 +165,7 @@ class ReLU(SAE):
     default_penalty = 1.0
 
     def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        return (pre > 0).nonzero(as_tuple=True)
+        return all_above(pre, 0.0)
 
     def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
         return super().terms(x, said) | {"sparsity": self.penalty * said.f.sum() / x.numel()}
@@ -194,9 +196,7 @@ class TopK(SAE):
     variant = "topk"
 
     def chosen(self, pre: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
-        strongest = pre.topk(min(k or self.k, self.d_sae), dim=-1, sorted=False)
-        frame, place = (strongest.values > 0).nonzero(as_tuple=True)
-        return frame, strongest.indices[frame, place]
+        return strongest_of_each(pre, k or self.k)
 
 
 class MultiTopK(TopK):
@@ -209,10 +209,10 @@ class MultiTopK(TopK):
 
     def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
         with torch.no_grad():
-            calls = Calls(*self.chosen(self.rough_pre(x), 4 * self.k), frames=len(x), latents=self.d_sae)
-        f = Called.apply(x, self.W_enc, self.b_enc, self.b_dec, calls).relu()
-        more = Said.apply(f, self.W_dec, calls) + self.b_dec
-        return super().terms(x, said) | {"multi": (x - more).square().mean() / 8}
+            calls = Calls(*self.chosen(said.rough, 4 * self.k), frames=len(x), latents=self.d_sae)
+        f = Called.apply(said.centred.detach(), self.W_enc, self.b_enc, self.b_dec, said.rough, calls).relu()
+        missing = Left.apply(said.centred, f, self.W_dec, calls)
+        return super().terms(x, said) | {"multi": MeanSquare.apply(missing) / 8}
 
 
 class BatchTopK(SAE):
@@ -226,25 +226,10 @@ class BatchTopK(SAE):
 
     def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
-            return (pre > self.threshold.clamp_min(0)).nonzero(as_tuple=True)
-        frame, latent, weakest = self._strongest(pre)
+            return all_above(pre, float(self.threshold))
+        frame, latent, weakest = strongest_of_all(pre, self.k * len(pre), 0.9 * float(self.threshold))
         self.threshold.lerp_(weakest.to(self.threshold), 1.0 if self.threshold == 0 else 0.01)
         return frame, latent
-
-    @torch.no_grad()
-    def _strongest(self, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The k·n strongest calls of n frames that are positive, by frame and latent; and the weakest of them.
-
-        Sorting all calls would take longer than everything else in a step. Most lie far below the last threshold.
-        """
-        wanted = self.k * len(pre)
-        for bound in (0.8 * float(self.threshold), 0.0):
-            frame, latent = (pre > bound).nonzero(as_tuple=True)
-            if len(frame) >= wanted:
-                f = pre[frame, latent]
-                kept = f.topk(wanted, sorted=False).indices.sort().values
-                return frame[kept], latent[kept], f[kept].min()
-        return frame, latent, pre.new_zeros(())
 
     @torch.no_grad()
     def start_on(self, x: Tensor, centre: str = "mean") -> None:
@@ -254,7 +239,7 @@ class BatchTopK(SAE):
     @torch.no_grad()
     def calibrate(self, batches) -> None:
         """Set `threshold` so that, over these batches, k latents fire on a frame on average."""
-        weakest = [self._strongest(self.pre(x))[2] for x in batches]
+        weakest = [strongest_of_all(self.pre(x), self.k * len(x), 0.9 * float(self.threshold))[2] for x in batches]
         self.threshold.copy_(torch.stack(weakest).mean())
 
 
@@ -269,12 +254,12 @@ class Matryoshka(BatchTopK):
 
     def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
         sizes = sorted({max(1, self.d_sae // part) for part in (16, 8, 4, 2, 1)})
-        x_hat, errors = self.b_dec, []
+        missing, errors = said.centred, []
         for first, last in zip([0, *sizes], sizes, strict=False):
             here = ((said.calls.latent >= first) & (said.calls.latent < last)).nonzero().squeeze(1)
             calls = Calls(said.calls.frame[here], said.calls.latent[here] - first, len(x), last - first)
-            x_hat = x_hat + Said.apply(said.f[here], self.W_dec[first:last], calls)
-            errors.append((x - x_hat).square().mean())
+            missing = Left.apply(missing, said.f[here], self.W_dec[first:last], calls)
+            errors.append(MeanSquare.apply(missing))
         return {"reconstruction": torch.stack(errors).mean()}
 
 
@@ -343,98 +328,17 @@ class Step(torch.autograd.Function):
         return None, -g * ((pre - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth, None
 
 
-# ----------------------------------------------------------------------------------------- the sparse path
-
-
-class Calls:
-    """Which latents are called on which frames: pairs of a frame and a latent, by frame.
-
-    Dense, a step of training costs four more matrix products as large as the encoder's, nearly all of it times zero.
-    With only the pairs that are not zero, everything is a sum over few rows, which torch has as `embedding_bag`:
-    x_hat sums rows of W_dec for each frame; the gradients of W_dec and W_enc sum rows of x_hat's gradient and of
-    x - b_dec for each latent, once the pairs are sorted by latent. What is left are scalar products of one row here
-    with one row there: a matrix product sampled at the pairs.
-    """
-
-    def __init__(self, frame: Tensor, latent: Tensor, frames: int, latents: int):
-        self.frame, self.latent, self.frames, self.latents = frame, latent, frames, latents
-
-    @cached_property
-    def by_frame(self) -> Tensor:
-        """Where the pairs of each frame begin, and where all end: (frame + 1,)."""
-        return torch.searchsorted(self.frame, torch.arange(self.frames + 1, device=self.frame.device))
-
-    @cached_property
-    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The pairs sorted by latent: their order, their frames, and where those of each latent begin."""
-        small = self.latent.to(torch.int16 if self.latents < 2**15 else torch.int32)  # sorts faster
-        latent, order = small.sort(stable=True)
-        first = torch.searchsorted(latent, torch.arange(self.latents, device=latent.device, dtype=latent.dtype))
-        return order, self.frame[order], first
-
-    def sum_by_frame(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """For each frame, the rows, (latent, width), of its latents, each times its pair's weight: (frame, width)."""
-        return F.embedding_bag(self.latent, rows, self.by_frame[:-1], mode="sum", per_sample_weights=weight)
-
-    def sum_by_latent(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """For each latent, the rows, (frame, width), of its frames, each times its pair's weight: (latent, width)."""
-        order, frame, first = self.by_latent
-        return F.embedding_bag(frame, rows, first, mode="sum", per_sample_weights=weight[order])
-
-    def products(self, left: Tensor, right: Tensor) -> Tensor:
-        """<left[frame], right[latent]> of each pair: (pair,), of (frame, width) and (latent, width)."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Sparse CSR tensor support is in beta"
-            )  # a test compares it with autograd
-            pairs = torch.sparse_csr_tensor(
-                self.by_frame, self.latent, left.new_zeros(len(self.frame)), (self.frames, self.latents),
-                check_invariants=False,
-            )  # fmt: skip
-        return torch.sparse.sampled_addmm(pairs, left, right.T, beta=0).values()
-
-
-class Called(torch.autograd.Function):
-    """How strongly each pair is called: (x - b_dec) W_enc + b_enc where `calls` says, (pair,)."""
-
-    @staticmethod
-    def forward(ctx, x, W_enc, b_enc, b_dec, calls):
-        centred = x - b_dec
-        ctx.save_for_backward(centred, W_enc)
-        ctx.calls = calls
-        return calls.products(centred, W_enc.T) + b_enc[calls.latent]
-
-    @staticmethod
-    def backward(ctx, g):
-        centred, W_enc = ctx.saved_tensors
-        db_enc = g.new_zeros(ctx.calls.latents).index_add_(0, ctx.calls.latent, g)
-        return None, ctx.calls.sum_by_latent(centred, g).T, db_enc, -(W_enc @ db_enc), None
-
-
-class Said(torch.autograd.Function):
-    """What the pairs' answers f, (pair,), say together: f W_dec, (frame, d_in)."""
-
-    @staticmethod
-    def forward(ctx, f, W_dec, calls):
-        ctx.save_for_backward(f, W_dec)
-        ctx.calls = calls
-        return calls.sum_by_frame(W_dec, f)
-
-    @staticmethod
-    def backward(ctx, g):
-        f, W_dec = ctx.saved_tensors
-        g = g.contiguous()
-        return ctx.calls.products(g, W_dec), ctx.calls.sum_by_latent(g, f), None
-
-
 @dataclass
 class Resaid:
-    """What `resay` says: the calls, how strong each was and what was answered, (pair,), and x_hat, (frame, d_in)."""
+    """What `resay` says: how strongly latents are called, to choose by; the calls chosen, how strong each was and what
+    was answered, (pair,); x - b_dec and x - x_hat, (frame, d_in)."""
 
+    rough: Tensor
     calls: Calls
     pre: Tensor
     f: Tensor
-    x_hat: Tensor
+    centred: Tensor
+    missing: Tensor
 
 
 def has_bfloat16(device: torch.device) -> bool:

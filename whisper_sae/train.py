@@ -61,7 +61,12 @@ class Learner:
 
     def __init__(self, sae: nn.Module, settings: Settings, held_out: Callable[[nn.Module], float] | None = None):
         self.sae, self.settings, self.held_out = sae, settings, held_out
-        self.optimiser = torch.optim.Adam(sae.parameters(), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
+        # fused Adam copies a gradient that is not contiguous, for nothing: it is shown W_enc by its rows
+        self.rows = {
+            name: part if part.is_contiguous() else nn.Parameter(part.detach().T)
+            for name, part in sae.named_parameters()
+        }
+        self.optimiser = torch.optim.Adam(self.rows.values(), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
         self.silent = torch.zeros(sae.d_sae, device=sae.W_dec.device)  # tokens since each latent fired
         self.history: list[dict] = []
         self.best, self.best_state, self.worse, self.stopped = math.inf, None, 0, False
@@ -76,25 +81,34 @@ class Learner:
         said = sae.resay(x)
         dead = (self.silent >= settings.dead_tokens).nonzero().squeeze(1)
         terms = sae.terms(x, said)
-        error = (x - said.x_hat).detach()
+        error = said.missing.detach()
         if settings.auxiliary:
             terms["auxiliary"] = settings.auxiliary * _auxiliary(sae, x, error, dead)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise ValueError("the loss is not finite: are there NaN or infinite activations, or is the rate too high?")
-        self.optimiser.zero_grad(set_to_none=True)
+        sae.zero_grad(set_to_none=True)
         loss.backward()
         sae.drop_parallel_gradient()
-        nn.utils.clip_grad_norm_(sae.parameters(), settings.clip)
+        learnt = [part for part in sae.parameters() if part.grad is not None]
+        size = nn.utils.get_total_norm([part.grad for part in learnt])
+        if size > settings.clip:
+            nn.utils.clip_grads_with_norm_(learnt, settings.clip, size)
+        for part, rows in zip(sae.parameters(), self.rows.values(), strict=True):
+            if part is not rows:
+                rows.grad = None if part.grad is None else part.grad.T
         self.optimiser.step()
         sae.keep_unit_norm()
-        fired = said.calls.latent[said.f.detach() > 0]
-        self.silent += len(x)
-        self.silent[fired] = 0
+        fired = torch.zeros_like(self.silent).index_add_(0, said.calls.latent, (said.f.detach() > 0).float())
+        self.silent.add_(len(x)).masked_fill_(fired > 0, 0)
         row = {"step": number, "tokens": (number + 1) * len(x), "learning_rate": settings.rate(number)}
         row |= {name: term.item() for name, term in terms.items()}
-        row["fvu"] = (error.square().sum() / (x - x.mean(dim=0)).square().sum()).item()
-        row |= {"l0": len(fired) / len(x), "dead": len(dead) / sae.d_sae, "resampled": self._resample(x, error, row)}
+        row["fvu"] = torch.dot(error.ravel(), error.ravel()).item() / _spread(said.centred.detach())
+        row |= {
+            "l0": fired.sum().item() / len(x),
+            "dead": len(dead) / sae.d_sae,
+            "resampled": self._resample(x, error, row),
+        }
         self.history.append(row)
         return row
 
@@ -111,11 +125,10 @@ class Learner:
         chance = error.square().sum(dim=1).square().double()
         drawn = torch.multinomial(chance.cpu(), len(dead), generator=torch.Generator().manual_seed(row["step"]))
         self.sae.point_at(dead, x[drawn.to(x.device)])
-        for name, part in self.sae.named_parameters():
-            along = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}.get(name)
-            if along is not None:
+        for name, rows in self.rows.items():
+            if name != "b_dec":
                 for moment in ("exp_avg", "exp_avg_sq"):
-                    self.optimiser.state[part][moment].index_fill_(along, dead, 0)
+                    self.optimiser.state[rows][moment].index_fill_(0, dead, 0)
         self.silent[dead] = 0
         return len(dead)
 
@@ -222,6 +235,11 @@ def _check(sae: nn.Module, x: Tensor) -> None:
         raise ValueError("batch: there are NaN or infinite activations")
     if len(x) < 2 or (x == x[0]).all():
         raise ValueError("batch: all frames are the same, so there is nothing to explain")
+
+
+def _spread(x: Tensor) -> float:
+    """Σ|x - mean|² over the rows of x, whose mean is near 0."""
+    return torch.dot(x.ravel(), x.ravel()).item() - len(x) * x.mean(dim=0).square().sum().item()
 
 
 def _auxiliary(sae: nn.Module, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
