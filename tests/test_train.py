@@ -173,6 +173,7 @@ def test_how_the_rate_falls(shape, middle):
         (torch.zeros(64, D), "all frames are the same"),
         (torch.full((64, D), torch.inf), "NaN or infinite"),
         (torch.zeros(64, D + 1), r"expected \(frame, 24\)"),
+        (torch.zeros(2, D), "2 frames are fewer than k = 3"),
     ],
 )
 def test_a_batch_that_cannot_be_learnt_from_is_refused_at_once(x, said):

@@ -231,6 +231,8 @@ def train_together(
 def _check(sae: nn.Module, x: Tensor) -> None:
     if x.ndim != 2 or x.shape[1] != sae.d_in:
         raise ValueError(f"batch: expected (frame, {sae.d_in}), got {tuple(x.shape)}")
+    if len(x) < sae.k:
+        raise ValueError(f"batch: {len(x)} frames are fewer than k = {sae.k}; give more frames at a time")
     if not torch.isfinite(x).all():
         raise ValueError("batch: there are NaN or infinite activations")
     if len(x) < 2 or (x == x[0]).all():
