@@ -53,3 +53,12 @@ def test_the_easy_world_is_found(variant):
     found = synthetic.recovery(world, coder.W_dec.detach(), lambda x: coder.train().encode(x * scale))
     assert found["max_cosine"] > 0.95, found
     assert found["f1"] > 0.7, found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_dictionary_does_not_begin_at_the_truth(seed):
+    """Drawn from one generator both would begin with the same directions, and everything would be found at once."""
+    world = synthetic.world(**synthetic.SETTINGS["easy"], seed=seed)
+    coder = sae.create("topk", 64, 192, 4, seed=seed)
+    found = synthetic.recovery(world, coder.W_dec.detach(), coder.encode)
+    assert found["max_cosine"] < 0.5

@@ -46,8 +46,11 @@ class World:
 
 def world(features: int, width: int, l0: float, power: float, together: float, noise: float, seed: int = 0) -> World:
     """A world with `l0` features in a frame on average, rates ∝ rank^-power (at most 0.5), a Gaussian copula of
-    correlation `together` within groups of four, and noise of that standard deviation a dimension."""
-    rng = torch.Generator().manual_seed(seed)
+    correlation `together` within groups of four, and noise of that standard deviation a dimension.
+
+    A world and a dictionary of the same seed are drawn apart: it must not begin at what it has to find.
+    """
+    rng = torch.Generator().manual_seed(1_000_003 + seed)
     directions = torch.nn.functional.normalize(torch.randn(features, width, generator=rng), dim=1)
     rates = torch.arange(1, features + 1).float() ** -power
     rates = (rates * l0 / rates.sum()).clamp_max(0.5)
