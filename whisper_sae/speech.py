@@ -141,11 +141,25 @@ def means_by(clips: pd.DataFrame, labels: list[str], columns: list[str]) -> pd.D
 
 def digest(folder: str | Path) -> str:
     """One number for every byte of a corpus: its table and the sound files that it names."""
-    total = hashlib.sha256()
-    for path in [Path(folder) / "metadata.csv", *map(Path, read(folder).path)]:
-        told = path.stat()
-        total.update(_bytes_of(path, told.st_size, told.st_mtime_ns))
+    total, table = hashlib.sha256(), Path(folder) / "metadata.csv"
+    try:
+        for path in [table, *_named(table, *_stamp(table))]:
+            total.update(_bytes_of(path, *_stamp(path)))
+    except OSError:
+        read(folder)  # says which file is missing, or is none
+        raise
     return total.hexdigest()[:12]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns
+
+
+@functools.cache
+def _named(table: Path, _size: int, _changed: int) -> list[Path]:
+    """The sound files that a table names, looked at again only when the table is another."""
+    return [Path(path) for path in read(table.parent).path]
 
 
 @functools.cache
