@@ -17,14 +17,14 @@ from pathlib import Path
 
 def stage(profile: str, name: str) -> dict:
     """Make one stage here and say what it took."""
-    from whisper_sae import profiles, recipes, store
+    from whisper_sae import dictionaries, profiles, recipes, store
 
     run = profiles.choose(profile)
     kind, _, site = name.partition(" ")
     recipe = {
         "clips": lambda: recipes.clips(run, 0),
         "activations": lambda: recipes.activations(run, 0),
-        "dictionary": lambda: recipes.dictionary(run, 0, site, run.k),
+        "dictionary": lambda: dictionaries.dictionary(run, 0, site),
     }[kind]()
     started = time.perf_counter()
     step = store.make(recipe)
@@ -37,12 +37,12 @@ def stage(profile: str, name: str) -> dict:
 
 def main(profile: str = "demo", keep: str = "") -> None:
     """Every stage in turn; one line of JSON each."""
-    from whisper_sae import model, profiles, recipes
+    from whisper_sae import model, profiles
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WHISPER_SAE_DATA"] = place = keep or folder
         run = profiles.choose(profile)
-        config = model.load(recipes.weights(run), "cpu").config
+        config = model.load(run.model, "cpu").config
         for name in ["clips", "activations", *(f"dictionary {site}" for site in model.sites(config, run.sites))]:
             command = [sys.executable, __file__, "--stage", profile, name]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from whisper_sae import profiles, recipes, store
+from whisper_sae import dictionaries, profiles, recipes, store
 
 
 def die_around(when: str, nth: int) -> None:
@@ -34,7 +34,7 @@ def die_around(when: str, nth: int) -> None:
 def recipe_of(what: str, run: profiles.Profile) -> store.Recipe:
     if what == "activations":
         return recipes.activations(run, 0)
-    return recipes.dictionary(run, 0, run.focus, run.k)
+    return dictionaries.dictionary(run, 0, run.focus)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from whisper_sae import activations as frames
-from whisper_sae import model, profiles, recipes, speech, store
+from whisper_sae import dictionaries, model, profiles, recipes, speech, store
 
 WHISPER, CORPUS = profiles.DEMO / "whisper", profiles.DEMO / "corpus"
 SITES = ("decoder.*",)
@@ -182,7 +182,7 @@ def test_a_dictionary_of_the_decoder_is_made(few, data, run_for):
     run = run_for(WHISPER, few(), sites=SITES, expansion=2, tokens=400, batch_tokens=32)
     store.make(recipes.clips(run, 0))
     acts = store.make(recipes.decoded(run, 0))
-    step = store.make(recipes.dictionary(run, 0, "decoder.1.resid", 4))
+    step = store.make(dictionaries.dictionary(run, 0, "decoder.1.resid"))
     tokens, heard = acts.table("tokens.csv"), recipes.table(run, store.need(recipes.clips(run, 0)))
     clip = acts.table("windows.csv")["clip"].to_numpy()[tokens.window]
     assert step.facts["frames"] == (heard.split[clip] == "validation").sum() > 0

@@ -165,3 +165,29 @@ def test_rivals_are_levels_with_names():
 def test_an_interval_in_prose():
     assert figures.between(0.1634, 0.244) == "16.3% to 24.4%"
     assert figures.between(float("nan"), float("nan")) == "too few for an interval"
+
+
+def test_a_front_can_be_read_without_colour():
+    variants = ["batchtopk", "topk", "multitopk", "matryoshka", "jumprelu", "relu", "tied"]
+    rows = [(v, 4.0 * 2**i, 0.2 / (i + 1), i == 1) for v in variants for i in range(3)]
+    points = pd.DataFrame(rows, columns=["variant", "l0", "fvu", "front"])
+    points = points.assign(fvu_low=points.fvu * 0.9, fvu_high=points.fvu * 1.1)
+    fig = figures.pareto(points, pd.DataFrame({"l0": [1, 8], "fvu": [0.9, 0.4]}), "principal directions")
+    (axis,) = fig.axes
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["principal directions", "the front", *variants]
+    beat, front, *_ = axis.lines
+    assert beat.get_color() == figures.GREY and front.get_color() == figures.INK
+    np.testing.assert_allclose(front.get_ydata(), 0.1)
+    drawn = [container.lines[0] for container in axis.containers]
+    assert len({line.get_marker() for line in drawn}) == len({line.get_color() for line in drawn}) == 7
+    np.testing.assert_allclose(drawn[0].get_xdata(orig=False), [4, 8, 16])
+    plt.close(fig)
+
+
+def test_a_front_without_intervals_is_drawn(shown):
+    points = pd.DataFrame({"variant": ["topk"], "l0": [4.0], "fvu": [0.2], "front": [True]})
+    points = points.assign(fvu_low=np.nan, fvu_high=np.nan)
+    fig = figures.pareto(points, pd.DataFrame({"l0": [4], "fvu": [0.3]}), "principal directions")
+    figures.show(fig, alt="one point", caption="x")
+    assert "<img" in shown[0]

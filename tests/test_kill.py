@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae import profiles, recipes, sae, store, train
+from whisper_sae import dictionaries, profiles, recipes, sae, store, train
 
 SCRIPT = Path(__file__).with_name("interruptible.py")
 NEEDED = {"activations": ["clips"], "dictionary": ["clips", "activations"]}
@@ -44,7 +44,7 @@ class Job:
     def recipe(self) -> store.Recipe:
         if self.what == "activations":
             return recipes.activations(self.run, 0)
-        return recipes.dictionary(self.run, 0, self.run.focus, self.run.k)
+        return dictionaries.dictionary(self.run, 0, self.run.focus)
 
     def fresh(self) -> None:
         """A data folder in which only what is needed has been made."""

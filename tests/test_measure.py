@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 
 from whisper_sae import measure
 
@@ -139,3 +140,63 @@ def test_the_share_between_groups_goes_from_chance_to_1():
         "chance: (groups - 1) / (rows - 1)"
     )
     assert 0.4 < measure.share_between(of_group[number] + noise, number) < 0.6
+
+
+# ----------------------------------------------------------------------------------------------- k-means, fronts
+
+
+def test_centroids_are_those_of_lloyd():
+    x = data(400, 6)
+    begun = x[np.random.default_rng(3).permutation(len(x))[:8]]
+    lloyd = KMeans(8, init=begun.numpy(), n_init=1, max_iter=200, tol=0, algorithm="lloyd").fit(x.numpy())
+    found = measure.centroids(x, 8, seed=3, turns=200)
+    np.testing.assert_allclose(found.numpy(), lloyd.cluster_centers_, rtol=1e-4, atol=1e-3)
+    said = measure.say_nearest(found)(x)
+    assert (x - said).square().sum().item() == pytest.approx(lloyd.inertia_, rel=1e-4)
+
+
+def test_more_centroids_leave_less_and_one_is_the_mean():
+    x = data(400, 6)
+    left = [measure.reconstruction(measure.say_nearest(measure.centroids(x, n, 0)), [x])["fvu"] for n in (1, 8, 64)]
+    assert left[0] == pytest.approx(1, abs=1e-4) and left[0] > left[1] > left[2]
+    every = measure.centroids(x, 9999, 0)
+    assert len(every) == 400 and (measure.say_nearest(every)(x) - x).abs().max() < 1e-3
+
+
+def test_a_centre_that_nobody_is_near_stays():
+    x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])
+    found = measure.centroids(x, 4, seed=0)
+    assert torch.isfinite(found).all() and torch.equal(measure.say_nearest(found)(x), x)
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30)
+
+
+@given(POINTS)
+def test_the_front_is_what_nothing_beats(points):
+    cost, loss = map(np.array, zip(*points, strict=True))
+    front = measure.pareto(cost, loss)
+    assert front.any()
+    for i in range(len(points)):
+        beaten = (cost <= cost[i]) & (loss <= loss[i]) & ((cost < cost[i]) | (loss < loss[i]))
+        assert front[i] != beaten.any()
+        both_lower = (cost < cost[i]) & (loss < loss[i])
+        assert not (front[i] and both_lower.any()), "no other point has both lower"
+        if not front[i]:
+            assert (front & beaten).any(), "what beats it can be found on the front"
+    order = np.argsort(cost[front], kind="stable")
+    assert (np.diff(loss[front][order]) <= 0).all(), "what costs more leaves less"
+
+
+@given(POINTS, st.randoms())
+def test_the_front_does_not_depend_on_order_or_scale(points, random):
+    shuffled = random.sample(range(len(points)), len(points))
+    cost, loss = map(np.array, zip(*points, strict=True))
+    front = measure.pareto(cost, loss)
+    np.testing.assert_array_equal(measure.pareto(cost[shuffled], loss[shuffled]), front[shuffled])
+    np.testing.assert_array_equal(measure.pareto(3 * cost + 1, 0.5 * loss), front)
+
+
+def test_what_could_not_be_measured_is_not_on_the_front():
+    assert measure.pareto([1, 2, np.nan], [3, np.nan, 1]).tolist() == [True, False, False]
+    assert measure.pareto([], []).tolist() == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_sae import profiles
+from whisper_sae import profiles, sae
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +38,7 @@ def test_every_profile_of_the_table_is_sound(name):
     assert run.name == run.source == name
     assert run.about.endswith(".")
     assert "\n" not in run.about
-    assert profiles._check(Path("table"), run) is run
+    assert profiles.checked(run, "table") is run
 
 
 def test_the_demo_says_on_every_page_that_it_is_one():
@@ -80,13 +80,13 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_a_file_starts_from_its_base(toml):
-    run = toml('base = "tiny"\nk = 7\ntrade_off = [3, 7]\nlearning_rate = 1\nclips = 0\n')
+    run = toml('base = "tiny"\nk = 7\nsweep_k = [3, 7]\nlearning_rate = 1\nclips = 0\n')
     base = profiles.TABLE["tiny"]
-    assert (run.k, run.trade_off, run.learning_rate, run.clips) == (7, (3, 7), 1.0, 0)
+    assert (run.k, run.sweep_k, run.learning_rate, run.clips) == (7, (3, 7), 1.0, 0)
     assert type(run.learning_rate) is float
     assert run.name == "mine"
     assert run.source.endswith("mine.toml")
-    changed = {"k", "trade_off", "learning_rate", "clips", "name"}
+    changed = {"k", "sweep_k", "learning_rate", "clips", "name"}
     for name in profiles.FIELDS.keys() - changed:
         assert getattr(run, name) == getattr(base, name), name
 
@@ -97,6 +97,22 @@ def test_a_file_without_a_base_starts_from_the_defaults(toml):
     for name, field in profiles.FIELDS.items():
         if name not in ("name", "about"):
             assert getattr(run, name) == field.default, name
+
+
+def test_what_training_can_do_can_be_asked_for(toml):
+    run = toml(
+        'variant = "jumprelu"\npenalty = 2\ndecay_shape = "cosine"\nauxiliary = 0\nresample_tokens = 1000\n'
+        'patience = 3\nexpansion = 64\nsweep_variant = "tied"\nsweep_penalty = [0.5, 1]\nsweep_seed = [0, 1]\n'
+        "sweep_tokens = 0\n"
+    )
+    assert (run.penalty, run.decay_shape, run.auxiliary, run.resample_tokens) == (2.0, "cosine", 0.0, 1000)
+    assert (run.patience, run.expansion, run.sweep_tokens) == (3, 64, 0)
+    assert (run.sweep_variant, run.sweep_penalty, run.sweep_seed) == (("tied",), (0.5, 1.0), (0, 1))
+
+
+def test_the_variants_are_those_there_are():
+    assert set(profiles.CHOICES["variant"]) == set(sae.VARIANTS)
+    assert set(profiles.WEIGHED) == {name for name, kind in sae.VARIANTS.items() if kind.default_penalty > 0}
 
 
 def test_a_single_string_is_a_list_of_one(toml):
@@ -127,7 +143,7 @@ def test_no_such_file(tmp_path):
         ("model = ['a']", ["model: expected str"]),
         ("learning_rate = '1e-3'", ["learning_rate: expected float"]),
         ("learning_rate = true", ["learning_rate: expected float, got True"]),
-        ("trade_off = [1, 'two']", ["trade_off: expected a list of int"]),
+        ("sweep_k = [1, 'two']", ["sweep_k: expected a list of int"]),
         ("corpus = [1]", ["corpus: expected a list of str"]),
         ("about = 1979-05-27", ["about: expected str"]),
         ("k = \nname = 1", ["not valid TOML", "line 1"]),
@@ -141,8 +157,25 @@ def test_no_such_file(tmp_path):
         ("learning_rate = -1e-3", ["learning_rate: must be above 0"]),
         ("learning_rate = nan", ["learning_rate: must be above 0"]),
         ("learning_rate = inf", ["learning_rate: must be above 0"]),
-        ("trade_off = [4, 0]", ["trade_off", "at least 1"]),
-        ("trade_off = []", ["trade_off", "empty"]),
+        ("sweep_k = [4, 0]", ["sweep_k: must be at least 1, got 0"]),
+        ("sweep_penalty = [1, -1]", ["sweep_penalty: must be at least 0, got -1.0"]),
+        ("sweep_variant = ['topk', 'top']", ["sweep_variant: 'top' is not one of batchtopk, topk"]),
+        ("sweep_expansion = [1]", ["sweep_expansion: must be 2 to 64, got 1"]),
+        ("sweep_learning_rate = [1e-3, 0]", ["sweep_learning_rate: must be above 0, got 0.0"]),
+        ("sweep_seed = [-1]", ["sweep_seed: must be at least 0, got -1"]),
+        ("sweep_seed = [1.5]", ["sweep_seed: expected a list of int"]),
+        ("sweep_tokens = -1", ["sweep_tokens: must be at least 0, got -1"]),
+        ("expansion = 1", ["expansion: must be 2 to 64, got 1"]),
+        ("expansion = 65", ["expansion: must be 2 to 64, got 65"]),
+        ("penalty = -1", ["penalty: must be at least 0, got -1.0"]),
+        ("penalty = 'much'", ["penalty: expected float"]),
+        ("variant = 'relu'\npenalty = nan", ["penalty: must be at least 0, got nan"]),
+        ("variant = 'topk'\npenalty = 1", ["penalty: topk has none; jumprelu, relu, tied have one"]),
+        ("auxiliary = inf", ["auxiliary: must be at least 0, got inf"]),
+        ("auxiliary = -0.1", ["auxiliary: must be at least 0"]),
+        ("decay_shape = 'square'", ["decay_shape: 'square' is not one of linear, cosine"]),
+        ("resample_tokens = -5", ["resample_tokens: must be at least 0, got -5"]),
+        ("patience = -1", ["patience: must be at least 0, got -1"]),
         ("corpus = []", ["corpus", "empty"]),
         ("sites = []", ["sites", "empty"]),
         ("variant = 'gated'", ["variant: 'gated' is not one of batchtopk, topk"]),

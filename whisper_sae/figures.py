@@ -17,7 +17,7 @@ import pandas as pd
 import soundfile
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#E69F00", "#222222", "#767676"
 """Two colours for two groups (circles and triangles), ink for text, grey for chance and for what is not there."""
@@ -249,6 +249,41 @@ def with_intervals(frame: pd.DataFrame, x: str, y: str, by: str) -> Figure:
     axis.set(ylim=(0, None))
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
+
+
+def pareto(points: pd.DataFrame, line: pd.DataFrame, name: str) -> Figure:
+    """What each point of a sweep costs and leaves: `l0` × `fvu`, with bars from `fvu_low` to `fvu_high`.
+
+    A colour and a marker a `variant`; an ink line through those on the `front`; a grey one, `name`, through `line`,
+    which has the same two columns and is what has to be beaten.
+    """
+    fig, axis = plt.subplots(figsize=(7.2, 4.2))
+    axis.plot(line.l0, line.fvu, color=GREY, linestyle=":", marker=".", label=name, zorder=1)
+    front = points[points.front].sort_values("l0")
+    axis.plot(front.l0, front.fvu, color=INK, linewidth=1, label="the front", zorder=2)
+    for (variant, part), (marker, colour) in zip(points.groupby("variant", sort=False), _SEVEN, strict=False):
+        reach = np.abs(part[["fvu_low", "fvu_high"]].to_numpy().T - part.fvu.to_numpy())
+        axis.errorbar(
+            part.l0, part.fvu, yerr=reach, marker=marker, color=colour, linestyle="", label=variant, capsize=3, lw=1
+        )
+    axis.set(xscale="log", yscale="log", xlabel="L0: latents used on a frame", ylabel="FVU, held-out speakers")
+    for side, sub, says in ((axis.xaxis, [1, 2, 4, 8], "{:g}"), (axis.yaxis, [1, 2, 3, 5, 7], "{:.3g}%")):
+        side.set_major_locator(LogLocator(subs=sub))
+        side.set_major_formatter(lambda value, _, says=says: says.format(value * (100 if "%" in says else 1)))
+        side.set_minor_locator(NullLocator())
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+_SEVEN = [
+    ("o", BLUE),
+    ("^", ORANGE),
+    ("s", "#CC79A7"),
+    ("D", "#009E73"),
+    ("v", "#56B4E9"),
+    ("P", "#D55E00"),
+    ("X", INK),
+]
 
 
 def levels(fig: Figure, lines: dict[str, float]) -> None:

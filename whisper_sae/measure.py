@@ -185,3 +185,40 @@ def say_scaled(say: Callable[[Tensor], Tensor], known: Moments, sample: Tensor) 
         told = say(sample) - mean
         gain = (told * (sample - mean)).sum() / told.square().sum().clamp_min(1e-12)
     return lambda x: mean + gain * (say(x) - mean)
+
+
+@torch.no_grad()
+def centroids(x: Tensor, count: int, seed: int, turns: int = 10) -> Tensor:
+    """At most `count` centres of the frames x, (frame, d): k-means (Lloyd 1982), begun at frames drawn at random.
+
+    A centre that no frame is nearest to stays where it is.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(x))[:count]
+    centres = x[drawn]
+    for _ in range(turns):
+        nearest = _nearest(x, centres)
+        n = torch.bincount(nearest, minlength=len(centres)).unsqueeze(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        centres = torch.where(n > 0, sums / n.clamp_min(1), centres)
+    return centres
+
+
+def say_nearest(centres: Tensor) -> Callable[[Tensor], Tensor]:
+    """Say the nearest of the centres, (centre, d): a dictionary of which one latent fires, always at full strength."""
+    return lambda x: centres[_nearest(x, centres)]
+
+
+def _nearest(x: Tensor, centres: Tensor) -> Tensor:
+    half = centres.square().sum(dim=1) / 2
+    return torch.cat([(half - part @ centres.T).argmin(dim=1) for part in x.split(4096)])
+
+
+# ------------------------------------------------------------------------------------------------- trade-offs
+
+
+def pareto(cost, loss) -> np.ndarray:
+    """Which points are on the front, (point,) bool: no other is at least as good in both and better in one."""
+    cost, loss = np.asarray(cost, float), np.asarray(loss, float)
+    no_worse = (cost <= cost[:, None]) & (loss <= loss[:, None])  # (point, other)
+    better = (cost < cost[:, None]) | (loss < loss[:, None])
+    return ~(no_worse & better).any(axis=1) & np.isfinite(cost + loss)

@@ -59,19 +59,44 @@ class Profile:
     variant: str = "batchtopk"
     """`batchtopk`, `topk`, `multitopk`, `matryoshka`, `jumprelu`, `relu` or `tied`: `sae` has their formulas."""
     expansion: int = 8
-    """Latents for each dimension of the site: d_sae = expansion * d_in."""
+    """Latents for each dimension of the site, 2 to 64: d_sae = expansion * d_in."""
     k: int = 32
-    """Mean number of latents that fire on a frame (L0)."""
-    trade_off: tuple[int, ...] = (8, 16, 32, 64)
-    """The values of k compared at the focus site."""
+    """Mean number of latents that fire on a frame (L0); it says nothing to `relu` and `tied`."""
+    penalty: float = 0.0
+    """Weight of the sparsity term of `relu`, `tied` and `jumprelu`; 0 is the variant's own."""
     tokens: int = 1_000_000
     """Frames seen in training, each frame as often as it takes."""
     batch_tokens: int = 2048
     """Frames in one training step."""
     learning_rate: float = 2e-3
     """Peak learning rate of Adam, for activations scaled to a mean squared norm of d_in."""
+    decay_shape: str = "linear"
+    """How the learning rate falls to 0 over the last steps: `linear` or `cosine`."""
     dead_tokens: int = 200_000
     """A latent that has not fired for so many frames counts as dead, and the auxiliary loss revives it."""
+    auxiliary: float = 1 / 32
+    """Weight of the auxiliary loss; 0 turns it off."""
+    resample_tokens: int = 0
+    """Every so many frames the dead latents begin anew at frames that are badly explained; 0 never."""
+    patience: int = 0
+    """Stop when so many evaluations on validation frames in a row, one every 100 steps, were no better than the best;
+    0 never."""
+
+    # the sweep at the focus site (notebook 02): a grid over the axes given; an empty one stays at its value above
+    sweep_variant: tuple[str, ...] = ("batchtopk", "topk", "jumprelu", "relu")
+    """Variants to compare."""
+    sweep_k: tuple[int, ...] = (8, 16, 32, 64)
+    """Values of `k`, for the variants that it says something to."""
+    sweep_penalty: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    """Values of `penalty`, for `relu` and `tied`."""
+    sweep_expansion: tuple[int, ...] = ()
+    """Values of `expansion`."""
+    sweep_learning_rate: tuple[float, ...] = ()
+    """Values of `learning_rate`."""
+    sweep_seed: tuple[int, ...] = ()
+    """Seeds of the dictionaries; the clips stay those of the notebook's seed."""
+    sweep_tokens: int = 500_000
+    """Frames that each point of the sweep sees in training; 0 is as many as `tokens`."""
 
     source: str = ""
     """How this profile was asked for, to be asked for again; not a field of the TOML file."""
@@ -81,7 +106,16 @@ FIELDS = {field.name: field for field in fields(Profile) if field.name != "sourc
 CHOICES = {
     "dtype": ("float16", "float32"),
     "variant": ("batchtopk", "topk", "multitopk", "matryoshka", "jumprelu", "relu", "tied"),
+    "decay_shape": ("linear", "cosine"),
 }
+WEIGHED = ("jumprelu", "relu", "tied")
+"""The variants that have a sparsity term, and so a penalty."""
+RANGES = {
+    **{name: (0, math.inf) for name in ("clips", "patience", "resample_tokens", "sweep_tokens", "seed")},
+    **{name: (0.0, math.inf) for name in ("penalty", "auxiliary")},
+    "expansion": (2, 64),
+}
+"""The least and the most that a number may be; other whole numbers start at 1, others are above 0."""
 
 TABLE = {
     profile.name: profile
@@ -94,11 +128,15 @@ TABLE = {
             sites=("encoder.*.resid", "decoder.*.resid"),
             focus="encoder.2.resid",
             batch_windows=16,
+            expansion=4,
             k=16,
-            trade_off=(4, 8, 16, 32),
-            tokens=600_000,
+            tokens=300_000,
             batch_tokens=1024,
-            dead_tokens=60_000,
+            learning_rate=5e-3,
+            dead_tokens=30_000,
+            sweep_k=(4, 8, 16, 32),
+            sweep_penalty=(1.0, 2.0, 4.0),
+            sweep_tokens=100_000,
         ),
         Profile(
             name="tiny",
@@ -118,10 +156,11 @@ TABLE = {
             sites=("encoder.*.resid",),
             focus="encoder.8.resid",
             k=50,
-            trade_off=(16, 32, 50, 100),
+            sweep_k=(16, 32, 50, 100),
             tokens=20_000_000,
             batch_tokens=4096,
             learning_rate=5e-4,
+            sweep_tokens=2_000_000,
         ),
         Profile(
             name="large",
@@ -133,10 +172,11 @@ TABLE = {
                    "encoder.25.resid", "encoder.31.resid"),
             focus="encoder.25.resid",
             k=50,
-            trade_off=(16, 32, 50, 100),
+            sweep_k=(16, 32, 50, 100),
             tokens=40_000_000,
             batch_tokens=8192,
             learning_rate=4e-4,
+            sweep_tokens=4_000_000,
         ),
     ]
 }  # fmt: skip
@@ -179,7 +219,7 @@ def _read(path: Path) -> Profile:
     named = {"name": path.stem, **values}
     if named["name"] in TABLE:
         raise ValueError(f"{path}: name: {named['name']!r} is a profile of the table, whose reports it would replace")
-    return _check(path, replace(start, **named, source=str(path)))
+    return checked(replace(start, **named, source=str(path)), path)
 
 
 def _field(path: Path, name: str, value, defaults: dict):
@@ -222,23 +262,37 @@ def _located(path: Path, value: str) -> str:
     return value
 
 
-def _check(path: Path, profile: Profile) -> Profile:
+def checked(profile: Profile, where: str | Path) -> Profile:
+    """The profile, if all its fields make sense; ValueError says which does not, after `where` it was written."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", profile.name):
-        raise ValueError(f"{path}: name: {profile.name!r} cannot name a folder; use letters, digits, . _ -")
-    for name, right in CHOICES.items():
-        if getattr(profile, name) not in right:
-            raise ValueError(f"{path}: {name}: {getattr(profile, name)!r} is not one of {', '.join(right)}")
-    for name, field in FIELDS.items():
-        least = 0 if name == "clips" else 1
-        if field.type is int and getattr(profile, name) < least:
-            raise ValueError(f"{path}: {name}: must be at least {least}, got {getattr(profile, name)}")
-    if not 0 < profile.learning_rate < math.inf:
-        raise ValueError(f"{path}: learning_rate: must be above 0, got {profile.learning_rate}")
-    if not profile.corpus or not profile.sites or not profile.trade_off or min(profile.trade_off) < 1:
-        raise ValueError(f"{path}: corpus, sites and trade_off must not be empty, and every k at least 1")
+        raise ValueError(f"{where}: name: {profile.name!r} cannot name a folder; use letters, digits, . _ -")
+    for name in FIELDS:
+        value = getattr(profile, name)
+        for one in value if isinstance(value, tuple) else [value]:
+            if wrong := fault(name, one):
+                raise ValueError(f"{where}: {name}: {wrong}")
+    if profile.penalty and profile.variant not in WEIGHED:
+        raise ValueError(f"{where}: penalty: {profile.variant} has none; {', '.join(WEIGHED)} have one")
+    if not profile.corpus or not profile.sites:
+        raise ValueError(f"{where}: corpus and sites must not be empty")
     if not any(fnmatch.fnmatch(profile.focus, pattern) for pattern in profile.sites):
-        raise ValueError(f"{path}: focus: {profile.focus!r} is not among the sites {', '.join(profile.sites)}")
+        raise ValueError(f"{where}: focus: {profile.focus!r} is not among the sites {', '.join(profile.sites)}")
     return profile
+
+
+def fault(name: str, value) -> str:
+    """What is wrong with a value of a field, or with one value of an axis of the sweep; "" if nothing is."""
+    name = name if name in RANGES else name.removeprefix("sweep_")
+    if name in CHOICES:
+        return "" if value in CHOICES[name] else f"{value!r} is not one of {', '.join(CHOICES[name])}"
+    if isinstance(value, str):
+        return ""
+    if name not in RANGES and isinstance(value, float):
+        return "" if 0 < value < math.inf else f"must be above 0, got {value}"
+    least, most = RANGES.get(name, (1, math.inf))
+    if least <= value <= most and math.isfinite(value):
+        return ""
+    return f"must be {f'at least {least:g}' if most == math.inf else f'{least} to {most}'}, got {value}"
 
 
 def _known(name: str, right) -> str:

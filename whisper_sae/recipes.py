@@ -6,7 +6,6 @@ This file sits on top of the leaves and does nothing but join them; notebooks gi
     acts = store.need(recipes.activations(run, seed))   # or says which notebook makes it
 """
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +15,13 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import hub, measure, model, phones, probes, sae, speech, text, train
+from whisper_sae import hub, measure, model, phones, probes, speech, text
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
 
 
-def _by(run: Profile, number: str) -> str:
+def made_by(run: Profile, number: str) -> str:
+    """The command that runs a notebook of a profile, and so makes its results."""
     return f"python -m whisper_sae {run.source or run.name} {number}"
 
 
@@ -84,7 +84,7 @@ def clips(run: Profile, seed: int) -> Recipe:
         params,
         code=(speech, clips, _decode_all),
         needs=sources,
-        by=_by(run, "01"),
+        by=made_by(run, "01"),
         label="table of clips",
     )
 
@@ -138,7 +138,7 @@ def activations(run: Profile, seed: int) -> Recipe:
     params |= {"model": model.identity(run.model), "sites": sites}
     return Recipe(
         "activations", listen, params, code=(speech, model, frames, activations, sound_of, table), label="activations",
-        needs={"clips": clips(run, seed)}, by=_by(run, "01"),
+        needs={"clips": clips(run, seed)}, by=made_by(run, "01"),
     )  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
     params |= {"model": model.identity(run.model), "sites": sites, "given": given}
     return Recipe(
         "decoder-activations", listen, params, code=(speech, model, text, frames, decoded, sound_of, table),
-        needs={"clips": clips(run, seed)}, by=_by(run, "01"), label=f"decoder activations, given the {given}",
+        needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label=f"decoder activations, given the {given}",
     )  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def transcripts(run: Profile, seed: int) -> Recipe:
     params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
     return Recipe(
         "transcripts", write, params, code=(speech, model, text, transcripts, sound_of, table),
-        needs={"clips": clips(run, seed)}, by=_by(run, "00"), label="transcripts",
+        needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
     )  # fmt: skip
 
 
@@ -365,7 +365,7 @@ def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_00
         code=(speech, model, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table,
               sound_of),
         needs={"clips": clips(run, seed), "activations": activations(run, seed), "untrained": activations(other, seed)},
-        by=_by(run, "00"), label="phone probe",
+        by=made_by(run, "00"), label="phone probe",
     )  # fmt: skip
 
 
@@ -433,7 +433,7 @@ def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe
         "label-probe", read, {"seed": seed, "labels": labels},
         code=(speech, model, frames, probes, label_probe, clip_means, _mel_means, _mel_rows, table, sound_of),
         needs={"clips": clips(run, seed), "activations": activations(run, seed)},
-        by=_by(run, "00"), label="label probe",
+        by=made_by(run, "00"), label="label probe",
     )  # fmt: skip
 
 
@@ -456,86 +456,3 @@ def clip_means(run: Profile, clips: Step, activations: Step, site: str) -> np.nd
         total[clip] += held.window(site, number)[speaking].sum(axis=0, dtype=np.float64)
         count[clip] += speaking.sum()
     return total / np.where(count > 0, count, np.nan)[:, None]
-
-
-# -------------------------------------------------------------------------------------------- dictionaries
-
-
-def dictionary(run: Profile, seed: int, site: str, k: int) -> Recipe:
-    """One SAE of one site: `sae.safetensors`, `sae.json`, `history.csv`, `firing.npy` (validation firing rates)."""
-
-    def fit(folder: Path, clips: Step, activations: Step) -> dict:
-        rows, _ = frames_of(run, clips, activations, site, "train")
-        sample = rows.sample(65_536, seed)
-        scale = math.sqrt(rows.width / sample.square().sum(dim=1).mean().item())
-        coder = sae.create(run.variant, rows.width, run.expansion * rows.width, k, seed)
-        coder.start_on(sample[:4096] * scale)
-        device = model.pick(run.device)
-        coder.to(device)
-        size = min(run.batch_tokens, len(rows))
-        steps = math.ceil(run.tokens / size)
-
-        def batches(start: int):
-            return (x.to(device) * scale for x in rows.batches(size, steps, seed, start))
-
-        work = folder / "training.pt"
-        history = _watched(
-            train.train(coder, batches, steps=steps, learning_rate=run.learning_rate,
-                        dead_tokens=run.dead_tokens, checkpoint=work),
-            steps, f"{site} k={k}",
-        )  # fmt: skip
-        coder.to("cpu")
-        if isinstance(coder, sae.BatchTopK):
-            coder.calibrate(rows.sample(size, seed + turn) * scale for turn in range(8))
-        coder.undo_scale(scale)
-        sae.save(coder, folder, site=site, model=_public(run.model), scale=scale)
-        pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
-        work.unlink()
-        return _held_out(coder, *frames_of(run, clips, activations, site), folder)
-
-    names = ("variant", "expansion", "tokens", "batch_tokens", "learning_rate", "dead_tokens")
-    params = {name: getattr(run, name) for name in names} | {"site": site, "k": k, "seed": seed}
-    return Recipe(
-        "dictionary", fit, params, code=(sae, train, measure, frames, dictionary, frames_of, windows_of, _held_out),
-        needs={"clips": clips(run, seed), "activations": recorded(run, seed, site)},
-        by=_by(run, "02"), label=f"dictionary of {site}, k = {k}",
-    )  # fmt: skip
-
-
-def _public(name: str) -> str:
-    """A model's name without where it lies on this machine; a twin stays one."""
-    bare = name.removeprefix(model.UNTRAINED)
-    return name if not Path(bare).is_dir() else name.removesuffix(bare) + Path(bare).name
-
-
-def _watched(history, steps: int, title: str) -> list[dict]:
-    """Run a training to its end under a progress bar."""
-    bar, rows = tqdm(total=steps, desc=title, unit=" steps"), []
-    for row in history:
-        rows.append(row)
-        bar.update()
-        if bar.n % 20 == 0:
-            bar.set_postfix(fvu=f"{row['fvu']:.3f}", l0=f"{row['l0']:.0f}", dead=f"{row['dead']:.1%}", refresh=False)
-    bar.close()
-    return rows
-
-
-def _held_out(coder: sae.SAE, rows: frames.Rows, voices: np.ndarray, folder: Path) -> dict:
-    rates = measure.firing(coder.encode, rows.chunks(4096))
-    np.save(folder / "firing.npy", rates)
-    scores = measure.reconstruction(coder, rows.chunks(4096), voices)
-    return {**scores, "l0": float(rates.sum()), "dead": float((rates == 0).mean())}
-
-
-def frames_of(run: Profile, clips: Step, activations: Step, site: str, split: str = "validation"):
-    """The frames of a site in the clips of a split, and the number of each frame's speaker: (Rows, (row,))."""
-    heard, windows = table(run, clips), activations.table("windows.csv")
-    rows = frames.Activations(activations.path).rows(site, windows_of(heard, windows, split))
-    speakers = pd.factorize(heard.speaker.where(heard.speaker != "", heard.id))[0]
-    return rows, rows.per_window(speakers[windows["clip"].to_numpy()[rows.windows]])
-
-
-def score(run: Profile, clips: Step, activations: Step, site: str, say) -> dict:
-    """How well `say`, a function x -> x_hat, re-says the held-out frames of a site; see `measure.reconstruction`."""
-    rows, voices = frames_of(run, clips, activations, site)
-    return measure.reconstruction(say, rows.chunks(4096), voices)

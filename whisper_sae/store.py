@@ -89,7 +89,7 @@ class Step:
 
     def table(self, name: str, **options) -> pd.DataFrame:
         """A `.csv` file as text and numbers: an empty field is an empty string, and `NA` is a word."""
-        return pd.read_csv(self.path / name, keep_default_na=False, na_values={}, **options)
+        return pd.read_csv(self.path / name, **{"keep_default_na": False, "na_values": {}} | options)
 
     def verify(self) -> None:
         """Read every file again and compare it with the manifest; ValueError names the first that differs."""
