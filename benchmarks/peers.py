@@ -4,9 +4,9 @@
 
 Every library runs in a process of its own, all alive, taken in turn: each round times a few steps of each, and in the
 same process, between the steps, GEMM-out: one float32 product of the encoder's size into a buffer that is there. What
-counts is the ratio of the two in a round, and its median over the rounds. All have the same tuned malloc and OpenMP. Data,
-batches and models are drawn from different seeds. `--data` is any array (frame, width): frames of a real site, say;
-without it a synthetic world of 2,000 features is drawn. The peers' environment: tests/peers-requirements.txt.
+counts is the ratio of the two in a round, and its median over the rounds. All have the same tuned malloc and OpenMP.
+Data, batches and models are drawn from different seeds. `--data` is any array (frame, width): frames of a real site,
+say; without it a synthetic world of 2,000 features is drawn. The peers' environment: tests/peers-requirements.txt.
 """
 
 import argparse

@@ -222,3 +222,26 @@ def add_rows(base, rows, index, order, weight, first, out, shares, size):
                         out[i, j] += weight[one] * rows[index[one], j]
                     place += 1
                 at[i] = place
+
+
+@compiled
+def shorten(W):
+    """Divide every row of W by its length."""
+    for row in numba.prange(len(W)):
+        total = W.dtype.type(0)
+        for j in range(W.shape[1]):
+            total += W[row, j] * W[row, j]
+        length = max(np.sqrt(total), W.dtype.type(1e-8))
+        for j in range(W.shape[1]):
+            W[row, j] /= length
+
+
+@compiled
+def drop_along(g, W):
+    """Take from each row of g its part along the row of W, which has length 1."""
+    for row in numba.prange(len(W)):
+        total = W.dtype.type(0)
+        for j in range(W.shape[1]):
+            total += g[row, j] * W[row, j]
+        for j in range(W.shape[1]):
+            g[row, j] -= total * W[row, j]

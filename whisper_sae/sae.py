@@ -22,7 +22,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from whisper_sae.sparse import Called, Calls, Left, MeanSquare, all_above, linear, strongest_of_all, strongest_of_each
+from whisper_sae.sparse import (
+    Called,
+    Calls,
+    Left,
+    MeanSquare,
+    all_above,
+    drop_along,
+    keep_unit_rows,
+    linear,
+    strongest_of_all,
+    strongest_of_each,
+)
 
 
 class SAE(nn.Module):
@@ -121,14 +132,13 @@ class SAE(nn.Module):
     @torch.no_grad()
     def keep_unit_norm(self) -> None:
         """Give every row of W_dec length 1 again: to be called after each step of the optimiser."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        keep_unit_rows(self.W_dec)
 
     @torch.no_grad()
     def drop_parallel_gradient(self) -> None:
         """Remove what would only lengthen a row of W_dec from its gradient (Bricken et al. 2023, appendix)."""
         if self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True)
-            self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
+            drop_along(self.W_dec.grad, self.W_dec)
 
     @torch.no_grad()
     def point_at(self, latents: Tensor, x: Tensor) -> None:
@@ -227,7 +237,7 @@ class BatchTopK(SAE):
     def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
             return all_above(pre, float(self.threshold))
-        frame, latent, weakest = strongest_of_all(pre, self.k * len(pre), 0.9 * float(self.threshold))
+        frame, latent, weakest = strongest_of_all(pre, self.k * len(pre), float(self.threshold))
         self.threshold.lerp_(weakest.to(self.threshold), 1.0 if self.threshold == 0 else 0.01)
         return frame, latent
 
@@ -239,7 +249,7 @@ class BatchTopK(SAE):
     @torch.no_grad()
     def calibrate(self, batches) -> None:
         """Set `threshold` so that, over these batches, k latents fire on a frame on average."""
-        weakest = [strongest_of_all(self.pre(x), self.k * len(x), 0.9 * float(self.threshold))[2] for x in batches]
+        weakest = [strongest_of_all(self.pre(x), self.k * len(x), float(self.threshold))[2] for x in batches]
         self.threshold.copy_(torch.stack(weakest).mean())
 
 

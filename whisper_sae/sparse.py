@@ -43,9 +43,9 @@ def strongest_of_all(pre: Tensor, wanted: int, guess: float) -> tuple[Tensor, Te
     """The `wanted` strongest positive calls of all, in order, and the weakest of them (0 where fewer are positive).
 
     Sorting all calls would take longer than everything else in a step. Most lie far below the last threshold: only
-    those above `guess` are looked at, if they are enough.
+    those near `guess`, what the weakest may be, are looked at, if they are enough.
     """
-    for bound in (max(guess, 0.0), 0.0):
+    for bound in (0.95 * max(guess, 0.0), 0.8 * max(guess, 0.0), 0.0):
         frame, latent, strength = _above(pre, bound)
         if len(frame) >= wanted:
             break
@@ -170,6 +170,22 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     if fused is None or x.device.type != "cpu":
         return F.linear(x, W, b)
     return fused(x, W, b, "none", [], "")
+
+
+def keep_unit_rows(W: Tensor) -> None:
+    """Give every row of W length 1."""
+    if looped(W) and W.is_contiguous():
+        kernels.shorten(W.detach().numpy())
+    else:
+        W /= W.norm(dim=1, keepdim=True).clamp_min(1e-8)
+
+
+def drop_along(g: Tensor, W: Tensor) -> None:
+    """Take from each row of g what lies along the row of W, which has length 1."""
+    if looped(W) and W.is_contiguous() and g.is_contiguous():
+        kernels.drop_along(g.numpy(), W.detach().numpy())
+    else:
+        g.addcmul_((g * W).sum(dim=1, keepdim=True), W, value=-1)
 
 
 class Called(torch.autograd.Function):
