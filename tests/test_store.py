@@ -397,6 +397,21 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_finished(tmp_path):
     assert unrelated == "nothing to do with the disk"
 
 
+def test_a_module_s_digest_covers_what_it_imports_of_its_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    home = tmp_path / "some_package"
+    home.mkdir()
+    (home / "__init__.py").write_text("")
+    (home / "beneath.py").write_text("def two():\n    return 2\n")
+    (home / "above.py").write_text("import json\nfrom some_package.beneath import two\n")
+    above = importlib.import_module("some_package.above")
+    before = store.fingerprint(above)
+    (home / "beneath.py").write_text("def two():\n    return 2222\n")
+    assert store.fingerprint(above) == before
+    importlib.reload(importlib.import_module("some_package.beneath"))
+    assert store.fingerprint(above) != before
+
+
 def test_an_edit_under_a_running_process_is_another_process_s_code(tmp_path, monkeypatch):
     """What runs is what was loaded: an edited file counts once its module is loaded again."""
     monkeypatch.syspath_prepend(tmp_path)

@@ -211,6 +211,7 @@ _read: dict[str, tuple] = {}
 def fingerprint(part) -> str:
     """A digest of the syntax tree of a module or function: comments, layout and docstrings do not count.
 
+    That of a module covers the modules of its package that it imports.
     Read once for each loading of a module: what is edited under a running process is not what runs in it. A
     reloaded module (IPython's autoreload) is read again.
     """
@@ -219,7 +220,18 @@ def fingerprint(part) -> str:
     if spec is None or known is not spec:
         digest = _digest_of_tree(ast.parse(textwrap.dedent(inspect.getsource(part))))
         _read[_name(part)] = (spec, digest)
+    if inspect.ismodule(part) and (beneath := _imported(part)):
+        digest = hashlib.sha256("".join([digest, *map(fingerprint, beneath)]).encode()).hexdigest()[:12]
     return digest
+
+
+def _imported(module) -> list:
+    """The modules of the same package from which a module has something."""
+    things = vars(module).values()
+    found = {thing.__name__ if inspect.ismodule(thing) else getattr(thing, "__module__", None) for thing in things}
+    home = (module.__package__ or " ") + "."
+    same = sorted(name for name in found - {None, module.__name__} if name.startswith(home))
+    return [sys.modules[name] for name in same]
 
 
 def _digest_of_tree(tree: ast.Module) -> str:
