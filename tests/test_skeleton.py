@@ -17,8 +17,6 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ENGINE = {"sae", "sparse", "kernels", "train"}
-
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
     "sae": {"sparse"},
@@ -26,7 +24,7 @@ MAY_IMPORT = {
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", "dictionaries"},  # names the steps: knows every leaf
-    "dictionaries": {"recipes", "profiles", "store", "activations", "model", "measure", *ENGINE},
+    "dictionaries": {"recipes", "profiles", "store", "activations", "model", "measure", "sae", "train"},
 }
 
 

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import kernels, measure, model, sae, sparse, train
+from whisper_sae import measure, model, sae, train
 from whisper_sae.profiles import Profile, checked, fault
 from whisper_sae.recipes import made_by, recorded, table, windows_of
 from whisper_sae.store import Recipe, Step, make
@@ -61,12 +61,11 @@ def dictionary(run: Profile, seed: int, site: str, *, own_seed: int | None = Non
     params = {name: getattr(run, name) for name in names} | {"site": site, "seed": own, "frozen": frozen}
     return Recipe(
         "dictionary", fit, params, needs=_heard(run, seed, site), by=made_by(run, "02"),
-        code=(*ENGINE, frames, dictionary, begun, taught, frames_of, windows_of, *MEASURES),
+        code=(sae, train, frames, dictionary, begun, taught, frames_of, windows_of, *MEASURES),
         label=f"dictionary of {site}, {asks(run)}" + (f", {frozen} frozen" if frozen else ""),
     )  # fmt: skip
 
 
-ENGINE = (sae, sparse, kernels, train)
 MEASURES = (measure.reconstruction, measure.ratio_interval, measure.firing)
 
 
@@ -199,7 +198,7 @@ def rivals(run: Profile, seed: int, site: str, frozen: tuple[str, ...] = ()) -> 
     return Recipe(
         "rivals", compare, {"seed": seed, "site": site, "expansion": run.expansion}, label=f"rivals at {site}",
         needs=_heard(run, seed, site) | {"trained": trained} | halves, by=made_by(run, "02"),
-        code=(measure, sae, sparse, kernels, frames, rivals, simple_ways, score, frames_of, windows_of),
+        code=(measure, sae, frames, rivals, simple_ways, score, frames_of, windows_of),
     )  # fmt: skip
 
 
