@@ -165,8 +165,8 @@ def test_encoder_and_decoder_are_recorded_apart(few, data, run_for):
     run = run_for(WHISPER, few(), sites=("encoder.1.*", "decoder.0.resid", "*.embed"))
     store.make(recipes.clips(run, 0))
     sides = {side: store.make(recipes.recorded(run, 0, f"{side}.embed")) for side in ("encoder", "decoder")}
-    attn = ["encoder.1.attn", "encoder.1.mlp_hidden", "encoder.1.mlp", "encoder.1.resid"]
-    assert list(sides["encoder"].facts["sites"]) == ["encoder.embed", *attn]
+    parts = ("heads", "attn", "mlp_in", "mlp_pre", "mlp_hidden", "mlp", "resid")
+    assert list(sides["encoder"].facts["sites"]) == ["encoder.embed", *(f"encoder.1.{part}" for part in parts)]
     assert list(sides["decoder"].facts["sites"]) == ["decoder.embed", "decoder.0.resid"]
     assert recipes.recorded(run, 0, "decoder.0.resid").key == sides["decoder"].key
     assert recipes.recorded(run, 0, "encoder.1.mlp").key == recipes.activations(run, 0).key == sides["encoder"].key

@@ -5,12 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_sae import model, profiles
 
 SECONDS = (0.4, 1.1, 1.9)
+SPEECH = "speech/librispeech-sample/audio"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_parts_add_up_to_the_residual_stream(loaded, mels, tokens, side):
 
 def test_sites_are_named_with_their_widths(loaded):
     every = model.sites(loaded.config)
-    assert len(every) == (1 + 2 * 4) + (1 + 2 * 5) and every["encoder.1.mlp_hidden"] == loaded.config.encoder_ffn_dim
+    assert len(every) == (1 + 2 * 7) + (1 + 2 * 9) and every["encoder.1.mlp_hidden"] == loaded.config.encoder_ffn_dim
     assert list(model.sites(loaded.config, ["encoder.?.resid"])) == ["encoder.0.resid", "encoder.1.resid"]
 
 
@@ -77,7 +79,11 @@ def test_encoder_sites_do_not_run_the_decoder(loaded, mels):
     assert not calls
 
 
-@pytest.mark.parametrize("site", ["encoder.0.resid", "encoder.1.attn", "encoder.0.mlp_hidden", "encoder.embed"])
+@pytest.mark.parametrize(
+    "site",
+    ["encoder.0.resid", "encoder.1.attn", "encoder.0.mlp_hidden", "encoder.embed", "encoder.1.heads",
+     "encoder.0.mlp_in", "encoder.0.mlp_pre", "encoder.0.normed", "encoder.blocks.1.mlp.1"],
+)  # fmt: skip
 def test_a_patch_is_heard_downstream_and_the_identity_is_not(loaded, mels, site):
     with torch.no_grad():
         clean = loaded.encoder(mels).last_hidden_state
@@ -266,3 +272,126 @@ def test_a_spoilt_tokenizer_is_named(tmp_path):
     with pytest.raises(model.BadModel, match=r"tokenizer\.json cannot be loaded") as said:
         model.load(str(folder), "cpu")
     assert "\n" not in str(said.value)
+
+
+# ------------------------------------------------------------------------------------------------- more sites
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_heads_are_parted_by_their_width_and_make_the_attention(loaded, mels, tokens, side):
+    heads = ["heads", "cross_heads"] if side == "decoder" else ["heads"]
+    adds = {"heads": "attn", "cross_heads": "cross"}
+    wanted = [f"{side}.1.{part}" for head in heads for part in (head, adds[head])]
+    heard = model.record(loaded, mels, wanted, tokens)
+    layer = getattr(loaded, side).layers[1]
+    for head, module in zip(heads, (layer.self_attn, getattr(layer, "encoder_attn", None)), strict=False):
+        parted = heard[f"{side}.1.{head}"].unflatten(-1, (4, -1))  # (clip, position, head, width of a head)
+        assert parted.shape[2:] == (4, 8)
+        weight = module.out_proj.weight.unflatten(-1, (4, -1))  # (width, head, width of a head)
+        each = torch.einsum("cphw,dhw->cphd", parted, weight)  # what each head adds by itself
+        said = heard[f"{side}.1.{adds[head]}"]
+        torch.testing.assert_close(each.sum(dim=2) + module.out_proj.bias, said, atol=1e-5, rtol=0)
+
+
+def test_a_head_is_what_its_attention_weights_say(small_whisper, mels):
+    """Head 2 of layer 0 by its formula, from the weights that transformers gives when asked for them."""
+    eager = model.load(str(small_whisper), "cpu", attention="eager")
+    heard = model.record(eager, mels, ["encoder.0.heads", "encoder.embed"])
+    layer = eager.encoder.layers[0]
+    weights = eager.encoder(mels, output_attentions=True).attentions[0][:, 2]  # (clip, to, from)
+    values = layer.self_attn.v_proj(layer.self_attn_layer_norm(heard["encoder.embed"]))[..., 16:24]
+    torch.testing.assert_close(heard["encoder.0.heads"][..., 16:24], weights @ values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_what_the_mlp_reads_gives_what_it_adds(loaded, mels, tokens, side):
+    heard = model.record(loaded, mels, [f"{side}.1.{p}" for p in ("mlp_in", "mlp_pre", "mlp_hidden", "mlp")], tokens)
+    x, pre, hidden, y = heard.values()
+    layer = getattr(loaded, side).layers[1]
+    torch.testing.assert_close(layer.fc2(layer.activation_fn(layer.fc1(x))), y, atol=1e-6, rtol=0)
+    torch.testing.assert_close(layer.fc1(x), pre)
+    torch.testing.assert_close(layer.activation_fn(pre), hidden)
+
+
+def test_others_names_say_the_same(loaded, mels, tokens):
+    pairs = {
+        "encoder.blocks.1": "encoder.1.resid",
+        "encoder.blocks.0.mlp.0": "encoder.0.mlp_pre",
+        "decoder.blocks.1.cross_attn": "decoder.1.cross",
+        "model.encoder.layers.0.fc2": "encoder.0.mlp",
+    }
+    heard = model.record(loaded, mels, [*pairs, *pairs.values()], tokens)
+    assert all(torch.equal(heard[theirs], heard[ours]) for theirs, ours in pairs.items())
+    with torch.no_grad(), model.at(loaded, {"encoder.blocks.1": lambda hidden: hidden * 0}):
+        assert (loaded.encoder(mels).last_hidden_state == loaded.encoder.layer_norm.bias).all()
+
+
+def test_normed_is_the_final_layer_norm_and_can_be_undone(loaded, mels, tokens):
+    for side in ("encoder", "decoder"):
+        norm = getattr(loaded, side).layer_norm
+        heard = model.record(loaded, mels, [f"{side}.0.normed", f"{side}.0.resid"], tokens)
+        torch.testing.assert_close(heard[f"{side}.0.normed"], norm(heard[f"{side}.0.resid"]), atol=1e-5, rtol=0)
+        moments = heard[f"{side}.0.normed.moments"]
+        assert moments.shape == (*heard[f"{side}.0.normed"].shape[:2], 2)
+        back = model.unnormed(norm, heard[f"{side}.0.normed"], moments)
+        torch.testing.assert_close(back, heard[f"{side}.0.resid"], atol=1e-5, rtol=0)
+
+
+def test_a_norm_that_cannot_be_undone_is_refused():
+    norm = torch.nn.LayerNorm(4)
+    norm.weight.data[2] = 0
+    with pytest.raises(ValueError, match="cannot be inverted"):
+        model.unnormed(norm, *model.normed(norm, torch.randn(3, 4)))
+
+
+def test_what_comes_after_the_last_site_is_not_computed(loaded, mels):
+    calls = []
+    before = hooks(loaded.encoder)
+    with model.watching(loaded.encoder.layers[1], lambda hidden: calls.append(1)):
+        model.record(loaded, mels, ["encoder.0.resid", "encoder.embed"])
+        assert not calls
+        model.record(loaded, mels, ["encoder.0.resid", "encoder.1.resid"])
+        assert calls
+    assert hooks(loaded.encoder) == before
+
+
+def test_real_norms_are_undone(shared):
+    """Largest error under 1e-4 on speech, every layer, although some dimensions reach into the hundreds."""
+    whisper = model.load(str(shared / "whisper-tiny.en-encoder"), "cpu")
+    sounds = [soundfile.read(path, dtype="float32")[0] for path in sorted((shared / SPEECH).glob("*"))[:2]]
+    mels = model.mel(whisper, [sound[: whisper.window] for sound in sounds])
+    heard = model.record(whisper, mels, list(model.sites(whisper.config, ["encoder.*.resid", "encoder.*.normed"])))
+    for layer in range(4):
+        resid, said, moments = (heard[f"encoder.{layer}.{part}"] for part in ("resid", "normed", "normed.moments"))
+        assert (model.unnormed(whisper.encoder.layer_norm, said, moments) - resid).abs().max() < 1e-4
+
+
+# -------------------------------------------------------------------------------------------------- precision
+
+
+narrow = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported(),
+    reason="this processor does not multiply in bfloat16",
+)
+
+
+@narrow
+def test_bfloat16_is_used_where_it_is_asked_for(small_whisper, loaded, mels):
+    narrowed = model.load(str(small_whisper), "cpu", precision="bfloat16")
+    wanted = ["encoder.0.mlp", "encoder.1.resid"]
+    with narrowed.narrowed():
+        assert narrowed.encoder.layers[0].fc1(torch.zeros(1, 32)).dtype == torch.bfloat16
+    ours, right = model.record(narrowed, mels, wanted), model.record(loaded, mels, wanted)
+    for site in wanted:
+        assert ours[site].dtype == torch.float32
+        error = (ours[site] - right[site]).norm() / right[site].norm()
+        assert 1e-4 < error < 0.05, "no silent float32, and no nonsense"
+
+
+def test_a_precision_that_is_not_there_is_refused(small_whisper, monkeypatch):
+    with pytest.raises(model.BadModel, match="precision: 'float8' is not one of float32, bfloat16"):
+        model.load(str(small_whisper), "cpu", precision="float8")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with pytest.raises(model.BadModel, match="precision: cpu cannot multiply in bfloat16 itself; use float32"):
+        model.load(str(small_whisper), "cpu", precision="bfloat16")

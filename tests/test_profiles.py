@@ -119,6 +119,11 @@ def test_a_single_string_is_a_list_of_one(toml):
     assert toml('sites = "encoder.1.*"\n').sites == ("encoder.1.*",)
 
 
+def test_sites_may_have_the_names_of_others(toml):
+    run = toml('sites = ["encoder.blocks.*", "encoder.blocks.1.mlp.1"]\nfocus = "encoder.layers.1"\n')
+    assert (run.sites, run.focus) == (("encoder.*.resid", "encoder.1.mlp_hidden"), "encoder.1.resid")
+
+
 def test_a_file_is_found_from_the_project_too(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert profiles.choose("data/profiles/real.toml").name == "real"

@@ -20,7 +20,11 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
     "sae": {"sparse"},
+    "corpora": {"tables"},
+    "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
+    "model": {"sites", "hooks", "logmel"},
+    "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", "dictionaries"},  # names the steps: knows every leaf

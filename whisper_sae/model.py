@@ -1,19 +1,11 @@
 """Whisper, and named places inside it that one can listen to or talk into.
 
-A *site* is such a place. With `i` a layer, counted from 0, in `encoder` or `decoder`:
-
-    encoder.embed          what goes into layer 0            d_model
-    encoder.i.resid        the residual stream after layer i d_model
-    encoder.i.attn         what self-attention adds          d_model
-    encoder.i.mlp_hidden   the MLP's neurons, after GELU     ffn_dim
-    encoder.i.mlp          what the MLP adds                 d_model
-    decoder.i.cross        what cross-attention adds         d_model
+A *site* is such a place, as `sites` names them; `record` takes down what is said there, and `at` answers.
 """
 
-import fnmatch
 import functools
 import hashlib
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +20,25 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperTokenizer,
 )
+
+from whisper_sae import sites as names
+from whisper_sae.hooks import normed, under_norm, unnormed, watching
+from whisper_sae.logmel import log_mel
+
+__all__ = [
+    "BadModel",
+    "Whisper",
+    "at",
+    "identity",
+    "load",
+    "mel",
+    "normed",
+    "pick",
+    "record",
+    "sites",
+    "unnormed",
+    "watching",
+]
 
 RATE = 16_000
 UNTRAINED = "untrained:"
@@ -50,6 +61,7 @@ class Whisper:
     decoder: nn.Module | None
     whole: WhisperForConditionalGeneration | None
     tokenizer: WhisperTokenizer | None = None
+    precision: str = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +82,10 @@ class Whisper:
         """Samples in a window: 480,000, which is 30 s."""
         return self.positions * self.samples_a_frame
 
+    def narrowed(self):
+        """A context in which matrices are multiplied in the model's precision; the sums of them stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+
     def require_decoder(self) -> nn.Module:
         """The decoder, or BadModel where only encoder weights were found."""
         if self.decoder is None:
@@ -89,8 +105,8 @@ class Whisper:
 # --------------------------------------------------------------------------------------------------- loading
 
 
-def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
-    """Load Whisper by hub id or from a local directory, in float32, in evaluation mode.
+def load(name: str, device: str = "auto", attention: str = "sdpa", precision: str = "float32") -> Whisper:
+    """Load Whisper by hub id or from a local directory, with float32 weights, in evaluation mode.
 
     `untrained:` before the name gives its twin with random weights, the same on every call.
     A directory that holds only encoder weights is welcome; see `Whisper.require_decoder`. `attention="eager"` is
@@ -100,6 +116,7 @@ def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
     bare = name.removeprefix(UNTRAINED)
     where = str(Path(bare).expanduser())
     target = pick(device)
+    require_precision(precision, target)
     config = _config(bare)
     said = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of missing weights: what is missing is checked below
@@ -140,6 +157,7 @@ def load(name: str, device: str = "auto", attention: str = "sdpa") -> Whisper:
         decoder=None if heard_only else whole.model.decoder,
         whole=None if heard_only else whole,
         tokenizer=None if heard_only else _tokenizer(where, whole.generation_config),
+        precision=precision,
     )
 
 
@@ -211,6 +229,20 @@ def pick(device: str) -> torch.device:
         raise BadModel(f"device: {device!r} cannot be used here: {' '.join(str(error).split())[:200]}") from None
 
 
+def require_precision(precision: str, device: torch.device) -> None:
+    """BadModel where a device does not multiply in that precision itself: no silent fall-back, no slow imitation."""
+    if precision not in ("float32", "bfloat16"):
+        raise BadModel(f"precision: {precision!r} is not one of float32, bfloat16")
+    if precision == "bfloat16" and not _has_bfloat16(device):
+        raise BadModel(f"precision: {device} cannot multiply in bfloat16 itself; use float32")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def _check_features(where: str, config: WhisperConfig, features: WhisperFeatureExtractor) -> None:
     if features.feature_size != config.num_mel_bins:
         raise BadModel(
@@ -229,80 +261,44 @@ def _check_features(where: str, config: WhisperConfig, features: WhisperFeatureE
 
 
 def sites(config: WhisperConfig, wanted=("*",)) -> dict[str, int]:
-    """The sites that match any of the patterns `wanted`, in the order of the model, with their widths.
+    """The sites that match any of the names or patterns `wanted`, in the order of the model, with their widths.
 
     Raises BadModel for a pattern that matches nothing.
     """
-    every = {}
-    for side, layers, ffn in [
-        ("encoder", config.encoder_layers, config.encoder_ffn_dim),
-        ("decoder", config.decoder_layers, config.decoder_ffn_dim),
-    ]:
-        every[f"{side}.embed"] = config.d_model
-        for i in range(layers):
-            every[f"{side}.{i}.attn"] = config.d_model
-            if side == "decoder":
-                every[f"{side}.{i}.cross"] = config.d_model
-            every[f"{side}.{i}.mlp_hidden"] = ffn
-            every[f"{side}.{i}.mlp"] = config.d_model
-            every[f"{side}.{i}.resid"] = config.d_model
-    for pattern in wanted:
-        if not fnmatch.filter(every, pattern):
-            raise BadModel(
-                f"sites: {pattern!r} matches nothing; this model has encoder.0 … {config.encoder_layers - 1} and "
-                f"decoder.0 … {config.decoder_layers - 1}, each with attn, mlp_hidden, mlp, resid (decoder: cross), "
-                "and encoder.embed, decoder.embed"
-            )
-    return {site: width for site, width in every.items() if any(fnmatch.fnmatch(site, p) for p in wanted)}
+    try:
+        return names.matching(config, wanted)
+    except names.BadSite as error:
+        raise BadModel(str(error)) from None
+
+
+def named(config: WhisperConfig, name: str) -> str:
+    """The site of that name, which may be OpenAI's; BadModel where there is none, or a pattern."""
+    try:
+        return names.one(config, name)
+    except names.BadSite as error:
+        raise BadModel(str(error)) from None
 
 
 def _place(whisper: Whisper, site: str) -> tuple[nn.Module, str]:
     """The module of a site, and whether the site is its input or its output."""
-    if site not in sites(whisper.config):
-        sites(whisper.config, [site])  # raises, with the list of right names
-        raise BadModel(f"site: {site!r} is a pattern; one name is wanted here")
-    side, *rest = site.split(".")
+    side, *rest = named(whisper.config, site).split(".")
     layers = (whisper.encoder if side == "encoder" else whisper.require_decoder()).layers
     if rest == ["embed"]:
         return layers[0], "input"
     layer = layers[int(rest[0])]
+    cross = getattr(layer, "encoder_attn", None)
     return {
-        "resid": (layer, "output"),
+        "heads": (layer.self_attn.out_proj, "input"),
         "attn": (layer.self_attn, "output"),
-        "cross": (getattr(layer, "encoder_attn", None), "output"),
+        "cross_heads": (getattr(cross, "out_proj", None), "input"),
+        "cross": (cross, "output"),
+        "mlp_in": (layer.fc1, "input"),
+        "mlp_pre": (layer.fc1, "output"),
         "mlp_hidden": (layer.fc2, "input"),  # what the activation function says, whatever it is
         "mlp": (layer.fc2, "output"),
+        "resid": (layer, "output"),
+        "normed": (layer, "output"),
     }[rest[1]]
-
-
-@contextmanager
-def watching(module: nn.Module, see, side: str = "output"):
-    """Call `see` with what goes into (`input`) or comes out of (`output`) a module; what it returns is said instead.
-
-    The hook leaves with the block, whatever happens in it. Modules that return a tuple and modules that return a
-    tensor are the same to `see`: in transformers 5 Whisper's layers return a tensor, before they returned a tuple.
-    """
-
-    def after(_module, _inputs, output):
-        hidden, *rest = output if isinstance(output, tuple) else (output,)
-        new = see(hidden)
-        if new is not None:
-            return (new, *rest) if isinstance(output, tuple) else new
-
-    def before(_module, inputs, named):
-        hidden = inputs[0] if inputs else named["hidden_states"]
-        new = see(hidden)
-        if new is not None:
-            return ((new, *inputs[1:]), named) if inputs else (inputs, {**named, "hidden_states": new})
-
-    if side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -311,8 +307,15 @@ def at(whisper: Whisper, see: dict):
     with ExitStack() as stack:
         for site, look in see.items():
             module, side = _place(whisper, site)
+            if named(whisper.config, site).endswith(".normed"):
+                look = under_norm(final_norm(whisper, site), look)
             stack.enter_context(watching(module, look, side))
         yield
+
+
+def final_norm(whisper: Whisper, site: str) -> nn.LayerNorm:
+    """The final layer norm of the side of Whisper that a site lies in."""
+    return (whisper.encoder if site.startswith("encoder") else whisper.require_decoder()).layer_norm
 
 
 # ------------------------------------------------------------------------------------------------- listening
@@ -323,24 +326,52 @@ def mel(whisper: Whisper, sounds: list[np.ndarray]) -> torch.Tensor:
     for sound in sounds:
         if len(sound) > whisper.window:
             raise BadModel(f"a clip of {len(sound):,} samples is longer than the window of {whisper.window:,}")
-    found = whisper.features(sounds, sampling_rate=RATE, return_tensors="pt", padding="max_length")
-    return found.input_features.to(whisper.device)
+    how = whisper.features
+    if getattr(how, "do_normalize", False) or getattr(how, "dither", 0):  # no Whisper of OpenAI's has these
+        found = how(sounds, sampling_rate=RATE, return_tensors="pt", padding="max_length").input_features
+        return found.to(whisper.device)
+    return log_mel(
+        sounds, how.mel_filters, window=whisper.window, n_fft=how.n_fft, hop=how.hop_length, device=whisper.device
+    )  # fmt: skip
+
+
+class _Enough(Exception):
+    """All that was wanted has been heard: what comes after need not be computed."""
 
 
 @torch.no_grad()
 def record(whisper: Whisper, mels: torch.Tensor, wanted: list[str], tokens: torch.Tensor | None = None) -> dict:
     """What the named sites say: {site: (clip, position, width)}, float32, on the model's device.
 
-    Encoder sites cost only the encoder. Decoder sites need `tokens`, (clip, position): the decoder is run once over
-    them all (teacher forcing). Frames of padding are still among the positions: mask them before any use.
+    Nothing is computed beyond the last of them, so encoder sites cost only the encoder. Decoder sites need `tokens`,
+    (clip, position): the decoder is run once over them all (teacher forcing). A `normed` site brings what undoes it,
+    `<site>.moments`. Frames of padding are still among the positions: mask them before any use.
     """
-    heard: dict[str, torch.Tensor] = {}
-    decoding = any(site.startswith("decoder.") for site in wanted)
+    places = {name: named(whisper.config, name) for name in wanted}
+    streams = {site.replace(".normed", ".resid") for site in places.values()}
+    decoding = any(site.startswith("decoder.") for site in streams)
     decoder = whisper.require_decoder() if decoding else None
     if decoding and tokens is None:
         raise BadModel("tokens: decoder sites need the tokens that the decoder is given")
-    with at(whisper, {site: lambda hidden, site=site: heard.__setitem__(site, hidden) for site in wanted}):
+    heard: dict[str, torch.Tensor] = {}
+
+    def take(hidden, site):
+        heard[site] = hidden
+        if len(heard) == len(streams):
+            raise _Enough
+
+    with (
+        suppress(_Enough),
+        at(whisper, {site: functools.partial(take, site=site) for site in streams}),
+        whisper.narrowed(),
+    ):
         encoded = whisper.encoder(mels).last_hidden_state
         if decoder is not None:
             decoder(input_ids=tokens.to(whisper.device), encoder_hidden_states=encoded, use_cache=False)
-    return {site: heard[site] for site in wanted}
+    found = {}
+    for name, site in places.items():
+        said = heard[site.replace(".normed", ".resid")].float()
+        found[name] = said
+        if site.endswith(".normed"):
+            found[name], found[f"{name}.moments"] = normed(final_norm(whisper, site), said)
+    return found

@@ -15,6 +15,8 @@ import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from whisper_sae import sites
+
 PROJECT = Path(__file__).resolve().parents[1]
 DEMO = PROJECT / "data" / "demo"
 
@@ -35,15 +37,29 @@ class Profile:
     """A hub id such as `openai/whisper-tiny`, or a local directory in that format; with `untrained:` before it, its
     twin with random weights."""
     corpus: tuple[str, ...] = (str(DEMO / "corpus"),)
-    """Directories in `audiofolder` layout, or hub ids such as `openslr/librispeech_asr:clean:validation`
-    (id:configuration:split)."""
+    """Directories of speech in one of the layouts that `data/README.md` lists, one of their tables such as
+    `./cv-corpus/en/train.tsv`, or hub ids such as `openslr/librispeech_asr:clean:validation` (id:configuration:split)."""
+    only: tuple[str, ...] = ()
+    """Which clips count, as `column=value`: values of one column are alternatives, and `column=*` is any value but none.
+    A corpus without the column keeps all its clips."""
     clips: int = 0
     """At most so many clips of each corpus, drawn at random over speakers; 0 takes all."""
+    clips_per_speaker: int = 0
+    """At most so many clips of one speaker; 0 takes all."""
+    balance: tuple[str, ...] = ()
+    """Columns, such as `gender` and `accent`, of whose groups each corpus gives equally many clips. A clip that lacks
+    one of the labels is left out."""
+    clips_per_group: int = 0
+    """So many clips of each group of `balance`, and all of a group that has fewer; 0 is as many as the smallest has."""
+    most_rejected: float = 0.01
+    """The share of sound files that may be broken, rounded up to whole files: they are skipped and listed, with the
+    reason, in `rejected.csv`; when more are, the run stops. 0 allows none."""
 
     # extraction (notebook 01)
     sites: tuple[str, ...] = ("encoder.*.resid",)
-    """Names or patterns (`*`, `?`) of the places to record; `model.sites` lists them all. Those of the decoder are
-    recorded while it is given each clip's transcript."""
+    """Names or patterns (`*`, `?`) of the places to record; `sites` has their table, and OpenAI's names, such as
+    `encoder.blocks.2.mlp.1`, are known too. Those of the decoder are recorded while it is given each clip's
+    transcript."""
     focus: str = "encoder.1.resid"
     """The one recorded site that is looked at closely where a page has room for one."""
     device: str = "auto"
@@ -54,6 +70,12 @@ class Profile:
     """Windows in one shard, the unit of writing and of resuming."""
     dtype: str = "float16"
     """How activations are stored: `float16` or `float32`."""
+    precision: str = "float32"
+    """How matrices are multiplied: `float32`, or `bfloat16` where the processor or GPU does it itself: several times
+    faster, at about 1 % of error in what is recorded."""
+    windows: str = "clip"
+    """What is heard at a time: `clip`, a clip a window, as Whisper is used; or `packed`, clips of one speaker joined
+    until the window is full: several times faster on short clips, and a little different."""
 
     # the sparse autoencoder (notebook 02)
     variant: str = "batchtopk"
@@ -101,19 +123,37 @@ class Profile:
     source: str = ""
     """How this profile was asked for, to be asked for again; not a field of the TOML file."""
 
+    def __post_init__(self):
+        object.__setattr__(self, "sites", tuple(sites.ours(site) for site in self.sites))
+        object.__setattr__(self, "focus", sites.ours(self.focus))
+
 
 FIELDS = {field.name: field for field in fields(Profile) if field.name != "source"}
 CHOICES = {
     "dtype": ("float16", "float32"),
+    "precision": ("float32", "bfloat16"),
+    "windows": ("clip", "packed"),
     "variant": ("batchtopk", "topk", "multitopk", "matryoshka", "jumprelu", "relu", "tied"),
     "decay_shape": ("linear", "cosine"),
 }
 WEIGHED = ("jumprelu", "relu", "tied")
 """The variants that have a sparsity term, and so a penalty."""
 RANGES = {
-    **{name: (0, math.inf) for name in ("clips", "patience", "resample_tokens", "sweep_tokens", "seed")},
+    **{
+        name: (0, math.inf)
+        for name in (
+            "clips",
+            "clips_per_speaker",
+            "clips_per_group",
+            "patience",
+            "resample_tokens",
+            "sweep_tokens",
+            "seed",
+        )
+    },
     **{name: (0.0, math.inf) for name in ("penalty", "auxiliary")},
     "expansion": (2, 64),
+    "most_rejected": (0.0, 1.0),
 }
 """The least and the most that a number may be; other whole numbers start at 1, others are above 0."""
 
@@ -257,7 +297,7 @@ def _located(path: Path, value: str) -> str:
     """A path as seen from the profile's file: what starts with `.`, `~` or `/`, or is there; anything else is an id."""
     twin = "untrained:" if value.startswith("untrained:") else ""
     bare = value.removeprefix(twin)
-    if bare.startswith((".", "~", "/")) or (path.parent / bare).is_dir():
+    if bare.startswith((".", "~", "/")) or (path.parent / bare).exists():
         return twin + str((path.resolve().parent / Path(bare).expanduser()).resolve())
     return value
 
@@ -271,6 +311,8 @@ def checked(profile: Profile, where: str | Path) -> Profile:
         for one in value if isinstance(value, tuple) else [value]:
             if wrong := fault(name, one):
                 raise ValueError(f"{where}: {name}: {wrong}")
+    if profile.clips_per_group and not profile.balance:
+        raise ValueError(f"{where}: clips_per_group: balance names no columns that make groups")
     if profile.penalty and profile.variant not in WEIGHED:
         raise ValueError(f"{where}: penalty: {profile.variant} has none; {', '.join(WEIGHED)} have one")
     if not profile.corpus or not profile.sites:
@@ -285,6 +327,8 @@ def fault(name: str, value) -> str:
     name = name if name in RANGES else name.removeprefix("sweep_")
     if name in CHOICES:
         return "" if value in CHOICES[name] else f"{value!r} is not one of {', '.join(CHOICES[name])}"
+    if name == "only" and not re.match(r"[^=]+=.", value):
+        return f"{value!r} is not column=value"
     if isinstance(value, str):
         return ""
     if name not in RANGES and isinstance(value, float):

@@ -6,6 +6,8 @@ This file sits on top of the leaves and does nothing but join them; notebooks gi
     acts = store.need(recipes.activations(run, seed))   # or says which notebook makes it
 """
 
+import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +17,14 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import hub, measure, model, phones, probes, speech, text
+from whisper_sae import corpora as places
+from whisper_sae import hooks, hub, logmel, measure, model, phones, probes, speech, tables, text
+from whisper_sae import sites as site_names
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
+
+HEARING = (model, site_names, hooks, logmel)
+"""All code that decides what a Whisper says at its sites."""
 
 
 def made_by(run: Profile, number: str) -> str:
@@ -29,20 +36,37 @@ def made_by(run: Profile, number: str) -> str:
 
 
 def fetched(corpus: str) -> Recipe:
-    """A corpus of the hub, whole, as a local directory in `audiofolder` layout; clips are drawn from it later."""
+    """A corpus of the hub, whole, or a local copy of one, as a directory in `audiofolder` layout; clips are drawn from
+    it later."""
 
     def get(folder: Path) -> dict:
         return hub.fetch(corpus, folder / "corpus", progress=lambda rows: tqdm(rows, desc=corpus, unit=" clips"))
 
-    return Recipe("corpus", get, {"corpus": corpus}, code=(hub,), label=f"copy of {corpus}")
+    if kept := _kept_by_the_hub(corpus):  # known by what it holds, wherever it lies
+        params = {"corpus": corpus.removeprefix(str(kept)), "tables": speech.digest(kept, pd.DataFrame({"path": []}))}
+    else:
+        params = {"corpus": corpus}
+    return Recipe("corpus", get, params, code=(hub,), label=f"copy of {corpus}")
+
+
+def _kept_by_the_hub(corpus: str) -> Path | None:
+    """The directory of a local data set in parquet, `directory` or `directory:configuration:split`."""
+    for name in (corpus, corpus.rsplit(":", 2)[0]):
+        place = Path(name).expanduser()
+        if place.is_dir():
+            return place if places.find(place).layout == "parquet" else None
+    return None
 
 
 def corpora(run: Profile) -> dict[str, Path | Recipe]:
-    """The corpora of a profile by short name: a local directory, or the recipe of a source."""
+    """The corpora of a profile by short name: a local directory or table, or the recipe of a source."""
     found = {}
     for corpus in run.corpus:
-        if Path(corpus).is_dir() or corpus.startswith((".", "/", "~")):
-            name, place = Path(corpus).name, Path(corpus)
+        if kept := _kept_by_the_hub(corpus):
+            name, place = kept.name, fetched(corpus)
+        elif Path(corpus).exists() or corpus.startswith((".", "/", "~")):
+            place = Path(corpus).expanduser().absolute()
+            name = f"{place.parent.name}-{place.stem}" if place.is_file() else place.name
         else:
             name, place = corpus.split(":")[0], fetched(corpus)
         if name in found:
@@ -53,6 +77,11 @@ def corpora(run: Profile) -> dict[str, Path | Recipe]:
 
 def folders(run: Profile) -> dict[str, Path]:
     """The directories of the corpora of a profile by short name; sources are made first."""
+    return {name: places.find(place).folder for name, place in _made(run).items()}
+
+
+def _made(run: Profile) -> dict[str, Path]:
+    """The directories or tables of the corpora of a profile; sources are made first."""
     return {
         name: make(place).path / "corpus" if isinstance(place, Recipe) else place
         for name, place in corpora(run).items()
@@ -63,30 +92,78 @@ def folders(run: Profile) -> dict[str, Path]:
 
 
 def clips(run: Profile, seed: int) -> Recipe:
-    """`clips.csv`: every clip, with its speaker-disjoint split; each file has been decoded once, to find bad ones."""
-    sources = {name: place for name, place in corpora(run).items() if isinstance(place, Recipe)}
+    """`clips.csv`: the clips of a profile, with their speaker-disjoint split. Each file has been decoded once: those
+    that cannot be are in `rejected.csv`, with the reason."""
+    known = corpora(run)
+    sources = {name: place for name, place in known.items() if isinstance(place, Recipe)}
 
     def make_clips(folder: Path, **_sources: Step) -> dict:
-        where = folders(run)
-        drawn = {name: speech.draw(speech.read(place), run.clips, seed) for name, place in where.items()}
-        table = speech.split(speech.join(drawn), seed)
-        _decode_all(table)
-        relative = [Path(p).relative_to(where[c].resolve()) for p, c in zip(table.path, table.corpus, strict=True)]
-        table.assign(path=[path.as_posix() for path in relative]).to_csv(folder / "clips.csv", index=False)
-        return {"clips": len(table), "speakers": int(table.speaker[table.speaker != ""].nunique()),
-                "minutes": round(table.duration.sum() / 60, 2)}  # fmt: skip
+        where = _made(run)
+        drawn = speech.join({name: _drawn(run, place, seed) for name, place in where.items()})
+        _check_columns(run, drawn)
+        table, rejected = _decode_all(drawn)
+        roots = folders(run)
+        _below(rejected, roots).to_csv(folder / "rejected.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+        _check_rejected(run, len(drawn), rejected)
+        _below(speech.split(table, seed), roots).to_csv(
+            folder / "clips.csv", index=False, quoting=csv.QUOTE_NONNUMERIC
+        )  # a carriage return in a name is kept
+        return {
+            "clips": len(table), "speakers": int(table.speaker[table.speaker != ""].nunique()),
+            "minutes": round(table.duration.sum() / 60, 2), "rejected": len(rejected),
+            "layouts": {name: places.find(place).layout for name, place in where.items()},
+            "short": speech.short(table, run.balance, run.clips_per_group) if run.balance else [],
+        }  # fmt: skip
 
-    local = {name: speech.digest(place) for name, place in corpora(run).items() if name not in sources}
-    params = {"corpora": local, "clips": run.clips, "seed": seed}
+    local = {
+        name: speech.digest(place, _drawn(run, place, seed)) for name, place in known.items() if name not in sources
+    }
+    names = ("clips", "only", "balance", "clips_per_group", "clips_per_speaker", "most_rejected")
+    params = {"corpora": local, "seed": seed} | {name: getattr(run, name) for name in names}
     return Recipe(
-        "clips",
-        make_clips,
-        params,
-        code=(speech, clips, _decode_all),
-        needs=sources,
-        by=made_by(run, "01"),
-        label="table of clips",
+        "clips", make_clips, params, needs=sources, by=made_by(run, "01"), label="table of clips",
+        code=(places, tables, speech, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
+    )  # fmt: skip
+
+
+def _drawn(run: Profile, place: Path, seed: int) -> pd.DataFrame:
+    """The clips of one corpus that a profile asks for; nothing has been listened to yet."""
+    told = places.rows(place)
+    found = speech.only(told, run.only)
+    if found.empty:
+        raise speech.BadSpeech(f"only: no clip of {place} is {' or '.join(run.only)}")
+    found = speech.draw(
+        found, run.clips, seed, by=run.balance, per_group=run.clips_per_group, per_speaker=run.clips_per_speaker
     )
+    if found.empty:
+        raise speech.BadSpeech(f"balance: no clip of {place} has a label for {', '.join(run.balance)}")
+    return found
+
+
+def _check_columns(run: Profile, drawn: pd.DataFrame) -> None:
+    if unknown := [one for one in run.only if one.partition("=")[0] not in drawn]:
+        raise speech.BadSpeech(f"only: {unknown[0]!r}: no corpus has the column; there are {', '.join(drawn.columns)}")
+
+
+def _check_rejected(run: Profile, total: int, rejected: pd.DataFrame) -> None:
+    allowed = math.ceil(run.most_rejected * total)
+    if len(rejected) > allowed or len(rejected) == total:
+        first = "; ".join(f"{row.path[-100:]}: {row.reason[:80]}" for row in rejected.head(3).itertuples())
+        raise speech.BadSpeech(
+            f"{len(rejected)} of {total} sound files cannot be used, most_rejected = {run.most_rejected:g} allows "
+            f"{allowed}; mend them or take them out: {first}{' …' if len(rejected) > 3 else ''}"
+        )
+
+
+def _decode_all(drawn: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every file is decoded, so that a bad one is known before hours are spent; all of them are counted."""
+    return speech.inspect(drawn, lambda paths: tqdm(paths, desc="decoding", unit=" clips", disable=len(drawn) < 200))
+
+
+def _below(found: pd.DataFrame, roots: dict[str, Path]) -> pd.DataFrame:
+    """The table with paths as they are below their corpora, so that it says the same on every machine."""
+    paths = [Path(p).relative_to(roots[c]).as_posix() for p, c in zip(found.path, found.corpus, strict=True)]
+    return found.assign(path=paths)
 
 
 def table(run: Profile, step: Step) -> pd.DataFrame:
@@ -95,19 +172,6 @@ def table(run: Profile, step: Step) -> pd.DataFrame:
     found = step.table("clips.csv", dtype=text)
     where = folders(run)
     return found.assign(path=[str(where[c] / p) for c, p in zip(found.corpus, found.path, strict=True)])
-
-
-def _decode_all(table: pd.DataFrame) -> None:
-    """Decode every file, so that a bad one is known before hours are spent; all of them are counted."""
-    bad = []
-    for path in tqdm(table.path, desc="decoding", unit=" clips", disable=len(table) < 200):
-        try:
-            speech.samples(path)
-        except speech.BadSpeech as error:
-            bad.append(str(error))
-    if bad:
-        more = f" (and {len(bad) - 1} more files)" if len(bad) > 1 else ""
-        raise speech.BadSpeech(bad[0] + more + "; mend it or take its row out of metadata.csv")
 
 
 # --------------------------------------------------------------------------------------------- activations
@@ -137,8 +201,8 @@ def activations(run: Profile, seed: int) -> Recipe:
     params = {name: getattr(run, name) for name in ("dtype", "shard_windows", "batch_windows")}
     params |= {"model": model.identity(run.model), "sites": sites}
     return Recipe(
-        "activations", listen, params, code=(speech, model, frames, activations, sound_of, table), label="activations",
-        needs={"clips": clips(run, seed)}, by=made_by(run, "01"),
+        "activations", listen, params, code=(speech, *HEARING, frames, activations, sound_of, table),
+        needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label="activations",
     )  # fmt: skip
 
 
@@ -190,7 +254,7 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
     params = {name: getattr(run, name) for name in ("dtype", "shard_windows", "batch_windows")}
     params |= {"model": model.identity(run.model), "sites": sites, "given": given}
     return Recipe(
-        "decoder-activations", listen, params, code=(speech, model, text, frames, decoded, sound_of, table),
+        "decoder-activations", listen, params, code=(speech, *HEARING, text, frames, decoded, sound_of, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label=f"decoder activations, given the {given}",
     )  # fmt: skip
 
@@ -252,7 +316,7 @@ def transcripts(run: Profile, seed: int) -> Recipe:
 
     params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
     return Recipe(
-        "transcripts", write, params, code=(speech, model, text, transcripts, sound_of, table),
+        "transcripts", write, params, code=(speech, *HEARING, text, transcripts, sound_of, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
     )  # fmt: skip
 
@@ -362,7 +426,7 @@ def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_00
     told_by = {name: phones.digest(folder) for name, folder in folders(run).items()}
     return Recipe(
         "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "phones": told_by},
-        code=(speech, model, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table,
+        code=(speech, *HEARING, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table,
               sound_of),
         needs={"clips": clips(run, seed), "activations": activations(run, seed), "untrained": activations(other, seed)},
         by=made_by(run, "00"), label="phone probe",
@@ -431,7 +495,7 @@ def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe
 
     return Recipe(
         "label-probe", read, {"seed": seed, "labels": labels},
-        code=(speech, model, frames, probes, label_probe, clip_means, _mel_means, _mel_rows, table, sound_of),
+        code=(speech, *HEARING, frames, probes, label_probe, clip_means, _mel_means, _mel_rows, table, sound_of),
         needs={"clips": clips(run, seed), "activations": activations(run, seed)},
         by=made_by(run, "00"), label="label probe",
     )  # fmt: skip
