@@ -114,10 +114,7 @@ figures.show(
 
 # %% tags=["show-code"]
 halves = () if run.variant == "tied" else ("decoder", "encoder")
-frozen = [
-    store.make(dictionaries.dictionary(run, seed, run.focus, frozen=half))
-    for half in halves
-]  # fmt: skip
+frozen = [store.make(dictionaries.dictionary(run, seed, run.focus, frozen=half)) for half in halves]
 half_random = {site: halves if site == run.focus else () for site in sites}  # the dear ones
 rivals = [store.make(dictionaries.rivals(run, seed, site, half_random[site])) for site in sites]
 tables = [dictionaries.scores(step) for step in rivals]

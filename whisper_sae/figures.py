@@ -267,7 +267,7 @@ def pareto(points: pd.DataFrame, line: pd.DataFrame, name: str) -> Figure:
             part.l0, part.fvu, yerr=reach, marker=marker, color=colour, linestyle="", label=variant, capsize=3, lw=1
         )
     axis.set(xscale="log", yscale="log", xlabel="L0: latents used on a frame", ylabel="FVU, held-out speakers")
-    for side, sub, says in ((axis.xaxis, [1, 2, 4, 8], "{:g}"), (axis.yaxis, [1, 2, 3, 5, 7], "{:.3g}%")):
+    for side, sub, says in ((axis.xaxis, [1, 2, 5], "{:g}"), (axis.yaxis, [1, 2, 3, 5, 7], "{:.3g}%")):
         side.set_major_locator(LogLocator(subs=sub))
         side.set_major_formatter(lambda value, _, says=says: says.format(value * (100 if "%" in says else 1)))
         side.set_minor_locator(NullLocator())
