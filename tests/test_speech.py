@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import speech
+from whisper_sae import corpora, speech
 
 
 def tone(frequency: float, rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -55,7 +55,7 @@ def test_the_table_has_its_columns_whatever_the_corpus_has(table_of, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "alias"), [(name, alias) for name, known in speech.ALIASES.items() for alias in known]
+    ("column", "alias"), [(name, alias) for name, known in corpora.ALIASES.items() for alias in known]
 )
 def test_aliases(table_of, column, alias):
     value = "test" if column == "split" else "Ünder"
@@ -162,7 +162,7 @@ def tables(draw):
 @given(tables(), st.integers(0, 5))
 def test_splits_share_no_speaker(clips, seed):
     found = speech.split(clips, seed)
-    assert set(found.split) <= set(speech.SPLITS)
+    assert set(found.split) <= set(corpora.SPLITS)
     assert (found[found.speaker != ""].groupby("speaker").split.nunique() == 1).all()
     placed = clips.split != ""
     assert (found.split[placed] == clips.split[placed]).all()

@@ -37,11 +37,11 @@ class Profile:
     """A hub id such as `openai/whisper-tiny`, or a local directory in that format; with `untrained:` before it, its
     twin with random weights."""
     corpus: tuple[str, ...] = (str(DEMO / "corpus"),)
-    """Directories of speech in one of the layouts that `data/README.md` lists, one of their tables such as
-    `./cv-corpus/en/train.tsv`, or hub ids such as `openslr/librispeech_asr:clean:validation` (id:configuration:split)."""
+    """Directories of speech in a layout that `data/README.md` lists, a table of one such as `./cv-corpus/en/train.tsv`,
+    or hub ids such as `openslr/librispeech_asr:clean:validation` (id:configuration:split)."""
     only: tuple[str, ...] = ()
-    """Which clips count, as `column=value`: values of one column are alternatives, and `column=*` is any value but none.
-    A corpus without the column keeps all its clips."""
+    """Which clips count, as `column=value`: values of one column are alternatives, `column=*` is any value but none. A
+    corpus without the column keeps all its clips."""
     clips: int = 0
     """At most so many clips of each corpus, drawn at random over speakers; 0 takes all."""
     clips_per_speaker: int = 0
@@ -138,19 +138,9 @@ CHOICES = {
 }
 WEIGHED = ("jumprelu", "relu", "tied")
 """The variants that have a sparsity term, and so a penalty."""
+FROM_0 = ("clips", "clips_per_speaker", "clips_per_group", "patience", "resample_tokens", "sweep_tokens", "seed")
 RANGES = {
-    **{
-        name: (0, math.inf)
-        for name in (
-            "clips",
-            "clips_per_speaker",
-            "clips_per_group",
-            "patience",
-            "resample_tokens",
-            "sweep_tokens",
-            "seed",
-        )
-    },
+    **{name: (0, math.inf) for name in FROM_0},
     **{name: (0.0, math.inf) for name in ("penalty", "auxiliary")},
     "expansion": (2, 64),
     "most_rejected": (0.0, 1.0),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import corpora as places
-from whisper_sae import hooks, hub, logmel, measure, model, phones, probes, speech, tables, text
+from whisper_sae import hooks, hub, logmel, measure, model, phones, probes, speech, text
 from whisper_sae import sites as site_names
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
@@ -98,21 +98,19 @@ def clips(run: Profile, seed: int) -> Recipe:
     sources = {name: place for name, place in known.items() if isinstance(place, Recipe)}
 
     def make_clips(folder: Path, **_sources: Step) -> dict:
-        where = _made(run)
+        where, roots = _made(run), folders(run)
         drawn = speech.join({name: _drawn(run, place, seed) for name, place in where.items()})
         _check_columns(run, drawn)
-        table, rejected = _decode_all(drawn)
-        roots = folders(run)
-        _below(rejected, roots).to_csv(folder / "rejected.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+        kept, rejected = _decode_all(drawn)
+        kept, rejected = _below(speech.split(kept, seed), roots), _below(rejected, roots)
+        for name, told in {"rejected.csv": rejected, "clips.csv": kept}.items():
+            told.to_csv(folder / name, index=False, quoting=csv.QUOTE_NONNUMERIC)  # keeps a carriage return in a name
         _check_rejected(run, len(drawn), rejected)
-        _below(speech.split(table, seed), roots).to_csv(
-            folder / "clips.csv", index=False, quoting=csv.QUOTE_NONNUMERIC
-        )  # a carriage return in a name is kept
         return {
-            "clips": len(table), "speakers": int(table.speaker[table.speaker != ""].nunique()),
-            "minutes": round(table.duration.sum() / 60, 2), "rejected": len(rejected),
+            "clips": len(kept), "speakers": int(kept.speaker[kept.speaker != ""].nunique()),
+            "minutes": round(kept.duration.sum() / 60, 2), "rejected": len(rejected),
             "layouts": {name: places.find(place).layout for name, place in where.items()},
-            "short": speech.short(table, run.balance, run.clips_per_group) if run.balance else [],
+            "short": speech.short(kept, run.balance, run.clips_per_group) if run.balance else [],
         }  # fmt: skip
 
     local = {
@@ -122,7 +120,7 @@ def clips(run: Profile, seed: int) -> Recipe:
     params = {"corpora": local, "seed": seed} | {name: getattr(run, name) for name in names}
     return Recipe(
         "clips", make_clips, params, needs=sources, by=made_by(run, "01"), label="table of clips",
-        code=(places, tables, speech, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
+        code=(speech, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
     )  # fmt: skip
 
 
@@ -148,7 +146,9 @@ def _check_columns(run: Profile, drawn: pd.DataFrame) -> None:
 def _check_rejected(run: Profile, total: int, rejected: pd.DataFrame) -> None:
     allowed = math.ceil(run.most_rejected * total)
     if len(rejected) > allowed or len(rejected) == total:
-        first = "; ".join(f"{row.path[-100:]}: {row.reason[:80]}" for row in rejected.head(3).itertuples())
+        first = "; ".join(
+            f"{row.corpus}/{row.path}"[-100:] + f": {row.reason[:80]}" for row in rejected.head(3).itertuples()
+        )
         raise speech.BadSpeech(
             f"{len(rejected)} of {total} sound files cannot be used, most_rejected = {run.most_rejected:g} allows "
             f"{allowed}; mend them or take them out: {first}{' …' if len(rejected) > 3 else ''}"

@@ -1,76 +1,69 @@
 """Recorded speech as one table of clips, and each clip as 16 kHz mono samples.
 
-A corpus is a directory in the Hugging Face `audiofolder` layout: sound files and a `metadata.csv` with a column
-`file_name`. Whatever it calls its columns, the table that comes out always has those of `COLUMNS`.
+A corpus is a directory in one of the layouts of `corpora`. Whatever it calls its columns, the table that comes out
+always has those of `COLUMNS`.
 """
 
 import functools
 import hashlib
 import math
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import soundfile
-from scipy.signal import resample_poly
+import soxr
+
+from whisper_sae import corpora
+from whisper_sae.tables import BadSpeech, plain
 
 RATE = 16_000
 """Samples a second of everything that leaves this file; Whisper knows no other rate."""
 
-COLUMNS = ["id", "path", "text", "speaker", "gender", "accent", "split", "duration"]
+COLUMNS = [*corpora.COLUMNS, "duration"]
 """Of the table of clips: `duration` in seconds, the others text, empty where the corpus does not say."""
 
-ALIASES = {
-    "text": ("text", "transcription", "transcript", "sentence"),
-    "speaker": ("speaker", "speaker_id", "client_id"),
-    "gender": ("gender", "sex"),
-    "accent": ("accent", "accents"),
-    "split": ("split",),
-}
-SPLITS = ("train", "validation", "test")
 PADDING, SILENCE, SPEECH = 0, 1, 2
 KINDS = {PADDING: "padding", SILENCE: "silence", SPEECH: "speech"}
-
-
-class BadSpeech(ValueError):
-    """A sound file or table that cannot be used; the message is one line and names the file or the field."""
+BLOCK = 1 << 20
+"""Samples that are decoded at a time."""
 
 
 # ------------------------------------------------------------------------------------------------- the table
 
 
-def read(folder: str | Path) -> pd.DataFrame:
-    """The table of clips of an `audiofolder` directory; columns that are not in COLUMNS are kept at the end.
+def read(place: str | Path) -> pd.DataFrame:
+    """The table of clips of a corpus; columns that are not in COLUMNS are kept at the end.
 
     Only the headers of the sound files are read here; `samples` reads the rest.
-    Raises BadSpeech for a table without `file_name`, a file that is missing, empty or not sound, two clips of one
-    name, an unknown split, or a speaker in two splits.
+    Raises BadSpeech for a table that cannot be used, and for the first file that is missing, empty or not sound.
     """
-    folder = Path(folder)
-    path = folder / "metadata.csv"
-    if not folder.is_dir():
-        raise BadSpeech(f"corpus: there is no directory {folder}")
-    if not path.is_file():
-        raise BadSpeech(f"{path}: not found; a corpus is a directory with metadata.csv and the files it names")
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise BadSpeech(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
-    if "file_name" not in raw:
-        raise BadSpeech(f"{path}: no column 'file_name'; it has {', '.join(raw.columns)}")
-    if raw.empty:
-        raise BadSpeech(f"{path}: no rows")
-    if twice := raw.file_name[raw.file_name.duplicated()].tolist():
-        raise BadSpeech(f"{path}: file_name: {twice[0]!r} stands there {1 + twice.count(twice[0])} times")
-    taken = {name: next((alias for alias in known if alias in raw), None) for name, known in ALIASES.items()}
-    clips = pd.DataFrame({name: raw[alias] if alias else "" for name, alias in taken.items()}, index=raw.index)
-    clips.insert(0, "path", [str(_inside(folder, path, name)) for name in raw.file_name])
-    clips.insert(0, "id", _ids(raw.file_name))
-    clips["duration"] = [_seconds(Path(sound)) for sound in clips.path]
-    extra = raw.drop(columns=["file_name", *filter(None, taken.values())], errors="ignore")
-    extra = extra.rename(columns={name: f"{name}_given" for name in extra if name in clips})
-    _check_splits(path, clips)
-    return pd.concat([clips, extra], axis=1)
+    clips = corpora.rows(place)
+    return _with_duration(clips, [seconds(path) for path in clips.path])
+
+
+def inspect(clips: pd.DataFrame, progress: Callable = iter) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The clips whose sound can be decoded to its end, with their duration; and the others, as path and reason."""
+    lengths, reasons = [], []
+    for path in progress(clips.path):
+        try:
+            lengths.append(decoded(path))
+            reasons.append("")
+        except BadSpeech as error:
+            lengths.append(math.nan)
+            reasons.append(str(error).removeprefix(f"{plain(path)}: "))
+    fine = np.array([not reason for reason in reasons], dtype=bool)
+    rejected = clips.assign(reason=reasons)[~fine].reset_index(drop=True)
+    whole = _with_duration(clips, lengths)[fine].reset_index(drop=True)
+    return whole, rejected[[name for name in ("corpus", "path", "reason") if name in rejected]]
+
+
+def _with_duration(clips: pd.DataFrame, lengths: list[float]) -> pd.DataFrame:
+    clips = clips.copy()
+    clips.insert(len(corpora.COLUMNS), "duration", np.asarray(lengths, dtype=float))
+    return clips
 
 
 def join(corpora: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -89,13 +82,50 @@ def join(corpora: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).fillna("")
 
 
-def draw(clips: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
-    """At most `most` clips, one a speaker in turn, so that no speaker is drawn twice before all were once."""
-    if not most or most >= len(clips):
+def only(clips: pd.DataFrame, wanted: tuple[str, ...]) -> pd.DataFrame:
+    """The clips that every named column allows: `column=value`, several values of a column being alternatives.
+
+    `column=*` takes any value but none. A column that the table has not got allows everything.
+    """
+    values = {}
+    for one in wanted:
+        column, _, value = one.partition("=")
+        values.setdefault(column, set()).add(value)
+    for column, allowed in values.items():
+        if column in clips:
+            clips = clips[clips[column].isin(allowed) | (("*" in allowed) & (clips[column] != ""))]
+    return clips.reset_index(drop=True)
+
+
+def draw(
+    clips: pd.DataFrame, most: int, seed: int, *, by: tuple[str, ...] = (), per_group: int = 0, per_speaker: int = 0
+) -> pd.DataFrame:
+    """At most `most` clips, one a speaker in turn, so that no speaker is drawn twice before all were once.
+
+    With `by`, as many of each group of these columns: `per_group`, or all that the smallest has, or an equal part
+    of `most`, whichever is least; a group that has fewer gives all, and a clip without one of the labels is left
+    out. `per_speaker` is the most that a speaker gives. 0 is no limit.
+    """
+    if not by and not per_speaker and (not most or most >= len(clips)):
         return clips
     shuffled = clips.sample(frac=1, random_state=seed)
     turn = shuffled.groupby(_voice(shuffled), sort=False).cumcount()
-    return clips.loc[sorted(turn.sort_values(kind="stable").index[:most])].reset_index(drop=True)
+    order = turn[turn < per_speaker] if per_speaker else turn
+    order = order.sort_values(kind="stable")
+    if by:
+        group = _groups(clips, by)[order.index]
+        group = group[group != ""]
+        sizes = group.value_counts()
+        limits = [per_group or sizes.min(), *([max(1, most // len(sizes))] if most else [])] if len(sizes) else [0]
+        order = order[group.index[group.groupby(group).cumcount() < min(limits)]]
+    return clips.loc[sorted(order.index[: most or None])].reset_index(drop=True)
+
+
+def _groups(clips: pd.DataFrame, by: tuple[str, ...]) -> pd.Series:
+    """The group of each clip by name, such as `female, scottish`; empty where a label is missing."""
+    _check_columns(clips, by)
+    named = clips[list(by)].agg(", ".join, axis=1) if len(clips) else pd.Series("", index=clips.index)
+    return named.where((clips[list(by)] != "").all(axis=1), "")
 
 
 def split(clips: pd.DataFrame, seed: int, shares=(0.8, 0.1, 0.1)) -> pd.DataFrame:
@@ -104,7 +134,7 @@ def split(clips: pd.DataFrame, seed: int, shares=(0.8, 0.1, 0.1)) -> pd.DataFram
     What the corpus has assigned stays, and holds for all clips of the speaker. Other speakers are drawn at random
     within corpus and gender; a clip without a speaker counts as a speaker of its own.
     """
-    _check_splits(None, clips)
+    corpora.check_splits(clips)
     voice = _voice(clips)
     given = clips.split != ""
     names = dict(zip(voice[given], clips.split[given], strict=True))
@@ -115,18 +145,28 @@ def split(clips: pd.DataFrame, seed: int, shares=(0.8, 0.1, 0.1)) -> pd.DataFram
         voices = rng.permutation(group.voice)
         place = (np.arange(len(voices)) + rng.random()) / len(voices)  # a random phase: small groups too
         drawn = np.searchsorted(np.cumsum(shares), place, side="right").clip(max=2)
-        names |= zip(voices, np.array(SPLITS)[drawn], strict=True)
+        names |= zip(voices, np.array(corpora.SPLITS)[drawn], strict=True)
     return clips.assign(split=voice.map(names))
 
 
 def balance(clips: pd.DataFrame, *by: str) -> pd.DataFrame:
     """Clips, speakers and minutes in each group of the columns `by`."""
-    if unknown := [name for name in by if name not in clips]:
-        raise BadSpeech(f"column {unknown[0]!r}: the table of clips has {', '.join(clips.columns)}")
+    _check_columns(clips, by)
     groups = clips.assign(speaker=clips.speaker.replace("", np.nan)).groupby(list(by), sort=True)
     return groups.agg(
         clips=("id", "size"), speakers=("speaker", "nunique"), minutes=("duration", lambda s: s.sum() / 60)
     ).reset_index()
+
+
+def short(clips: pd.DataFrame, by: tuple[str, ...], wanted: int) -> list[str]:
+    """The groups, of each corpus, that have fewer clips than wanted, each in a few words."""
+    sizes = _groups(clips, ("corpus", *by)).value_counts(sort=False)
+    return [f"{group}: {size} of {wanted}" for group, size in sorted(sizes.items()) if size < wanted]
+
+
+def _check_columns(clips: pd.DataFrame, names: tuple[str, ...]) -> None:
+    if unknown := [name for name in names if name not in clips]:
+        raise BadSpeech(f"column {unknown[0]!r}: the table of clips has {', '.join(clips.columns)}")
 
 
 def means_by(clips: pd.DataFrame, labels: list[str], columns: list[str]) -> pd.DataFrame:
@@ -139,31 +179,26 @@ def means_by(clips: pd.DataFrame, labels: list[str], columns: list[str]) -> pd.D
     return pd.concat([part.assign(label=label) for part, label in zip(parts, labels, strict=True)] or [pd.DataFrame()])
 
 
-def digest(folder: str | Path) -> str:
-    """One number for every byte of a corpus: its table and the sound files that it names."""
-    total, table = hashlib.sha256(), Path(folder) / "metadata.csv"
-    try:
-        for path in [table, *_named(table, *_stamp(table))]:
-            total.update(_bytes_of(path, *_stamp(path)))
-    except OSError:
-        read(folder)  # says which file is missing, or is none
-        raise
+def digest(place: str | Path, clips: pd.DataFrame | None = None) -> str:
+    """One number for every byte of a corpus: its tables and the sound files of its clips, or of those given.
+
+    A file that cannot be read counts as such, so that the number changes when it can.
+    """
+    found = corpora.find(place)
+    clips = corpora.rows(place) if clips is None else clips
+    total = hashlib.sha256(found.layout.encode())
+    for path in [*found.tables, *clips.path]:
+        total.update(os.fsencode(os.path.relpath(path, found.folder)) + b"\0")
+        try:
+            told = os.stat(path)
+            total.update(_bytes_of(str(path), told.st_size, told.st_mtime_ns))
+        except OSError as error:
+            total.update(f"errno {error.errno}".encode())
     return total.hexdigest()[:12]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    told = path.stat()
-    return told.st_size, told.st_mtime_ns
-
-
 @functools.cache
-def _named(table: Path, _size: int, _changed: int) -> list[Path]:
-    """The sound files that a table names, looked at again only when the table is another."""
-    return [Path(path) for path in read(table.parent).path]
-
-
-@functools.cache
-def _bytes_of(path: Path, _size: int, _changed: int) -> bytes:
+def _bytes_of(path: str, _size: int, _changed: int) -> bytes:
     """A digest of one file, read again only when its size or time of change is another."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
@@ -175,27 +210,51 @@ def _bytes_of(path: Path, _size: int, _changed: int) -> bytes:
 def samples(path: str | Path) -> np.ndarray:
     """A sound file as float32 samples at 16 kHz, channels averaged: (sample,).
 
-    Resampling is polyphase (scipy's `resample_poly`): flat to 7 kHz, and what lies above 9.3 kHz vanishes (-57 dB)
-    instead of folding back.
+    Resampling is soxr's: flat to 7.2 kHz, and what lies above 8.2 kHz vanishes (-130 dB) instead of folding back.
     Raises BadSpeech for a file that is missing, empty, truncated, not sound, or holds NaN or infinite samples.
     """
-    path = Path(path)
-    _seconds(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            sound = file.read(dtype="float32", always_2d=True)  # (sample, channel)
-            told, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
-    if len(sound) < told:
-        raise BadSpeech(f"{path}: truncated: {len(sound):,} of {told:,} samples can be read")
-    if not np.isfinite(sound).all():
-        raise BadSpeech(f"{path}: {int((~np.isfinite(sound)).sum()):,} samples are NaN or infinite")
-    mono = sound.mean(axis=1)
+    rate, blocks = _blocks(path)
+    mono = np.concatenate(list(blocks))
     if rate == RATE:
         return mono
-    shared = math.gcd(rate, RATE)
-    return resample_poly(mono, RATE // shared, rate // shared).astype(np.float32)
+    length = -(-len(mono) * RATE // rate)  # a sample begun is a sample
+    beyond = np.zeros(2 * math.ceil(rate / RATE), dtype=np.float32)
+    return soxr.resample(np.concatenate([mono, beyond]), rate, RATE)[:length]
+
+
+def decoded(path: str | Path) -> float:
+    """Length in seconds of a sound file that can be decoded to its end; a long one takes no more memory than a short.
+
+    Raises BadSpeech as `samples` does.
+    """
+    rate, blocks = _blocks(path)
+    return sum(map(len, blocks)) / rate
+
+
+def _blocks(path: str | Path) -> tuple[int, Iterator[np.ndarray]]:
+    """The rate of a sound file, and its samples as float32 in blocks, channels averaged: (sample,)."""
+    seconds(path)
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
+    return file.samplerate, _decode(path, file)
+
+
+def _decode(path: str | Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    count, odd = 0, 0
+    with file:
+        try:
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):  # (sample, channel)
+                count, odd = count + len(block), odd + int((~np.isfinite(block)).sum())
+                yield block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
+        told = file.frames
+    if count < told:
+        raise BadSpeech(f"{path}: truncated: {count:,} of {told:,} samples can be read")
+    if odd:
+        raise BadSpeech(f"{path}: {odd:,} samples are NaN or infinite")
 
 
 def windows(clips: pd.DataFrame, window: int) -> pd.DataFrame:
@@ -234,34 +293,20 @@ def kinds(sound: np.ndarray, samples_a_frame: int, frames: int) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------- checks
 
 
-def _ids(names: pd.Series) -> list[str]:
-    """File names without their endings, unless that would give two files one name."""
-    short = [Path(name).with_suffix("").as_posix() for name in names]
-    return short if len(set(short)) == len(short) else list(names)
-
-
-def _inside(folder: Path, table: Path, name: str) -> Path:
-    if not name:
-        raise BadSpeech(f"{table}: file_name: empty in one of the rows")
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise BadSpeech(f"{table}: file_name: {name!r} lies outside {folder}")
-    if not path.is_file():
-        raise BadSpeech(f"{table}: file_name: there is no file {path}")
-    return path
-
-
-def _seconds(path: Path) -> float:
-    """Length of a sound file in seconds, from its header."""
-    if not path.is_file():
-        raise BadSpeech(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise BadSpeech(f"{path}: the file is empty")
-    _check_whole(path)
+def seconds(path: str | Path) -> float:
+    """Length of a sound file in seconds, from its header. Raises BadSpeech for what has none."""
+    path = Path(path)
     try:
+        if not path.is_file():
+            raise BadSpeech(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        if path.stat().st_size == 0:
+            raise BadSpeech(f"{path}: the file is empty")
+        _check_whole(path)
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise BadSpeech(f"{path}: not a sound file that can be read: {error}") from None
+    except OSError as error:
+        raise BadSpeech(f"{path}: cannot be read: {error.strerror}") from None
     if info.frames == 0:
         raise BadSpeech(f"{path}: holds no samples")
     return info.frames / info.samplerate
@@ -288,12 +333,3 @@ def _check_whole(path: Path) -> None:
 def _voice(clips: pd.DataFrame) -> pd.Series:
     """Who speaks: the speaker, or the clip itself where no speaker is given."""
     return clips.speaker.where(clips.speaker != "", "clip " + clips.id)
-
-
-def _check_splits(table: Path | None, clips: pd.DataFrame) -> None:
-    where = f"{table}: " if table else ""
-    if unknown := set(clips.split) - {*SPLITS, ""}:
-        raise BadSpeech(f"{where}split: {sorted(unknown)[0]!r} is not one of {', '.join(SPLITS)}")
-    given = clips[(clips.split != "") & (clips.speaker != "")]
-    if len(both := (found := given.groupby("speaker").split.nunique())[found > 1]):
-        raise BadSpeech(f"{where}split: speaker {both.index[0]!r} is in more than one split")

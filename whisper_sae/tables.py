@@ -1,0 +1,97 @@
+"""A table that came with a corpus, whatever wrote it: CSV, JSON lines or parquet, as columns of text.
+
+An empty field is an empty string and `NA` is a word. What is wrong with a table is told with its line.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+
+class BadSpeech(ValueError):
+    """A sound file or table that cannot be used; the message is one line and names the file or the field."""
+
+    def __init__(self, said: str):
+        super().__init__(plain(said))
+
+
+def plain(text) -> str:
+    """Text on one line: what cannot be printed, such as a line break in a file's name, is written as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def read(path: Path, **form) -> pd.DataFrame:
+    """A table of text; `form` goes to `csv.reader`. Raises BadSpeech for what is not a table, or has no columns."""
+    if path.suffix == ".jsonl":
+        return _jsonl(path)
+    if path.suffix != ".parquet":
+        return _csv(path, **form)
+    try:
+        raw = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise BadSpeech(f"{path}: not a parquet table: {error}") from None
+    return pd.DataFrame({str(name): [_told(value) for value in raw[name]] for name in raw}, dtype=str)
+
+
+def need(path: Path, table: pd.DataFrame, name: str) -> None:
+    """BadSpeech if a table read from `path` has no column of that name; it says which it has."""
+    if name in table:
+        return
+    told = ", ".join(table.columns)
+    mark = next((mark for mark in ";\t|" if len(table.columns) == 1 and mark in told), None)
+    way_out = f"; its fields must be parted by commas, not by {mark!r}" if mark and path.suffix == ".csv" else ""
+    raise BadSpeech(f"{path}: no column {name!r}; it has {told[:200]}{way_out}")
+
+
+def lines(path: Path, newline: str | None = None) -> Iterable[str]:
+    """The lines of a text file in UTF-8, with a byte order mark or without; `newline` as `open` takes it."""
+    try:
+        return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=newline)
+    except UnicodeDecodeError as error:
+        raise BadSpeech(f"{path}: not a table in UTF-8: {error}; save it as UTF-8") from None
+    except OSError as error:
+        raise BadSpeech(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _csv(path: Path, **form) -> pd.DataFrame:
+    reader, rows = csv.reader(lines(path, newline=""), **form), []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for fields in reader:
+            if len(fields) > len(header):
+                raise BadSpeech(f"{path}: line {reader.line_num}: {len(fields)} fields, the header has {len(header)}")
+            if fields:
+                rows.append(fields + [""] * (len(header) - len(fields)))
+    except csv.Error as error:
+        raise BadSpeech(f"{path}: line {reader.line_num}: not a CSV table: {error}") from None
+    if not header:
+        raise BadSpeech(f"{path}: the table is empty")
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise BadSpeech(f"{path}: two columns are called {twice[0]!r}")
+    named = [place for place, name in enumerate(header) if name]  # a column without a name holds row numbers
+    return pd.DataFrame({header[place]: [row[place] for row in rows] for place in named}, dtype=str)
+
+
+def _jsonl(path: Path) -> pd.DataFrame:
+    rows = []
+    for number, line in enumerate(lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadSpeech(f"{path}: line {number}: not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise BadSpeech(f"{path}: line {number}: not a JSON object")
+        rows.append({name: _told(value) for name, value in fields.items()})
+    return pd.DataFrame(rows, dtype=str).fillna("")
+
+
+def _told(value) -> str:
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    return "" if value is None or value != value else str(value).encode(errors="replace").decode()  # no half of a pair
