@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import whisper_sae  # isort: skip  (before torch: it tells OpenMP how to wait)
 import hypothesis
 import numpy as np
 import pandas as pd

@@ -84,33 +84,33 @@ class Learner:
         error = said.missing.detach()
         if settings.auxiliary:
             terms["auxiliary"] = settings.auxiliary * _auxiliary(sae, x, error, dead)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise ValueError("the loss is not finite: are there NaN or infinite activations, or is the rate too high?")
-        sae.zero_grad(set_to_none=True)
-        loss.backward()
-        sae.drop_parallel_gradient()
-        learnt = [part for part in sae.parameters() if part.grad is not None]
-        size = nn.utils.get_total_norm([part.grad for part in learnt])
-        if size > settings.clip:
-            nn.utils.clip_grads_with_norm_(learnt, settings.clip, size)
-        for part, rows in zip(sae.parameters(), self.rows.values(), strict=True):
-            if part is not rows:
-                rows.grad = None if part.grad is None else part.grad.T
-        self.optimiser.step()
-        sae.keep_unit_norm()
+        self._descend(torch.stack(list(terms.values())).sum())
         fired = torch.zeros_like(self.silent).index_add_(0, said.calls.latent, (said.f.detach() > 0).float())
         self.silent.add_(len(x)).masked_fill_(fired > 0, 0)
         row = {"step": number, "tokens": (number + 1) * len(x), "learning_rate": settings.rate(number)}
         row |= {name: term.item() for name, term in terms.items()}
         row["fvu"] = torch.dot(error.ravel(), error.ravel()).item() / _spread(said.centred.detach())
-        row |= {
-            "l0": fired.sum().item() / len(x),
-            "dead": len(dead) / sae.d_sae,
-            "resampled": self._resample(x, error, row),
-        }
+        row |= {"l0": fired.sum().item() / len(x), "dead": len(dead) / sae.d_sae}
+        row["resampled"] = self._resample(x, error, row)
         self.history.append(row)
         return row
+
+    def _descend(self, loss: Tensor) -> None:
+        """One step of the optimiser down the gradient of the loss."""
+        if not torch.isfinite(loss):
+            raise ValueError("the loss is not finite: are there NaN or infinite activations, or is the rate too high?")
+        self.sae.zero_grad(set_to_none=True)
+        loss.backward()
+        self.sae.drop_parallel_gradient()
+        learnt = [part for part in self.sae.parameters() if part.grad is not None]
+        size = nn.utils.get_total_norm([part.grad for part in learnt])
+        if size > self.settings.clip:
+            nn.utils.clip_grads_with_norm_(learnt, self.settings.clip, size)
+        for part, rows in zip(self.sae.parameters(), self.rows.values(), strict=True):
+            if part is not rows:
+                rows.grad = None if part.grad is None else part.grad.T
+        self.optimiser.step()
+        self.sae.keep_unit_norm()
 
     @torch.no_grad()
     def _resample(self, x: Tensor, error: Tensor, row: dict) -> int:
@@ -126,8 +126,8 @@ class Learner:
         drawn = torch.multinomial(chance.cpu(), len(dead), generator=torch.Generator().manual_seed(row["step"]))
         self.sae.point_at(dead, x[drawn.to(x.device)])
         for name, rows in self.rows.items():
-            if name != "b_dec":
-                for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if name != "b_dec" and rows.grad is not None:
                     self.optimiser.state[rows][moment].index_fill_(0, dead, 0)
         self.silent[dead] = 0
         return len(dead)
@@ -241,7 +241,7 @@ def _check(sae: nn.Module, x: Tensor) -> None:
 
 def _spread(x: Tensor) -> float:
     """Σ|x - mean|² over the rows of x, whose mean is near 0."""
-    return torch.dot(x.ravel(), x.ravel()).item() - len(x) * x.mean(dim=0).square().sum().item()
+    return max(torch.dot(x.ravel(), x.ravel()).item() - len(x) * x.mean(dim=0).square().sum().item(), 1e-12)
 
 
 def _auxiliary(sae: nn.Module, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
