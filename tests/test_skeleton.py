@@ -24,6 +24,8 @@ MAY_IMPORT = {
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
     "model": {"sites", "hooks", "logmel"},
+    "activations": {"shards"},
+    "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},

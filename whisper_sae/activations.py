@@ -1,43 +1,71 @@
 """What many clips made a model say, on disk: shards of frames that can be resumed, mapped and shuffled.
 
     index.json                      sites and widths, dtype, positions in a window
-    spans.npy                       (window, 3): shard, first row in it, number of rows
-    kinds.npy                       (window, position): padding, silence or speech
+    spans.npy                       (piece, 3): shard, first row in it, number of rows
+    kinds.npy                       (piece, position): padding, silence or speech
     shard-00000/sites.json          the same sites and widths, in the order of the model
-    shard-00000/kinds.npy           the same kinds, of its own windows
+    shard-00000/kinds.npy           (window, position), of its own windows
     shard-00000/encoder.1.resid.npy (row, width)
 
 A row is one frame of one window, in order. Frames of padding (kind 0) are never written, so nothing that reads
-this folder can meet one. A shard appears under its name only when it is whole: what a killed run left is kept,
-and the next run goes on from there and writes the same bytes.
+this folder can meet one. A piece is what a window holds of one clip: all of it, unless clips were packed. A shard
+appears under its name only when it is whole: what a killed run left is kept, and the next run goes on from there
+and writes the same bytes. `shards` does the writing, while the model hears what comes next.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from whisper_sae.shards import GrowingArray, Writer, ahead, place
+
+
+class NoRoom(ValueError):
+    """What is to be written is larger than what is free; one line, with the way out."""
+
+
+def size_of(widths: dict[str, int], frames: int, pieces: int, positions: int, dtype: str) -> int:
+    """Bytes that a store of so many frames takes."""
+    moments = sum(8 for site in widths if site.endswith(".normed"))
+    kinds = 2 * pieces * positions
+    return frames * (sum(widths.values()) * np.dtype(dtype).itemsize + moments) + kinds
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Raise NoRoom unless `needed` bytes fit, those counted that an interrupted run left in the folder."""
+    there = sum(path.stat().st_size for path in Path(folder).rglob("*.npy"))
+    free = shutil.disk_usage(folder).free
+    if needed > free + there:
+        raise NoRoom(
+            f"activations: {needed / 1e9:.3g} GB are to be written and {(free + there) / 1e9:.3g} GB are free in "
+            f"{folder}; record fewer sites or clips, store float16, or point WHISPER_SAE_DATA elsewhere"
+        )
+
 
 def write(
     folder: Path,
     windows: int,
-    hear: Callable[[range], tuple[dict[str, torch.Tensor], np.ndarray]],
+    hear: Callable[..., tuple[dict[str, torch.Tensor], np.ndarray]],
     *,
     shard: int,
     batch: int,
     dtype: str = "float16",
     progress: Callable = iter,
+    prepare: Callable[[range], object] | None = None,
+    pieces: np.ndarray | None = None,
 ) -> dict:
     """Write what `hear` says of every window, shard by shard, and return facts.
 
-    `hear(range)` returns {site: (window, position, width)} and the kinds of these frames, (window, position) uint8.
-    `progress` wraps the iteration over batches. Raises ValueError for values that are not finite, or too large
-    for `dtype`.
+    `hear(range)` returns {site: (window, position, width)} and the kinds of these frames, (window, position) uint8;
+    with `prepare` it is `hear(range, prepare(range))`, and threads prepare what comes next. What it says under
+    `<site>.moments` is kept in float32. `pieces`, (piece, 3), has the window, the first position and the number of
+    positions of each clip's part, in order; without it every window is one. `progress` wraps the iteration over
+    batches. Raises ValueError for values that are not finite, or too large for `dtype`.
     """
     folder = Path(folder)
     batches = [
@@ -45,66 +73,61 @@ def write(
         for start in range(0, windows, shard)
         for last in [min(start + shard, windows)]
     ]
-    done = [_shard(folder, number).exists() for number in range(len(batches))]
-    todo = iter(progress([b for group, there in zip(batches, done, strict=True) if not there for b in group]))
-    for number, group in enumerate(batches):
-        if not done[number]:
-            _write_shard(folder, number, islice(todo, len(group)), hear, dtype)
-    for _ in todo:
+    done = [place(folder, number).exists() for number in range(len(batches))]
+    todo = [(number, b, b is group[-1]) for number, group in enumerate(batches) if not done[number] for b in group]
+    seen = 0
+    with Writer(folder) as writer, closing(ahead(progress([b for _, b, _ in todo]), prepare)) as batches_ready:
+        for numbers, ready in batches_ready:
+            number, asked, last = todo[seen]
+            if numbers is not asked:
+                raise AssertionError("progress must yield what it is given")
+            seen += 1
+            said, kinds = hear(numbers, ready) if prepare else hear(numbers)
+            writer.put(number, _valid(said, kinds, numbers, dtype), kinds, last)
+    if seen < len(todo):
         raise AssertionError("progress must yield what it is given")
-    return _write_index(folder, len(batches), dtype)
+    return _write_index(folder, len(batches), dtype, pieces)
 
 
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}"
+def _valid(said: dict[str, torch.Tensor], kinds: np.ndarray, windows: range, dtype: str) -> dict[str, np.ndarray]:
+    """The frames that are no padding, as they are stored: {site: (row, width)}. Chosen where they were heard."""
+    rows, found = torch.from_numpy(np.flatnonzero(kinds)), {}
+    for site, hidden in said.items():
+        chosen = hidden.flatten(0, 1).index_select(0, rows.to(hidden.device))
+        narrow = chosen.to(torch.float32 if site.endswith(".moments") else getattr(torch, dtype))
+        if not torch.isfinite(narrow).all():
+            why = "NaN or infinite" if not torch.isfinite(chosen).all() else f"too large for {dtype}: use float32"
+            raise ValueError(f"{site}: activations of windows {windows[0]}-{windows[-1]} are {why}")
+        found[site] = narrow.cpu().numpy()
+    return found
 
 
-def _write_shard(folder: Path, number: int, group: Iterator[range], hear: Callable, dtype: str) -> None:
-    part = folder / f".shard-{number:05d}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    rows: dict[str, list[np.ndarray]] = {}
-    kinds = []
-    for windows in group:
-        said, kind = hear(windows)
-        valid = torch.from_numpy(kind > 0)
-        for site, hidden in said.items():
-            rows.setdefault(site, []).append(_narrowed(site, windows, hidden[valid.to(hidden.device)], dtype))
-        kinds.append(kind)
-    for site, parts in rows.items():
-        np.save(part / f"{site}.npy", np.concatenate(parts))
-    np.save(part / "kinds.npy", np.concatenate(kinds))
-    widths = {site: parts[0].shape[1] for site, parts in rows.items()}
-    (part / "sites.json").write_text(json.dumps(widths), encoding="utf-8")
-    os.rename(part, _shard(folder, number))
-
-
-def _narrowed(site: str, windows: range, hidden: torch.Tensor, dtype: str) -> np.ndarray:
-    narrow = hidden.to("cpu", getattr(torch, dtype))
-    if not torch.isfinite(narrow).all():
-        why = "NaN or infinite" if not torch.isfinite(hidden).all() else f"too large for {dtype}: use float32"
-        raise ValueError(f"{site}: activations of windows {windows[0]}-{windows[-1]} are {why}")
-    return narrow.numpy()
-
-
-def _write_index(folder: Path, shards: int, dtype: str) -> dict:
-    spans, kinds, widths = [], [], {}
-    for number in range(shards):
-        path = _shard(folder, number)
-        kind = np.load(path / "kinds.npy")
-        rows = (kind > 0).sum(axis=1)
-        spans.append(np.stack([np.full(len(rows), number), np.cumsum(rows) - rows, rows], axis=1))
-        kinds.append(kind)
-        widths = json.loads((path / "sites.json").read_text(encoding="utf-8"))
-    kinds = np.concatenate(kinds)
+def _write_index(folder: Path, shards: int, dtype: str, pieces: np.ndarray | None) -> dict:
+    spans, widths, heard, counts = [], {}, 0, np.zeros(3, dtype=np.int64)
+    with GrowingArray(folder / "kinds.npy") as every:
+        for number in range(shards):
+            kind = np.load(place(folder, number) / "kinds.npy")
+            windows, positions = kind.shape
+            counts += np.bincount(kind.ravel(), minlength=3)
+            mine = np.stack([np.arange(windows), np.zeros(windows, int), np.full(windows, positions)], axis=1)
+            if pieces is not None:
+                mine = pieces[(pieces[:, 0] >= heard) & (pieces[:, 0] < heard + windows)] - [heard, 0, 0]
+            before = np.concatenate([[0], np.cumsum(kind.ravel() > 0)])  # rows before a position
+            window, first, count = mine.T
+            start, stop = window * positions + first, window * positions + first + count
+            spans.append(np.stack([np.full(len(mine), number), before[start], before[stop] - before[start]], axis=1))
+            part = np.zeros((len(mine), positions), dtype=np.uint8)
+            for row, (w, f, n) in zip(part, mine, strict=True):
+                row[:n] = kind[w, f : f + n]
+            every.append(part)
+            heard += windows
+            widths = json.loads((place(folder, number) / "sites.json").read_text(encoding="utf-8"))
     np.save(folder / "spans.npy", np.concatenate(spans).astype(np.int64))
-    np.save(folder / "kinds.npy", kinds)
-    counts = np.bincount(kinds.ravel(), minlength=3)
-    index = {"sites": widths, "dtype": dtype, "positions": int(kinds.shape[1]), "shards": shards}
+    index = {"sites": widths, "dtype": dtype, "positions": int(positions), "shards": shards}
     (folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     return {
         **index,
-        "windows": len(kinds),
+        "windows": heard,
         "frames": int(counts[1:].sum()),
         **{f"frames_{name}": int(n) for name, n in zip(("padding", "silence", "speech"), counts, strict=True)},
     }
@@ -113,7 +136,8 @@ def _write_index(folder: Path, shards: int, dtype: str) -> dict:
 class Activations:
     """A folder that `write` has made, memory-mapped.
 
-    `sites` maps names to widths; `spans` is (window, 3), `kinds` (window, position).
+    `sites` maps names to widths; `spans` is (piece, 3), `kinds` (piece, position). What is called a window here is a
+    piece of one clip, as `windows.csv` tells them, whether it was heard alone or packed with others.
     """
 
     def __init__(self, folder: str | Path):
@@ -121,13 +145,17 @@ class Activations:
         index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         self.sites: dict[str, int] = index["sites"]
         self.spans = np.load(self.folder / "spans.npy")
-        self.kinds = np.load(self.folder / "kinds.npy")
+        self.kinds = np.load(self.folder / "kinds.npy", mmap_mode="r")
         self._maps: dict[tuple[str, int], np.ndarray] = {}
 
     def window(self, site: str, window: int) -> np.ndarray:
         """What a site said in one window, without its padding: (frame, width)."""
         shard, first, rows = self.spans[window]
         return self._map(site, shard)[first : first + rows]
+
+    def moments(self, site: str, window: int) -> np.ndarray:
+        """What undoes the final layer norm of a `normed` site: the mean and deviation of each frame, (frame, 2)."""
+        return self.window(f"{site}.moments", window)
 
     def rows(self, site: str, windows: np.ndarray | None = None) -> "Rows":
         """All frames of a site in the given windows (numbers or a mask; default all), in order."""
@@ -143,10 +171,10 @@ class Activations:
         return kinds[kinds > 0]
 
     def _map(self, site: str, shard: int) -> np.ndarray:
-        if site not in self.sites:
+        if site.removesuffix(".moments") not in self.sites:
             raise KeyError(f"site {site!r} was not recorded; recorded: {', '.join(self.sites)}")
         if (site, int(shard)) not in self._maps:
-            path = _shard(self.folder, int(shard)) / f"{site}.npy"
+            path = place(self.folder, int(shard)) / f"{site}.npy"
             self._maps[site, int(shard)] = np.load(path, mmap_mode="r", allow_pickle=False)
         return self._maps[site, int(shard)]
 

@@ -8,6 +8,7 @@ This file sits on top of the leaves and does nothing but join them; notebooks gi
 
 import csv
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import corpora as places
-from whisper_sae import hooks, hub, logmel, measure, model, phones, probes, speech, text
+from whisper_sae import hooks, hub, listening, logmel, measure, model, packing, phones, probes, shards, speech, text
 from whisper_sae import sites as site_names
+from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
 
-HEARING = (model, site_names, hooks, logmel)
-"""All code that decides what a Whisper says at its sites."""
+HEARING = (model, site_names, hooks, logmel, listening, packing, frames, shards)
+"""All code that decides what a Whisper says at its sites, and what of it is kept."""
 
 
 def made_by(run: Profile, number: str) -> str:
@@ -182,27 +184,62 @@ def activations(run: Profile, seed: int) -> Recipe:
     sites = side_of(run, "encoder")
 
     def listen(folder: Path, clips: Step) -> dict:
-        whisper = model.load(run.model, run.device)
+        whisper = model.load(run.model, run.device, precision=run.precision)
         wanted = _wanted(whisper, sites, "encoder")
         heard = table(run, clips)
-        windows = speech.windows(heard, whisper.window)
+        windows = listening.planned(run, whisper, heard)
+        cost = listening.expected(run, whisper, windows, wanted)
+        print(f"listening: {listening.said(cost)}", file=sys.stderr)
+        frames.require_room(folder, cost["bytes"])
         windows.to_csv(folder / "windows.csv", index=False)
 
-        def hear(numbers: range) -> tuple[dict, np.ndarray]:
-            sounds = [sound_of(heard, windows, number) for number in numbers]
-            kinds = [speech.kinds(sound, whisper.samples_a_frame, whisper.positions) for sound in sounds]
-            return model.record(whisper, model.mel(whisper, sounds), wanted), np.stack(kinds)
+        def hear(_numbers: range, ready: tuple) -> tuple[dict, np.ndarray]:
+            sounds, kinds = ready
+            return model.record(whisper, model.mel(whisper, sounds), wanted), kinds
 
         return frames.write(
-            folder, len(windows), hear, shard=run.shard_windows, batch=run.batch_windows, dtype=run.dtype,
+            folder, cost["windows"], hear, shard=run.shard_windows, batch=run.batch_windows, dtype=run.dtype,
+            prepare=listening.reader(whisper, heard, windows), pieces=listening.pieces(whisper, windows),
             progress=lambda batches: tqdm(batches, desc="listening", unit=" batches"),
         ) | {"device": str(whisper.device)}  # fmt: skip
 
-    params = {name: getattr(run, name) for name in ("dtype", "shard_windows", "batch_windows")}
-    params |= {"model": model.identity(run.model), "sites": sites}
+    params = _how(run) | {"sites": sites, "windows": run.windows}
     return Recipe(
-        "activations", listen, params, code=(speech, *HEARING, frames, activations, sound_of, table),
+        "activations", listen, params, code=(speech, *HEARING, activations, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label="activations",
+    )  # fmt: skip
+
+
+def _how(run: Profile) -> dict:
+    """The fields of a profile that change what is recorded, or in which order."""
+    fields = ("dtype", "precision", "shard_windows", "batch_windows")
+    return {name: getattr(run, name) for name in fields} | {"model": model.identity(run.model)}
+
+
+def other_ways(run: Profile, seed: int, most: int = 16) -> Recipe:
+    """`other_ways.csv`: how what is heard changes when clips are packed, or matrices multiplied in bfloat16.
+
+    Of at most `most` clips, by as few speakers as have them; `listening.compare` says what the columns mean.
+    """
+    base = replace(run, windows="clip", precision="float32")
+    ways = {"packed": replace(base, windows="packed")}
+    if model.has_bfloat16(model.pick(run.device)):
+        ways["bfloat16"] = replace(base, precision="bfloat16")
+    sites = side_of(run, "encoder")
+
+    def look(folder: Path, clips: Step) -> dict:
+        heard = table(run, clips)
+        voices = heard[heard.speaker != ""].groupby("speaker").size().sample(frac=1, random_state=seed)
+        turn = {voice: n for n, voice in enumerate(voices.sort_values(ascending=False, kind="stable").index)}
+        few = heard.loc[heard.speaker.map(turn).sort_values(kind="stable").index[:most]].reset_index(drop=True)
+        wanted = _wanted(model.load(run.model, run.device), sites, "encoder")
+        listening.compare(base, ways, few, wanted).to_csv(folder / "other_ways.csv", index=False)
+        return {"clips": len(few), "speakers": int(few.speaker.nunique()), "ways": list(ways)}
+
+    params = _how(base) | {"sites": sites, "most": most, "seed": seed, "ways": list(ways)}
+    return Recipe(
+        "other-ways", look, params, code=(speech, *HEARING, other_ways, table),
+        needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label="other ways of hearing",
     )  # fmt: skip
 
 
@@ -218,7 +255,7 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
         raise ValueError(f"given: {given!r} is not one of transcript, start")
 
     def listen(folder: Path, clips: Step) -> dict:
-        whisper = model.load(run.model, run.device)
+        whisper = model.load(run.model, run.device, precision=run.precision)
         whisper.require_decoder()
         whisper.require_tokenizer()
         wanted = _wanted(whisper, sites, "decoder")
@@ -241,20 +278,21 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
         kinds = np.zeros(ids.shape, dtype=np.uint8)
         kinds[tokens.window, tokens.position] = np.where(tokens.word < 0, 1, 2)
 
-        def hear(numbers: range) -> tuple[dict, np.ndarray]:
-            mels = model.mel(whisper, [sound_of(heard, windows, number) for number in numbers])
+        def read(numbers: range) -> list[np.ndarray]:
+            return [sound_of(heard, windows, number) for number in numbers]
+
+        def hear(numbers: range, sounds: list[np.ndarray]) -> tuple[dict, np.ndarray]:
             here = slice(numbers.start, numbers.stop)
-            return model.record(whisper, mels, wanted, ids[here]), kinds[here]
+            return model.record(whisper, model.mel(whisper, sounds), wanted, ids[here]), kinds[here]
 
         return frames.write(
             folder, len(windows), hear, shard=run.shard_windows, batch=run.batch_windows, dtype=run.dtype,
-            progress=lambda batches: tqdm(batches, desc="speaking", unit=" batches"),
+            prepare=read, progress=lambda batches: tqdm(batches, desc="speaking", unit=" batches"),
         ) | {"device": str(whisper.device), "clips_left_out": len(heard) - len(windows)}  # fmt: skip
 
-    params = {name: getattr(run, name) for name in ("dtype", "shard_windows", "batch_windows")}
-    params |= {"model": model.identity(run.model), "sites": sites, "given": given}
+    params = _how(run) | {"sites": sites, "given": given}
     return Recipe(
-        "decoder-activations", listen, params, code=(speech, *HEARING, text, frames, decoded, sound_of, table),
+        "decoder-activations", listen, params, code=(speech, *HEARING, text, decoded, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label=f"decoder activations, given the {given}",
     )  # fmt: skip
 
@@ -277,12 +315,6 @@ def _wanted(whisper: model.Whisper, patterns: list[str], side: str) -> list[str]
 def recorded(run: Profile, seed: int, site: str) -> Recipe:
     """The recording that holds a site: `activations`, or for a site of the decoder `decoded`."""
     return decoded(run, seed) if site.startswith("decoder") else activations(run, seed)
-
-
-def sound_of(heard: pd.DataFrame, windows: pd.DataFrame, number: int) -> np.ndarray:
-    """The samples of one window, 16 kHz: (sample,)."""
-    clip, first, samples = windows.loc[number, ["clip", "first", "samples"]]
-    return speech.samples(heard.path[clip])[first : first + samples]
 
 
 def windows_of(heard: pd.DataFrame, windows: pd.DataFrame, split: str) -> np.ndarray:
@@ -316,7 +348,7 @@ def transcripts(run: Profile, seed: int) -> Recipe:
 
     params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
     return Recipe(
-        "transcripts", write, params, code=(speech, *HEARING, text, transcripts, sound_of, table),
+        "transcripts", write, params, code=(speech, *HEARING, text, transcripts, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
     )  # fmt: skip
 
@@ -426,8 +458,7 @@ def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_00
     told_by = {name: phones.digest(folder) for name, folder in folders(run).items()}
     return Recipe(
         "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "phones": told_by},
-        code=(speech, *HEARING, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table,
-              sound_of),
+        code=(speech, *HEARING, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table),
         needs={"clips": clips(run, seed), "activations": activations(run, seed), "untrained": activations(other, seed)},
         by=made_by(run, "00"), label="phone probe",
     )  # fmt: skip
@@ -495,7 +526,7 @@ def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe
 
     return Recipe(
         "label-probe", read, {"seed": seed, "labels": labels},
-        code=(speech, *HEARING, frames, probes, label_probe, clip_means, _mel_means, _mel_rows, table, sound_of),
+        code=(speech, *HEARING, frames, probes, label_probe, clip_means, _mel_means, _mel_rows, table),
         needs={"clips": clips(run, seed), "activations": activations(run, seed)},
         by=made_by(run, "00"), label="label probe",
     )  # fmt: skip

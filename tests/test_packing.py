@@ -1,0 +1,141 @@
+"""Packed clips: several of one speaker in a window, and every row still knows its clip and its frame there."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_sae import activations as frames
+from whisper_sae import listening, model, packing, recipes, speech, store
+
+FRAME, POSITIONS, GAP = 320, 100, 20
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", ""]), st.floats(0.001, 6)), min_size=1, max_size=30))
+def test_every_piece_has_its_place(clips):
+    heard = pd.DataFrame(clips, columns=["speaker", "duration"])
+    windows = speech.windows(heard, FRAME * POSITIONS)
+    packed = packing.pack(windows, heard.speaker, frame=FRAME, positions=POSITIONS, gap=GAP)
+    same = packed.sort_values(["clip", "first"]).reset_index(drop=True)
+    assert same[["clip", "first", "samples"]].equals(windows), "no sample is lost or heard twice"
+    count = -(-packed.samples.to_numpy() // FRAME)
+    end = packed["at"].to_numpy() + count
+    assert (end <= POSITIONS).all()
+    together = np.diff(packed.heard) == 0
+    assert set(np.diff(packed.heard)) <= {0, 1} and packed.heard[0] == 0
+    assert (packed["at"].to_numpy()[1:][together] == end[:-1][together] + GAP).all()
+    assert (packed["at"].to_numpy()[1:][~together] == 0).all() and packed["at"][0] == 0
+    who = heard.speaker[packed["clip"]].groupby(packed.heard.to_numpy())
+    assert (who.nunique() == 1).all(), "a window holds one speaker"
+    assert (who.size()[who.first() == ""] == 1).all(), "who is unknown is heard alone"
+
+
+def test_sounds_lie_where_it_says():
+    one, two = np.ones(700, np.float32), np.full(100, 2, np.float32)
+    sound = packing.joined([one, two], [0, 5], FRAME)
+    assert len(sound) == 5 * FRAME + 100
+    assert (sound[:700] == 1).all() and (sound[700 : 5 * FRAME] == 0).all() and (sound[5 * FRAME :] == 2).all()
+    kinds = packing.joined_kinds([speech.kinds(one, FRAME, 10), speech.kinds(two, FRAME, 10)], [0, 5])
+    assert (kinds > 0).tolist() == [True] * 3 + [False] * 2 + [True] + [False] * 4
+
+
+@pytest.fixture
+def both(small_whisper, corpus, data, run_for):
+    """The same clips heard alone and packed: (table of clips, {how: (windows, Activations, step)})."""
+    folder, made = corpus(voices=3, clips=6), {}
+    for how in ("clip", "packed"):
+        run = run_for(
+            small_whisper, folder, windows=how, dtype="float32", sites=("encoder.*.resid", "encoder.*.normed")
+        )
+        heard = recipes.table(run, store.make(recipes.clips(run, 0)))
+        step = store.make(recipes.activations(run, 0))
+        made[how] = step.table("windows.csv"), frames.Activations(step.path), step
+    return run, heard, made
+
+
+def test_rows_are_those_of_the_clip_wherever_it_was_heard(both, loaded):
+    _, heard, made = both
+    windows, recorded, _ = made["packed"]
+    assert (windows.groupby("heard").size() > 1).any() and (windows["at"] > 0).any(), "some are packed"
+    assert len(windows) == len(recorded.spans) == len(recorded.kinds)
+    for _, rows in windows.groupby("heard"):
+        parts = [recipes.sound_of(heard, windows, row) for row in rows.index]
+        sound = packing.joined(parts, rows["at"].tolist(), FRAME)
+        live = model.record(loaded, model.mel(loaded, [sound]), ["encoder.1.resid"])["encoder.1.resid"][0]
+        for row, part in zip(rows.index, parts, strict=True):
+            n, at = -(-len(part) // FRAME), windows["at"][row]
+            np.testing.assert_allclose(recorded.window("encoder.1.resid", row), live[at : at + n], atol=2e-5)
+            assert (recorded.kinds[row] == speech.kinds(part, FRAME, POSITIONS)).all()
+
+
+def test_both_ways_hold_the_same_frames(both):
+    _, _, made = both
+    (alone, one, first), (packed, many, second) = made["clip"], made["packed"]
+    assert first.facts["frames"] == second.facts["frames"] == len(many.rows("encoder.0.resid"))
+    assert first.facts["frames_speech"] == second.facts["frames_speech"]
+    assert second.facts["windows"] == packed.heard.max() + 1 < first.facts["windows"] == len(alone)
+    total = second.facts["windows"] * POSITIONS
+    assert second.facts["frames_padding"] == total - second.facts["frames"] < first.facts["frames_padding"]
+    order = packed.sort_values(["clip", "first"]).index
+    assert [len(many.window("encoder.0.resid", row)) for row in order] == one.spans[:, 2].tolist()
+    ends = many.spans[:, 1] + many.spans[:, 2]
+    same = np.diff(many.spans[:, 0]) == 0
+    assert (many.spans[1:, 1][same] == ends[:-1][same]).all(), "rows follow each other as pieces do"
+
+
+def test_a_normed_site_is_kept_with_what_undoes_it(both, loaded):
+    _, _, made = both
+    _, recorded, _ = made["packed"]
+    assert "encoder.0.normed.moments" not in recorded.sites
+    for row in (0, 3):
+        said, right = (torch.tensor(recorded.window(f"encoder.0.{part}", row)) for part in ("normed", "resid"))
+        back = model.unnormed(loaded.encoder.layer_norm, said, torch.tensor(recorded.moments("encoder.0.normed", row)))
+        torch.testing.assert_close(back, right, atol=1e-5, rtol=0)
+
+
+def test_what_another_way_changes_is_told(small_whisper, corpus, data, run_for):
+    run = run_for(small_whisper, corpus(voices=3, clips=4))
+    store.make(recipes.clips(run, 0))
+    step = store.make(recipes.other_ways(run, 0, most=6))
+    told = step.table("other_ways.csv").set_index(["heard", "site"])
+    assert step.facts["clips"] == 6 and step.facts["speakers"] < 3, "few speakers, so that there is something to pack"
+    packed = told.loc["packed"]
+    assert (packed.frames > 50).all() and packed.cosine.between(0.2, 0.9999).all() and (packed.error > 0).all()
+    if "bfloat16" in step.facts["ways"]:
+        assert told.loc["bfloat16"].cosine.between(0.99, 1).all() and (told.loc["bfloat16"].error > 0).all()
+
+
+def test_the_same_way_changes_nothing(small_whisper, corpus, data, run_for):
+    run = run_for(small_whisper, corpus(voices=2, clips=3, splits=False))
+    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
+    told = listening.compare(run, {"again": run}, heard, ["encoder.1.resid"])
+    assert told.error[0] == 0 and told.cosine[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_what_it_will_take_is_what_it_took(small_whisper, corpus, data, run_for, loaded, capsys):
+    for how in ("clip", "packed"):
+        sites = ("encoder.*.resid", "encoder.0.normed")
+        run = run_for(small_whisper, corpus(f"voices {how}"), windows=how, sites=sites)
+        heard = recipes.table(run, store.make(recipes.clips(run, 0)))
+        windows = listening.planned(run, loaded, heard)
+        cost = listening.expected(run, loaded, windows, list(sites))
+        step = store.make(recipes.activations(run, 0))
+        assert (cost["windows"], cost["frames"]) == (step.facts["windows"], step.facts["frames"])
+        size = sum(path.stat().st_size for path in step.path.rglob("*.npy"))
+        assert size == pytest.approx(cost["bytes"], rel=0.05)
+        assert 0 < cost["seconds"] < 60
+        assert f"listening: {cost['windows']} windows, {cost['frames']:,} frames" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_before_the_work(small_whisper, corpus, data, run_for, monkeypatch):
+    run = run_for(small_whisper, corpus())
+    store.make(recipes.clips(run, 0))
+    monkeypatch.setattr(frames.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000})())
+    monkeypatch.setattr(model, "record", lambda *args: pytest.fail("work began"))
+    with pytest.raises(
+        frames.NoRoom, match=r"GB are to be written and 1e-06 GB are free in .*WHISPER_SAE_DATA"
+    ) as said:
+        store.make(recipes.activations(run, 0))
+    assert "\n" not in str(said.value)

@@ -1,0 +1,114 @@
+"""From a table of clips to what is heard at a time, what it will cost, and what another way of hearing changes.
+
+The recipes of recordings are made of these; they know nothing of where a result is kept.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+
+from whisper_sae import activations as frames
+from whisper_sae import model, packing, roofline, speech
+from whisper_sae.profiles import Profile
+
+
+def planned(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> pd.DataFrame:
+    """What is heard at a time: a row a piece of a clip, `clip first samples heard at`, as `packing` tells them."""
+    windows = speech.windows(heard, whisper.window)
+    if run.windows == "clip":
+        return packing.alone(windows)
+    voices = heard.speaker.where(heard.speaker == "", heard.split + "/" + heard.speaker)
+    gap = round(packing.GAP * speech.RATE / whisper.samples_a_frame)
+    return packing.pack(
+        windows, voices, frame=whisper.samples_a_frame, positions=whisper.positions, gap=gap
+    )  # fmt: skip
+
+
+def pieces(whisper: model.Whisper, windows: pd.DataFrame) -> np.ndarray:
+    """For the store, of each piece: its window, its first position, its number of positions."""
+    count = -(-windows.samples.to_numpy() // whisper.samples_a_frame)
+    return np.stack([windows.heard.to_numpy(), windows["at"].to_numpy(), count], axis=1)
+
+
+def sound_of(heard: pd.DataFrame, windows: pd.DataFrame, number: int) -> np.ndarray:
+    """The samples of one piece, 16 kHz: (sample,)."""
+    clip, first, samples = windows.loc[number, ["clip", "first", "samples"]]
+    return speech.samples(heard.path[clip])[first : first + samples]
+
+
+def reader(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -> Callable[[range], tuple]:
+    """A function that reads what some windows hold: their sounds, and the kinds of their frames (window, position)."""
+    ends = np.searchsorted(windows.heard.to_numpy(), np.arange(windows.heard.max() + 2))
+
+    def read(numbers: range) -> tuple[list[np.ndarray], np.ndarray]:
+        sounds, kinds = [], []
+        for number in numbers:
+            rows = range(ends[number], ends[number + 1])
+            at = [int(windows["at"][row]) for row in rows]
+            parts = [sound_of(heard, windows, row) for row in rows]
+            sounds.append(packing.joined(parts, at, whisper.samples_a_frame))
+            each = [speech.kinds(part, whisper.samples_a_frame, whisper.positions) for part in parts]
+            kinds.append(packing.joined_kinds(each, at))
+        return sounds, np.stack(kinds)
+
+    return read
+
+
+def expected(run: Profile, whisper: model.Whisper, windows: pd.DataFrame, wanted: list[str]) -> dict:
+    """What a recording will take: `windows`, `frames`, `bytes` exactly, and `seconds` by this machine's rate now."""
+    count = int(windows.heard.max()) + 1
+    widths = {site: width for site, width in model.sites(whisper.config, wanted).items()}
+    valid = int(pieces(whisper, windows)[:, 2].sum())
+    rate = roofline.multiplied(whisper.device, whisper.config, run.precision)
+    return {
+        "windows": count,
+        "frames": valid,
+        "bytes": frames.size_of(widths, valid, len(windows), whisper.positions, run.dtype),
+        "seconds": count * roofline.operations(whisper.config) / (0.7 * rate),  # the share that is reached in practice
+    }
+
+
+def said(cost: dict) -> str:
+    """One line of what `expected` found."""
+    minutes = cost["seconds"] / 60
+    size = f"{cost['bytes'] / 1e9:.2f} GB" if cost["bytes"] >= 1e8 else f"{cost['bytes'] / 1e6:.1f} MB"
+    return (
+        f"{cost['windows']:,} windows, {cost['frames']:,} frames, {size}, "
+        f"about {f'{minutes:.0f} min' if minutes > 2 else f'{60 * minutes:.0f} s'}"
+    )
+
+
+def frames_heard(run: Profile, heard: pd.DataFrame, wanted: list[str]) -> dict[str, torch.Tensor]:
+    """What each site says of every valid frame of the clips, in the order of the clips: {site: (frame, width)}."""
+    whisper = model.load(run.model, run.device, precision=run.precision)
+    windows = planned(run, whisper, heard)
+    read, of_window = reader(whisper, heard, windows), pieces(whisper, windows)
+    parts = [{}] * len(windows)
+    total = int(windows.heard.max()) + 1
+    for first in range(0, total, run.batch_windows):
+        numbers = range(first, min(first + run.batch_windows, total))
+        sounds, _ = read(numbers)
+        told = model.record(whisper, model.mel(whisper, sounds), wanted)
+        for row in np.flatnonzero((of_window[:, 0] >= numbers.start) & (of_window[:, 0] < numbers.stop)):
+            window, at, count = of_window[row]
+            parts[row] = {site: told[site][window - first, at : at + count].cpu().clone() for site in wanted}
+    order = windows.sort_values(["clip", "first"]).index
+    return {site: torch.cat([parts[row][site] for row in order]) for site in wanted}
+
+
+def compare(run: Profile, others: dict[str, Profile], heard: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
+    """How far other ways of hearing the same clips lead away from that of `run`: a row a way and site.
+
+    `cosine` is the mean over frames and `cosine_low` its 5 % quantile; `error` is the squared difference, as a share of
+    the variance of the frames: what a dictionary could not tell from its own error.
+    """
+    right, rows = frames_heard(run, heard, wanted), []
+    for name, other in others.items():
+        found = frames_heard(other, heard, wanted)
+        for site in wanted:
+            alike = torch.cosine_similarity(right[site], found[site], dim=-1)
+            away = (right[site] - found[site]).square().sum() / (right[site] - right[site].mean(0)).square().sum()
+            rows.append((name, site, len(alike), alike.mean().item(), alike.quantile(0.05).item(), away.item()))
+    return pd.DataFrame(rows, columns=["heard", "site", "frames", "cosine", "cosine_low", "error"])
