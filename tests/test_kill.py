@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).with_name("interruptible.py")
 NEEDED = {"activations": ["clips"], "dictionary": ["clips", "activations"]}
 LONG = {"activations": dict(voices=6, clips=40), "dictionary": dict(voices=3, clips=10)}
 SHORT = {"activations": dict(voices=1, clips=4), "dictionary": dict(voices=3, clips=2)}
-STEPS = 600  # of a long training: six checkpoints
+STEPS = 1500  # of a long training: fifteen checkpoints
 
 
 class Job:
