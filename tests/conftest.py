@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import whisper_sae  # noqa: F401, I001  (before torch: it tells OpenMP how to wait)
+import whisper_sae  # noqa: F401  # isort: skip  -- before torch: it tells OpenMP how to wait
 import hypothesis
 import numpy as np
 import pandas as pd
