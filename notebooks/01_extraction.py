@@ -30,10 +30,10 @@ figures.use_style()
 # %% [markdown]
 # ## Whose voices?
 #
-# A corpus is a folder of sound files and a `metadata.csv`. Whatever that table calls its columns, here every
+# A corpus is a folder of sound files and a table, in one of several layouts. Whatever it calls its columns, here every
 # clip has the same ones: what was said, who said it, and — *as recorded in the dataset* — the speaker's gender
-# and accent. Each file has been decoded once by now, so a broken one would have stopped us here and not an
-# hour later. Training, validation and test share no **speaker**: a dictionary that has met a voice has an
+# and accent. Each file has been decoded once by now: a broken one was left out, with its reason, and many would have
+# stopped us here and not an hour later. Training, validation and test share no **speaker**: a dictionary that has met a voice has an
 # unfair idea of it.
 
 # %%
@@ -42,7 +42,7 @@ heard = recipes.table(run, clips)
 
 # %% tags=["hide-input"]
 figures.table(
-    speech.balance(heard, "split", "gender"),
+    speech.balance(heard, *(run.balance or ("split", "gender"))),
     caption="Clips, speakers and minutes. Speakers, not clips, are what later pages count. The table at the end of the page "
     "tells the corpora apart.",
 )
@@ -53,6 +53,11 @@ figures.say(
     f"{clips.facts['minutes']:.1f} minutes; "
     f"half of the clips are shorter than {heard.duration.median():.1f} s."
 )
+if clips.facts["short"]:
+    figures.say(f"Groups with fewer clips than asked for: {'; '.join(clips.facts['short'])}.")
+if clips.facts["rejected"]:
+    broken = clips.table("rejected.csv")
+    figures.table(broken.head(10), caption=f"Left out: {len(broken)} sound files, and why; all are in `rejected.csv`.")
 
 # %% [markdown]
 # ## One clip, heard and seen

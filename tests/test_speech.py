@@ -237,20 +237,20 @@ def test_a_tone_stays_as_high_and_as_loud(tmp_path, rate):
 
 
 @pytest.mark.parametrize(
-    ("rate", "frequency"), [(44_100, 10_000), (48_000, 10_000), (48_000, 15_000), (96_000, 30_000)]
+    ("rate", "frequency"), [(22_050, 8_500), (44_100, 8_500), (48_000, 10_000), (48_000, 15_000), (96_000, 30_000)]
 )
 def test_what_lies_too_high_vanishes_and_does_not_fold_back(tmp_path, rate, frequency):
     high = tone(frequency, rate)
     soundfile.write(tmp_path / "a.wav", high, rate, subtype="FLOAT")
-    assert 20 * math.log10(level(speech.samples(tmp_path / "a.wav")) / level(high)) < -40
+    assert 20 * math.log10(level(speech.samples(tmp_path / "a.wav")) / level(high)) < -100
 
 
-@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100])
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
 def test_speech_band_is_flat(tmp_path, rate):
-    for frequency in (100, 1_000, 3_000):
+    for frequency in (100, 1_000, 3_000, 3_600) if rate == 8_000 else (100, 1_000, 3_000, 7_000, 7_200):
         soundfile.write(tmp_path / "a.wav", tone(frequency, rate), rate, subtype="FLOAT")
         assert 20 * math.log10(level(speech.samples(tmp_path / "a.wav")) / 0.5 * math.sqrt(2)) == pytest.approx(
-            0, abs=0.2
+            0, abs=0.05
         )
 
 
@@ -268,6 +268,16 @@ def test_stereo_is_averaged_and_as_long_as_mono(tmp_path, rate):
     two, one = speech.samples(tmp_path / "two.wav"), speech.samples(tmp_path / "one.wav")
     assert len(two) == len(one)
     np.testing.assert_allclose(two, one, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+def test_a_sound_longer_than_a_block_is_read_as_a_whole(tmp_path, monkeypatch, rate):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.flac", rng.normal(0, 0.1, (20_001, 2)), rate)
+    whole = speech.samples(tmp_path / "a.flac")
+    monkeypatch.setattr(speech, "BLOCK", 1_000)
+    np.testing.assert_array_equal(speech.samples(tmp_path / "a.flac"), whole)
+    assert speech.decoded(tmp_path / "a.flac") == 20_001 / rate
 
 
 @pytest.mark.parametrize(("length", "why"), [(0xFFFFFFFF, "a stream"), (0x7FFFFFFF, "a stream"), (0, "off by 8")])

@@ -41,6 +41,8 @@ DEVELOPMENT = ("dev", "val", "valid")
 
 SOUNDS = {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf",
           ".w64", ".rf64", ".voc", ".sph"}  # fmt: skip
+FOREIGN = {".m4a", ".aac", ".wma", ".amr"}
+"""Sound that cannot be read here, and is said so rather than passed over."""
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 WAY_OUT = "data/README.md tells which layouts are read"
 
@@ -129,7 +131,7 @@ def _released(folder: Path) -> Place | None:
     if (folder / "validated.tsv").is_file():
         return Place("commonvoice", folder, (folder / "validated.tsv",))
     if (folder / "clips").is_dir() and (tables := sorted(folder.glob("*.tsv"))):
-        raise BadSpeech(f"{folder}: no validated.tsv; name a table of it, such as {tables[0]}")
+        raise BadSpeech(f"{folder}: no validated.tsv; name one of {', '.join(path.name for path in tables)}")
     if any(folder.glob("*/*/*.trans.txt")) or any(folder.glob("*/*/*/*.trans.txt")):
         return _librispeech_at(folder)
     parts = [folder / part / name for part in (*SPLITS, *DEVELOPMENT) for name in TABLES]
@@ -162,7 +164,7 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
     for where, inner, names in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
         for name in names:
-            if Path(name).suffix.lower() in SOUNDS and not name.startswith("."):
+            if Path(name).suffix.lower() in SOUNDS | FOREIGN and not name.startswith("."):
                 sounds.append(os.path.join(where, name))
             elif name in TABLES:
                 tables.append(os.path.join(where, name))

@@ -104,10 +104,10 @@ def clips(run: Profile, seed: int) -> Recipe:
         drawn = speech.join({name: _drawn(run, place, seed) for name, place in where.items()})
         _check_columns(run, drawn)
         kept, rejected = _decode_all(drawn)
-        kept, rejected = _below(speech.split(kept, seed), roots), _below(rejected, roots)
-        for name, told in {"rejected.csv": rejected, "clips.csv": kept}.items():
+        _check_rejected(run, len(drawn), _below(rejected, roots))
+        for name, told in {"rejected.csv": rejected, "clips.csv": speech.split(kept, seed)}.items():
+            told = _below(told, roots)
             told.to_csv(folder / name, index=False, quoting=csv.QUOTE_NONNUMERIC)  # keeps a carriage return in a name
-        _check_rejected(run, len(drawn), rejected)
         return {
             "clips": len(kept), "speakers": int(kept.speaker[kept.speaker != ""].nunique()),
             "minutes": round(kept.duration.sum() / 60, 2), "rejected": len(rejected),
@@ -148,9 +148,7 @@ def _check_columns(run: Profile, drawn: pd.DataFrame) -> None:
 def _check_rejected(run: Profile, total: int, rejected: pd.DataFrame) -> None:
     allowed = math.ceil(run.most_rejected * total)
     if len(rejected) > allowed or len(rejected) == total:
-        first = "; ".join(
-            f"{row.corpus}/{row.path}"[-100:] + f": {row.reason[:80]}" for row in rejected.head(3).itertuples()
-        )
+        first = "; ".join(f"{row.path[-100:]}: {row.reason[:80]}" for row in rejected.head(3).itertuples())
         raise speech.BadSpeech(
             f"{len(rejected)} of {total} sound files cannot be used, most_rejected = {run.most_rejected:g} allows "
             f"{allowed}; mend them or take them out: {first}{' …' if len(rejected) > 3 else ''}"

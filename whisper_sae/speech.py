@@ -8,6 +8,7 @@ import functools
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -191,7 +192,8 @@ def digest(place: str | Path, clips: pd.DataFrame | None = None) -> str:
         total.update(os.fsencode(os.path.relpath(path, found.folder)) + b"\0")
         try:
             told = os.stat(path)
-            total.update(_bytes_of(str(path), told.st_size, told.st_mtime_ns))
+            plain_file = stat.S_ISREG(told.st_mode)  # a named pipe would be waited for
+            total.update(_bytes_of(str(path), told.st_size, told.st_mtime_ns) if plain_file else b"no file")
         except OSError as error:
             total.update(f"errno {error.errno}".encode())
     return total.hexdigest()[:12]
@@ -304,7 +306,8 @@ def seconds(path: str | Path) -> float:
         _check_whole(path)
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadSpeech(f"{path}: not a sound file that can be read: {error}") from None
+        way_out = "; convert it to FLAC" if path.suffix.lower() in corpora.FOREIGN else ""
+        raise BadSpeech(f"{path}: not a sound file that can be read: {error}{way_out}") from None
     except OSError as error:
         raise BadSpeech(f"{path}: cannot be read: {error.strerror}") from None
     if info.frames == 0:
