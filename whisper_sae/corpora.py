@@ -88,14 +88,17 @@ def rows(place: str | Path) -> pd.DataFrame:
     found = find(place)
     if found.layout == "parquet":
         raise BadSpeech(f"{place}: its sound lies within parquet tables; unpack them with `hub.fetch`")
-    if found.layout in ("librispeech", "files"):  # the files themselves are the table
-        return READERS[found.layout](found)
-    return _kept(found, tuple((told.st_size, told.st_mtime_ns) for told in map(os.stat, found.tables))).copy()
+    if found.layout == "files":
+        return _kept(found, tuple(_walk(found.folder)[0])).copy()
+    watched = [*found.tables]
+    if found.layout == "librispeech":  # its folders say which files there are
+        watched += dict.fromkeys(table.parent for table in found.tables)
+    return _kept(found, tuple((told.st_size, told.st_mtime_ns) for told in map(os.stat, watched))).copy()
 
 
 @functools.lru_cache(maxsize=16)
-def _kept(found: Place, _stamps: tuple) -> pd.DataFrame:
-    """Tables are read again only when their size or time of change is another."""
+def _kept(found: Place, _state: tuple) -> pd.DataFrame:
+    """Read again only when the tables, or the folders that files lie in, have another size or time of change."""
     return READERS[found.layout](found)
 
 

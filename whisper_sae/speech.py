@@ -188,8 +188,9 @@ def digest(place: str | Path, clips: pd.DataFrame | None = None) -> str:
     found = corpora.find(place)
     clips = corpora.rows(place) if clips is None else clips
     total = hashlib.sha256(found.layout.encode())
-    for path in [*found.tables, *clips.path]:
-        total.update(os.fsencode(os.path.relpath(path, found.folder)) + b"\0")
+    tables = [(os.path.relpath(table, found.folder), table) for table in found.tables]
+    for name, path in [*tables, *((path.removeprefix(str(found.folder)), path) for path in clips.path)]:
+        total.update(os.fsencode(name) + b"\0")
         try:
             told = os.stat(path)
             plain_file = stat.S_ISREG(told.st_mode)  # a named pipe would be waited for
