@@ -125,15 +125,15 @@ def kill_again_and_again(job: Job, kills: int, seed: int) -> None:
     job.check_names()
 
 
-@pytest.mark.parametrize("what", ["activations", "dictionary"])
-def test_killed_at_two_moments(job, what):
-    kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=2, seed=0)
+@pytest.mark.parametrize(("what", "kills"), [("activations", 3), ("dictionary", 2)])
+def test_killed_at_a_few_moments(job, what, kills):
+    kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=kills, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["activations", "dictionary"])
-def test_killed_at_ten_moments(job, what):
-    kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=10, seed=1)
+@pytest.mark.parametrize(("what", "kills"), [("activations", 20), ("dictionary", 10)])
+def test_killed_at_many_moments(job, what, kills):
+    kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=kills, seed=1)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Several utterances of one speaker in one window, so that Whisper spends less on padding.
 
 Whisper computes 30 s whatever it hears. Clips of 5 s, six to a window with a short silence between them, cost a fifth.
-What is said of a frame then depends on its neighbours too: `listening.compare` tells by how much.
+It is not the same, though: Whisper adds a position to every frame, and a frame listens to its neighbours. In tiny.en
+the cosine of a frame packed to the same frame alone is about 0.9; `listening.compare` measures it.
 """
 
 import numpy as np

@@ -24,6 +24,7 @@ from whisper_sae import sites as site_names
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
+from whisper_sae.train import keep_memory
 
 HEARING = (model, site_names, hooks, logmel, listening, packing, frames, shards)
 """All code that decides what a Whisper says at its sites, and what of it is kept."""
@@ -189,6 +190,7 @@ def activations(run: Profile, seed: int) -> Recipe:
         cost = listening.expected(run, whisper, windows, wanted)
         print(f"listening: {listening.said(cost)}", file=sys.stderr)
         frames.require_room(folder, cost["bytes"])
+        keep_memory()
         windows.to_csv(folder / "windows.csv", index=False)
 
         def hear(_numbers: range, ready: tuple) -> tuple[dict, np.ndarray]:
@@ -275,6 +277,8 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
         tokens.to_csv(folder / "tokens.csv", index=False)
         kinds = np.zeros(ids.shape, dtype=np.uint8)
         kinds[tokens.window, tokens.position] = np.where(tokens.word < 0, 1, 2)
+
+        keep_memory()
 
         def read(numbers: range) -> list[np.ndarray]:
             return [sound_of(heard, windows, number) for number in numbers]
