@@ -192,6 +192,32 @@ def test_reading_can_begin_anywhere(made, size):
     assert not torch.equal(other, whole[0])
 
 
+@pytest.mark.parametrize(("size", "buffer"), [(64, 150), (64, 1), (700, 90), (64, 10**6), (1, 300)])
+def test_a_bounded_buffer_gives_every_row_once_a_pass(made, size, buffer):
+    rows = made[3].rows("encoder.1.resid", np.array([0, 3, 5, 8]))
+    number = {row.tobytes(): i for i, row in enumerate(rows.take(np.arange(len(rows))).numpy())}
+    steps = -(-3 * len(rows) // size)
+    batches = list(rows.batches(size, steps, seed=0, buffer=buffer))
+    assert {len(batch) for batch in batches} == {size}
+    read = [number[row.tobytes()] for row in torch.cat(batches).numpy()]
+    orders = [read[turn * len(rows) : (turn + 1) * len(rows)] for turn in range(3)]
+    assert all(sorted(order) == list(range(len(rows))) for order in orders)
+    assert len(set(map(tuple, orders))) == 3, "each pass has an order of its own"
+    for start in (1, steps // 2, steps - 1):
+        later = list(rows.batches(size, steps, seed=0, start=start, buffer=buffer))
+        assert all(torch.equal(a, b) for a, b in zip(batches[start:], later, strict=True))
+
+
+def test_a_buffer_reads_windows_whole(made, monkeypatch):
+    rows, asked = made[3].rows("encoder.1.resid"), []
+    take = frames.Rows.take
+    monkeypatch.setattr(frames.Rows, "take", lambda self, which: asked.append(np.array(which)) or take(self, which))
+    list(rows.batches(50, len(rows) // 50, seed=0, buffer=300))
+    assert 2 < len(asked) <= len(rows) // 300 + 2, "once a buffer, not once a batch"
+    assert all((np.diff(which) > 0).all() for which in asked) and max(map(len, asked)) <= 300 + 100
+    assert sum((np.diff(which) > 1).sum() for which in asked) <= len(rows.windows), "in runs"
+
+
 def test_no_windows_is_an_error(made):
     with pytest.raises(ValueError, match=r"encoder\.1\.resid: no windows were chosen"):
         made[3].rows("encoder.1.resid", np.zeros(len(made[3].spans), dtype=bool))

@@ -218,12 +218,19 @@ class Rows:
         for first in range(0, len(self), size):
             yield self.take(np.arange(first, min(first + size, len(self))))
 
-    def batches(self, size: int, steps: int, seed: int, start: int = 0) -> Iterator[torch.Tensor]:
+    def batches(self, size: int, steps: int, seed: int, start: int = 0, buffer: int = 0) -> Iterator[torch.Tensor]:
         """Batches `start` to `steps` of an endless shuffled reading: (size, width) float32.
 
         Each pass over the rows is a permutation of its own, drawn from (seed, pass): batch s is the same whether the
         reading began at 0 or at s, which is what makes an interrupted training equal an uninterrupted one.
+
+        With `buffer` the windows are permuted, and rows only within so many rows of consecutive ones: for a store that
+        does not fit into memory, where whole windows are read many times faster than rows from everywhere. The
+        buffer, of buffer · width float32 numbers, is held twice while it is filled.
         """
+        if buffer:
+            yield from self._buffered(size, steps, seed, start, buffer)
+            return
         order, drawn = None, -1
         for step in range(start, steps):
             where = np.arange(step * size, (step + 1) * size)
@@ -233,3 +240,30 @@ class Rows:
                     order, drawn = np.random.default_rng([seed, int(turn)]).permutation(len(self)), turn
                 parts.append(order[where[where // len(self) == turn] % len(self)])
             yield self.take(np.concatenate(parts))
+
+    def _buffered(self, size: int, steps: int, seed: int, start: int, buffer: int) -> Iterator[torch.Tensor]:
+        count = self.activations.spans[self.windows, 2]
+        place, drawn, filled = start * size, -1, (-1, -1)
+        for _step in range(start, steps):
+            parts, missing = [], size
+            while missing:
+                turn, offset = divmod(place, len(self))
+                if turn != drawn:
+                    order, drawn = np.random.default_rng([seed, turn]).permutation(len(self.windows)), turn
+                    ends = np.cumsum(count[order])
+                    pool_of = (ends - 1) // buffer  # of each window, in this turn's order
+                pool = pool_of[np.searchsorted(ends, offset, side="right")]
+                inside = np.flatnonzero(pool_of == pool)
+                first = ends[inside[0]] - count[order[inside[0]]]
+                if filled != (turn, pool):
+                    held, filled = self._pool(np.sort(order[inside]), [seed, turn, int(pool)]), (turn, pool)
+                part = held[offset - first : offset - first + missing]
+                parts.append(part)
+                place, missing = place + len(part), missing - len(part)
+            yield torch.cat(parts)
+
+    def _pool(self, windows: np.ndarray, seed: list[int]) -> torch.Tensor:
+        """All rows of some of the windows, in an order of chance."""
+        count = self.activations.spans[self.windows[windows], 2]
+        rows = np.concatenate([np.arange(e - n, e) for e, n in zip(self.ends[windows], count, strict=True)])
+        return self.take(rows)[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))]
