@@ -355,6 +355,30 @@ def test_what_comes_after_the_last_site_is_not_computed(loaded, mels):
     assert hooks(loaded.encoder) == before
 
 
+def plain(folder, mels):
+    """What transformers says of its own, nothing of ours between: all hidden states."""
+    theirs = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return theirs.model.encoder(mels, output_hidden_states=True).hidden_states
+
+
+def test_attention_says_what_it_says_in_transformers(small_whisper, loaded, mels):
+    heard = model.record(loaded, mels, ["encoder.0.resid"])["encoder.0.resid"]
+    torch.testing.assert_close(heard, plain(small_whisper, mels)[1], atol=1e-5, rtol=0)
+    weight = loaded.encoder.layers[0].self_attn.k_proj.weight
+    assert weight.shape == (32, 32) and weight.untyped_storage().nbytes() == 3 * 4 * 32 * 32, "a part of one matrix"
+
+
+def test_real_attention_says_what_it_says_in_transformers(shared):
+    folder = shared / "whisper-tiny.en-small-vocabulary"
+    whisper = model.load(str(folder), "cpu")
+    paths = sorted((shared / SPEECH).glob("*"))[:2]
+    mels = model.mel(whisper, [soundfile.read(path, dtype="float32")[0] for path in paths])
+    heard = model.record(whisper, mels, list(model.sites(whisper.config, ["encoder.*.resid"])))
+    for layer, right in enumerate(plain(folder, mels)[1:-1]):
+        torch.testing.assert_close(heard[f"encoder.{layer}.resid"], right, atol=1e-3, rtol=1e-4)
+
+
 def test_real_norms_are_undone(shared):
     """Largest error under 1e-4 on speech, every layer, although some dimensions reach into the hundreds."""
     whisper = model.load(str(shared / "whisper-tiny.en-encoder"), "cpu")

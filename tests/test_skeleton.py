@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "corpora": {"tables"},
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
-    "model": {"sites", "hooks", "logmel"},
+    "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
     "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name

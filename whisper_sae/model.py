@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from whisper_sae import sites as names
+from whisper_sae.attention import fuse
 from whisper_sae.hooks import normed, under_norm, unnormed, watching
 from whisper_sae.logmel import log_mel
 
@@ -148,6 +149,8 @@ def load(name: str, device: str = "auto", attention: str = "sdpa", precision: st
     for key, found, asked in sorted(report["mismatched_keys"]):
         raise BadModel(f"{where}: {key} is {tuple(found)} in model.safetensors, config.json asks for {tuple(asked)}")
     whole = whole.to(target).eval().requires_grad_(False)
+    if attention == "sdpa":
+        fuse(whole.model.encoder)
     heard_only = any(".decoder." in key for key in missing)
     return Whisper(
         name=name,

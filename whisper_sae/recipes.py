@@ -18,15 +18,29 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
+from whisper_sae import (
+    attention,
+    hooks,
+    hub,
+    listening,
+    logmel,
+    measure,
+    model,
+    packing,
+    phones,
+    probes,
+    shards,
+    speech,
+    text,
+)
 from whisper_sae import corpora as places
-from whisper_sae import hooks, hub, listening, logmel, measure, model, packing, phones, probes, shards, speech, text
 from whisper_sae import sites as site_names
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
 from whisper_sae.train import keep_memory
 
-HEARING = (model, site_names, hooks, logmel, listening, packing, frames, shards)
+HEARING = (model, attention, site_names, hooks, logmel, listening, packing, frames, shards)
 """All code that decides what a Whisper says at its sites, and what of it is kept."""
 
 
