@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("WHISPER_SAE_SHARED") or PROJECT.parent / "shared" / "data")
@@ -69,19 +70,19 @@ def ours(run, whisper, heard) -> int:
 
 
 @torch.no_grad()
-def theirs(whisper, heard) -> int:
-    """The reference way; the number of valid frames among what it keeps."""
+def theirs(whole, processor, heard) -> int:
+    """The reference way, by plain transformers; the number of valid frames among what it keeps."""
     from whisper_sae import speech
 
-    layers, valid = [[] for _ in whisper.encoder.layers], 0
-    start = torch.tensor([[whisper.config.decoder_start_token_id]])
+    layers, valid = [[] for _ in whole.model.encoder.layers], 0
+    start = torch.tensor([[whole.config.decoder_start_token_id]])
     for path in heard.path:
         sound = speech.samples(path)
-        mels = whisper.features(sound, sampling_rate=16_000, return_tensors="pt").input_features
-        said = whisper.whole(mels, decoder_input_ids=start, output_hidden_states=True)
+        mels = processor(sound, sampling_rate=16_000, return_tensors="pt").input_features
+        said = whole(mels, decoder_input_ids=start, output_hidden_states=True)
         for kept, hidden in zip(layers, said.encoder_hidden_states[1:], strict=True):
             kept.append(hidden.cpu())
-        valid += -(-len(sound) // whisper.samples_a_frame)
+        valid += -(-len(sound) // (2 * processor.hop_length))
     joined = [torch.cat(kept) for kept in layers]
     assert joined[0].shape[0] == len(heard)
     return valid
@@ -102,7 +103,9 @@ def race(place: Path, rounds: int) -> None:
     narrow = ["bfloat16"] if model.has_bfloat16(torch.device("cpu")) else []
     loaded = {precision: model.load(str(MODEL), "cpu", precision=precision) for precision in ["float32", *narrow]}
     heard = drawn(place)
-    ways = {"reference": lambda: theirs(loaded["float32"], heard)}
+    whole = WhisperForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32).eval()
+    processor = WhisperFeatureExtractor.from_pretrained(MODEL)
+    ways = {"reference": lambda: theirs(whole, processor, heard)}
     for precision, whisper in loaded.items():
         for how in ("clip", "packed"):
             run = profile(place, windows=how, precision=precision)

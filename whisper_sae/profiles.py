@@ -72,7 +72,7 @@ class Profile:
     """How activations are stored: `float16` or `float32`."""
     precision: str = "float32"
     """How matrices are multiplied: `float32`, or `bfloat16` where the processor or GPU does it itself: faster, at an
-    error of under 0.1 % of the variance in tiny.en; `recipes.other_ways` measures it."""
+    error of 0.01 to 0.3 % of the variance in tiny.en; `recipes.other_ways` measures it."""
     windows: str = "clip"
     """What is heard at a time: `clip`, a clip a window, as Whisper is used; or `packed`, clips of one speaker joined
     until the window is full: faster the shorter they are, but not the same. A frame elsewhere in the window has another
