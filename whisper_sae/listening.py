@@ -66,7 +66,7 @@ def expected(run: Profile, whisper: model.Whisper, windows: pd.DataFrame, wanted
         "windows": count,
         "frames": valid,
         "bytes": frames.size_of(widths, valid, len(windows), whisper.positions, run.dtype),
-        "seconds": count * roofline.operations(whisper.config) / (0.7 * rate),  # the share that is reached in practice
+        "seconds": count * roofline.operations(whisper.config) / (0.7 * rate),  # a guessed share
     }
 
 
