@@ -295,7 +295,9 @@ def test_another_layout_is_not_guessed_at(reader, state, named, tmp_path):
     ("options", "named"),
     [
         ({"config": {"dict_class": "GatedAutoEncoder"}}, "a GatedAutoEncoder; of dictionary_learning only"),
+        ({"config": {"dict_class": ["GatedAutoEncoder"]}}, r"a \['GatedAutoEncoder'\]; of dictionary_learning only"),
         ({"config": {"k": 7}}, "k is 6 and 7"),
+        ({"config": {"k": 10**400}}, "k must be one number"),
         ({"k": None}, "k is not said"),
         ({"k": None, "config": {"k": "six"}}, "k must be one number"),
         ({"threshold": float("nan")}, "threshold must be one number"),

@@ -8,7 +8,6 @@ Nothing that is read here can run code: checkpoints of torch are opened with `we
 """
 
 import json
-import math
 import pickle
 import re
 from pathlib import Path
@@ -85,9 +84,9 @@ def from_audiosae(path: str | Path, out: str | Path, threshold: float | None = N
     path = Path(path) / "ae.pt" if Path(path).is_dir() else Path(path)
     state, config = _opened(path), _trainer(path.with_name("config.json"))
     kinds = {"BatchTopKSAE": "batchtopk", "AutoEncoderTopK": "topk"}
-    kind = config.get("dict_class", "BatchTopKSAE")
+    kind = str(config.get("dict_class", "BatchTopKSAE"))
     if kind not in kinds:
-        raise BadSAE(f"{path}: a {str(kind)[:60]}; of dictionary_learning only {', '.join(kinds)} are read")
+        raise BadSAE(f"{path}: a {kind[:60]}; of dictionary_learning only {', '.join(kinds)} are read")
     variant = kinds[kind]
     layout = {"encoder.weight": "d_sae d_in", "encoder.bias": "d_sae", "decoder.weight": "d_in d_sae", "b_dec": "d_in"}
     extras = {name: state[name] for name in ("k", "threshold") if name in state}
@@ -207,7 +206,7 @@ def _single(where: str | Path, name: str, value) -> float | None:
     """A number, or a tensor that holds one, as a number; None stays."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38  # as float32 has it
     if value is not None and not number:
         raise BadSAE(f"{where}: {name} must be one number")
     return value
