@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "sparse": {"kernels"},
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
-    "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
+    "excerpts": {"speech"},  # a part of what it reads whole
+    "listening": {"activations", "excerpts", "model", "packing", "profiles", "roofline", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},

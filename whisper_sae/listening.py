@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from whisper_sae import activations as frames
-from whisper_sae import model, packing, roofline, speech
+from whisper_sae import excerpts, model, packing, roofline, speech
 from whisper_sae.profiles import Profile
 
 
@@ -35,7 +35,7 @@ def pieces(whisper: model.Whisper, windows: pd.DataFrame) -> np.ndarray:
 def sound_of(heard: pd.DataFrame, windows: pd.DataFrame, number: int) -> np.ndarray:
     """The samples of one piece, 16 kHz: (sample,)."""
     clip, first, samples = windows.loc[number, ["clip", "first", "samples"]]
-    return speech.samples(heard.path[clip])[first : first + samples]
+    return excerpts.excerpt(heard.path[clip], int(first), int(samples))
 
 
 def reader(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -> Callable[[range], tuple]:
