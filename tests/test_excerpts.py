@@ -151,6 +151,17 @@ def test_what_is_truncated_is_told_whichever_part_is_asked_for(tmp_path, name):
             excerpts.excerpt(path, first, 16_000)
 
 
+def test_an_mp3_that_says_nothing_of_its_length_is_not_called_truncated(tmp_path):
+    """Of constant bit rate and without a table, it is guessed from the size of the file, half a percent too long."""
+    how = {"file": "a.mp3", "bitrate_mode": "CONSTANT", "compression_level": 0.9}
+    path = written(tmp_path, 60 * 22_050, 22_050, **how)
+    whole = speech.samples(path)
+    assert len(whole) / 16_000 == pytest.approx(speech.decoded(path), abs=1e-4) == pytest.approx(60, abs=0.1)
+    assert speech.seconds(path) > 60.2
+    last = excerpts.excerpt(path, len(whole) - 20_000, 20_000)
+    np.testing.assert_allclose(last, whole[-20_000:], rtol=0, atol=1e-6)
+
+
 def test_a_damaged_flac_is_told_where_it_is_damaged(tmp_path):
     path = written(tmp_path, 320_000, 16_000, **FORMATS["FLAC"])
     whole = path.read_bytes()
