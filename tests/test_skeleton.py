@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
     "excerpts": {"speech"},  # a part of what it reads whole
-    "listening": {"activations", "excerpts", "model", "packing", "profiles", "roofline", "speech"},
+    "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
