@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "activations": {"shards"},
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
-    "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
+    "excerpts": {"speech"},  # a part of what it reads whole
+    "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
