@@ -96,7 +96,7 @@ figures.show(
     alt=f"The FVU of a batch falls from {history.fvu.iloc[0]:.2f} to {history.fvu.iloc[-1]:.3f}, L0 ends at "
     f"{history.l0.iloc[-1]:.1f}, dead latents peak at {history.dead.max():.1%} and end at {history.dead.iloc[-1]:.1%}.",
     caption=f"Training on {run.focus}, running means. Reconstruction is the squared error per dimension, where activations "
-    "have a mean square of 1; auxiliary is 1/32 of the share of that error which dead latents could not explain, 0 while none is dead.",
+    f"have a mean square of 1; auxiliary is {run.auxiliary:g} of the share of that error which dead latents could not explain, 0 while none is dead.",
 )
 
 # %% [markdown]

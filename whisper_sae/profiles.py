@@ -98,8 +98,8 @@ class Profile:
     """How the learning rate falls to 0 over the last steps: `linear` or `cosine`."""
     dead_tokens: int = 200_000
     """A latent that has not fired for so many frames counts as dead, and the auxiliary loss revives it."""
-    auxiliary: float = 1 / 32
-    """Weight of the auxiliary loss; 0 turns it off."""
+    auxiliary: float = 1 / 4
+    """Weight of the auxiliary loss; 0 turns it off. `train.Settings` says why it is not the usual 1/32."""
     resample_tokens: int = 0
     """Every so many frames the dead latents begin anew at frames that are badly explained; 0 never."""
     patience: int = 0
