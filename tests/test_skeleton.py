@@ -25,12 +25,13 @@ MAY_IMPORT = {
     "sparse": {"kernels"},
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
+    "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
     "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", "dictionaries"},  # names the steps: knows every leaf
-    "dictionaries": {"recipes", "profiles", "store", "activations", "model", "measure", "sae", "train"},
+    "dictionaries": {"recipes", "profiles", "store", "activations", "cluster", "model", "measure", "sae", "train"},
 }
 
 
