@@ -223,6 +223,7 @@ def watch(event, details):
 sys.addaudithook(watch)
 for name in sys.argv[1:]:
     __import__("whisper_sae." + name)
+assert "dask" not in sys.modules and "distributed" not in sys.modules  # only where there is a cluster
 assert states == (repr(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist())
 """
     names = sorted(set(MODULES) - {"__main__"})
