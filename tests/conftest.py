@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from coders import WIDTH, made
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from whisper_sae import model, profiles
+from whisper_sae import model, profiles, sae
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -87,6 +88,23 @@ def data(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("WHISPER_SAE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("WHISPER_SAE_REPORTS", str(tmp_path / "reports"))
     return tmp_path / "data"
+
+
+@pytest.fixture
+def frames() -> torch.Tensor:
+    """What `saved` dictionaries are asked about: (frame, width)."""
+    return 3 * torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(5)) + 1
+
+
+@pytest.fixture
+def saved(tmp_path, frames):
+    """Writes an SAE of a variant as the project does: `saved(variant)` gives the folder."""
+
+    def save(variant: str, name: str = "ours", **about) -> Path:
+        sae.save(made(variant, frames), tmp_path / name, **({"site": "encoder.2.resid", "model": "a model"} | about))
+        return tmp_path / name
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
     "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
+    "foreign": {"interchange"},  # what a folder of ours is, is said once
+    "sharing": {"interchange"},
     "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
