@@ -1,10 +1,12 @@
 """What a cluster makes is what one process makes, byte for byte, even if a worker dies over it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -199,6 +201,14 @@ def test_a_killed_worker_changes_nothing(client, small_whisper, corpus, run_for,
         os.kill(pid, 0)
     check_same(step, right)
     assert "shards/s" in (told := capsys.readouterr().err) and "2 workers" in told
+
+
+def test_the_examples_to_copy_can_be_read():
+    text = cluster.__doc__[cluster.__doc__.index("To copy") :]
+    examples = re.findall(r"^(?: {4}.*\n|\n)+", text[text.index("\n\n") :], re.M)
+    code = textwrap.dedent("".join(examples))
+    compile(code, "cluster.py", "exec")
+    assert [code.count(name) for name in ("SLURMCluster(", "KubeCluster(", "LocalCUDACluster(")] == [1, 1, 1]
 
 
 def test_where_there_is_no_cluster_nothing_changes(monkeypatch):

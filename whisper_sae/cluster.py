@@ -1,19 +1,54 @@
 """Shards and points of a sweep on many machines, if there is a Dask cluster; without one nothing here is needed.
 
-    export DASK_SCHEDULER_ADDRESS=tcp://scheduler:8786      # for a whole run, or in Python:
+    dask scheduler                                        # says its address
+    dask worker tcp://scheduler:8786 --nthreads 1         # on every machine, as many as there are GPUs
+    DASK_SCHEDULER_ADDRESS=tcp://scheduler:8786 make report PROFILE=large
+
+or, for a part of a session in Python:
 
     with cluster.using(distributed.Client(...)):
         store.make(recipes.activations(run, seed))
 
-Who asks and all who work have to see the data folder under one path (`store.root`, WHISPER_SAE_DATA), and the corpora
-and models that a profile names; they run the same code and versions of Python, torch, transformers and numpy. A worker
-for which this is not so is refused before it does anything. One worker process does one thing at a time, so give
-each one a GPU, or the cores that it may use. `data/CLUSTER.md` has recipes for SLURM, Kubernetes and several GPUs.
+Clips, rivals, probes and reports are made by who asks. All have to see the data folder under one path (`store.root`,
+WHISPER_SAE_DATA; locks have to work there, as they do on NFS 4), and the corpora and models of the profile; all run the
+same code on the same versions of Python, torch, transformers and numpy. A worker for which that is not so is refused
+before it does anything. A process does one thing at a time: give each a GPU, or the cores that it may use. Who reaches
+the ports of a Dask cluster may run what he likes there, so keep it in a network that you trust, or give it TLS.
 
-What is made is the same, byte for byte, as where it is made in one process with as many threads on a processor of
-the same kind: workers take whole shards and whole dictionaries, and all order is in the shards' numbers. Another number
-of threads, another processor or a GPU may round the last bits of a sum otherwise; Dask starts its workers with
-OMP_NUM_THREADS=1 unless the variable is set.
+What is made is the same, byte for byte, as where one process makes it with as many threads on a processor of the same
+kind: workers take whole shards and whole dictionaries, and all order is in their numbers. Other threads, another
+processor or a GPU may round the last bits of a sum otherwise. Dask gives a worker OMP_NUM_THREADS=1, unless it is set.
+
+To copy; none of these three has been run by this project's tests, which know a cluster on one machine. Their parameters
+are those of dask-jobqueue 0.9.0, of dask-kubernetes 2026.3.0, and of dask-cuda 26.10, which wants dask 2026.7.1.
+
+    from dask_jobqueue import SLURMCluster                # one GPU and eight cores a job; others: PBS, LSF, SGE
+
+    jobs = SLURMCluster(
+        cores=1, processes=1, job_cpu=8, memory="48GB", walltime="04:00:00",
+        job_extra_directives=["--gpus=1"], job_script_prologue=["export OMP_NUM_THREADS=8"],
+        worker_extra_args=["--lifetime", "225m", "--lifetime-stagger", "10m"],  # leaves before SLURM ends it
+    )
+    jobs.adapt(maximum_jobs=16)
+    with distributed.Client(jobs) as client, cluster.using(client):
+        store.make(recipes.activations(run, seed))
+
+    from dask_kubernetes.operator import KubeCluster, make_cluster_spec  # helm has installed the operator
+
+    spec = make_cluster_spec(name="hearing", image="registry/whisper_sae", n_workers=8, env={"OMP_NUM_THREADS": "8"})
+    pod = spec["spec"]["worker"]["spec"]
+    pod["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": "speech"}}]  # ReadWriteMany, and with
+    pod["containers"][0] |= {                             # who asks it is mounted at /data, too
+        "args": [*pod["containers"][0]["args"], "--nthreads", "1"],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}], "resources": {"limits": {"nvidia.com/gpu": "1"}},
+    }
+    with KubeCluster(custom_cluster_spec=spec) as pods, distributed.Client(pods) as client, cluster.using(client):
+        store.make(recipes.activations(run, seed))
+
+    from dask_cuda import LocalCUDACluster                # every GPU of this machine; nothing else to share
+
+    with LocalCUDACluster() as gpus, distributed.Client(gpus) as client, cluster.using(client):
+        store.make(recipes.activations(run, seed))
 """
 
 import os
