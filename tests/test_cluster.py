@@ -82,38 +82,46 @@ def check_same(step: store.Step, right: store.Step) -> None:
 
 
 def stumble(at: int, why: str) -> None:
-    """In a worker: the model fails at call number `at`."""
+    """In a worker: the model fails from call number `at` on."""
     from whisper_sae import model
 
     record, calls = model.record, []
 
     def stumbling(*args):
         calls.append(1)
-        if len(calls) == at:
-            model.record = record
+        if len(calls) >= at:
             raise model.BadModel(why)
         return record(*args)
 
+    stumbling.plain = record
     model.record = stumbling
+
+
+def mend() -> None:
+    """In a worker: the model is as it was."""
+    from whisper_sae import model
+
+    model.record = model.record.plain
 
 
 def test_an_error_there_is_one_line_here_and_the_rest_is_made_here(
     client, small_whisper, corpus, run_for, root, alike
 ):  # fmt: skip
-    run = run_for(small_whisper, corpus(voices=3, clips=6), windows="packed", sites=("encoder.*",))
+    run = run_for(small_whisper, corpus(voices=3, clips=12), windows="packed", sites=("encoder.*",))
     root("alone")
     store.make(recipes.clips(run, 0))
     right = store.make(recipes.activations(run, 0))
     folder = root("together")
     store.make(recipes.clips(run, 0))
-    client.run(stumble, 3, "this model is tired", workers=list(client.nthreads())[:1])
+    client.run(stumble, 4, "this model is tired")
     with cluster.using(client), pytest.raises(model.BadModel) as said:
         store.make(recipes.activations(run, 0))
+    client.run(mend)
     assert str(said.value) == "this model is tired"
     made = {path.name: path.stat().st_mtime_ns for path in folder.glob("steps/activations/.*.work/shard-*")}
     step = store.make(recipes.activations(run, 0))
     check_same(step, right)
-    assert made, "some had been made there"
+    assert 0 < len(made) < right.facts["shards"], "some had been made there"
     assert {name: (step.path / name).stat().st_mtime_ns for name in made} == made, "and were not made again"
 
 
@@ -337,6 +345,18 @@ def test_a_worker_without_this_package_says_so():
     )
     done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, timeout=60)
     assert b"install there what is installed here" in done.stdout, done.stderr.decode()
+
+
+def test_what_was_made_there_has_to_be_seen_here(client, root, tmp_path, monkeypatch):
+    root("data")
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    late = threading.Timer(0.5, (tmp_path / "late").touch)
+    with cluster.using(client):
+        asked = cluster.each(lambda: abs, [1], made=lambda _: tmp_path / "late")
+        late.start()
+        assert list(asked) == [(1, 1)], "a slow file system is waited for"
+        with pytest.raises(cluster.Lost, match=r"never: a worker has made it and it is not seen here"):
+            list(cluster.each(lambda: abs, [1], made=lambda _: tmp_path / "never"))
 
 
 def test_a_model_is_not_sent(client, root):

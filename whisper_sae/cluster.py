@@ -1,7 +1,7 @@
 """Shards and points of a sweep on many machines, if there is a Dask cluster; without one nothing here is needed.
 
     dask scheduler                                        # says its address
-    dask worker tcp://scheduler:8786 --nthreads 1         # on every machine, as many as there are GPUs
+    dask worker tcp://scheduler:8786 --nthreads 1         # on every machine; where it has several GPUs, dask-cuda's
     DASK_SCHEDULER_ADDRESS=tcp://scheduler:8786 make report PROFILE=large
 
 or, for a part of a session in Python:
@@ -13,11 +13,13 @@ Clips, rivals, probes and reports are made by who asks. All have to see the data
 WHISPER_SAE_DATA; locks have to work there, as they do on NFS 4), and the corpora and models of the profile; all run the
 same code on the same versions of Python, torch, transformers and numpy. A worker for which that is not so is refused
 before it does anything. A process does one thing at a time: give each a GPU, or the cores that it may use. Who reaches
-the ports of a Dask cluster may run what he likes there, so keep it in a network that you trust, or give it TLS.
+the ports of a Dask cluster can run anything there: keep it in a network that you trust, or give it TLS.
 
 What is made is the same, byte for byte, as where one process makes it with as many threads on a processor of the same
-kind: workers take whole shards and whole dictionaries, and all order is in their numbers. Other threads, another
-processor or a GPU may round the last bits of a sum otherwise. Dask gives a worker OMP_NUM_THREADS=1, unless it is set.
+kind: workers take whole shards and whole dictionaries, and all order is in their numbers. Another number of threads,
+another processor or a GPU may round the last bits of a sum otherwise. Dask gives a worker OMP_NUM_THREADS=1, unless it
+is set. (Recordings of the demo, in float32, came out the same with one thread and with two on the one processor, an
+Intel Xeon, on which that was tried.)
 
 To copy; none of these three has been run by this project's tests, which know a cluster on one machine. Their parameters
 are those of dask-jobqueue 0.9.0, of dask-kubernetes 2026.3.0, and of dask-cuda 26.10, which wants dask 2026.7.1.
@@ -68,7 +70,7 @@ import cloudpickle
 
 from whisper_sae import store
 
-AT_ONCE = 10_000
+AT_ONCE = 2_000
 """Items that wait at the scheduler; the others wait here."""
 HEAVY = 1 << 20
 """Bytes that may be sent for an item."""

@@ -208,7 +208,8 @@ def activations(run: Profile, seed: int) -> Recipe:
         planned = plan(clips, _planner(run))
         whisper, wanted, _, windows = planned
         cost = listening.expected(run, whisper, windows, wanted)
-        print(f"listening: {listening.said(cost)}", file=sys.stderr)
+        alone = " if this machine did it alone" if cluster.client() else ""
+        print(f"listening: {listening.said(cost)}{alone}", file=sys.stderr)
         frames.require_room(folder, cost["bytes"])
         windows.to_csv(folder / "windows.csv", index=False)
 
