@@ -129,11 +129,58 @@ def test_what_it_will_take_is_what_it_took(small_whisper, corpus, data, run_for,
         assert f"listening: {cost['windows']} windows, {cost['frames']:,} frames" in capsys.readouterr().err
 
 
+def hooks_of(whisper: model.Whisper) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    return sum(len(getattr(part, kind)) for part in whisper.whole.modules() for kind in kinds)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """What the model is asked to hear, in order: (windows, sites)."""
+    asked, record = [], model.record
+
+    def listened(whisper, mels, wanted):
+        asked.append((len(mels), wanted))
+        return record(whisper, mels, wanted)
+
+    monkeypatch.setattr(model, "record", listened)
+    return asked
+
+
+def test_how_long_it_takes_is_measured_as_it_will_be_heard(loaded, asked):
+    """A window alone, then a batch as the run has it; each twice, for the first of its kind takes longer."""
+    random, hooks = torch.get_rng_state(), hooks_of(loaded)
+    weights = {name: tensor.clone() for name, tensor in loaded.whole.state_dict().items()}
+    assert listening.seconds_a_window(loaded, ["encoder.0.resid"], 4) > 0
+    assert asked == [(count, ["encoder.0.resid"]) for count in (1, 1, 4, 4)]
+    assert hooks_of(loaded) == hooks and not loaded.whole.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.whole.state_dict().items())
+
+
+@pytest.mark.parametrize(("took", "counts"), [(0.01, [1, 1, 8, 8]), (0.5, [1, 1]), (60.0, [1])])
+def test_a_slow_machine_is_not_asked_for_more_than_is_bearable(loaded, asked, monkeypatch, took, counts):
+    moments = iter(range(1_000))
+    monkeypatch.setattr(listening.time, "perf_counter", lambda: took * next(moments))
+    found = listening.seconds_a_window(loaded, ["encoder.1.resid"], 8)
+    assert [count for count, _ in asked] == counts
+    assert found == pytest.approx(took / counts[-1])
+
+
+def test_the_time_is_that_of_all_windows(small_whisper, corpus, run_for, loaded, monkeypatch):
+    monkeypatch.setattr(listening, "seconds_a_window", lambda whisper, wanted, batch: 0.25 + batch)
+    run = run_for(small_whisper, corpus(), batch_windows=16)
+    for count in (1, 2, 40):
+        windows = packing.alone(pd.DataFrame({"clip": range(count), "first": 0, "samples": 16_000}))
+        cost = listening.expected(run, loaded, windows, ["encoder.1.resid"])
+        assert cost["seconds"] == count * (0.25 + min(count, 16))
+
+
 def test_a_full_disk_is_told_before_the_work(small_whisper, corpus, data, run_for, monkeypatch):
     run = run_for(small_whisper, corpus())
     store.make(recipes.clips(run, 0))
     monkeypatch.setattr(frames.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000})())
-    monkeypatch.setattr(model, "record", lambda *args: pytest.fail("work began"))
+    monkeypatch.setattr(frames, "write", lambda *args: pytest.fail("work began"))
     with pytest.raises(
         frames.NoRoom, match=r"GB are to be written and 1e-06 GB are free in .*WHISPER_SAE_DATA"
     ) as said:

@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
-    "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
+    "excerpts": {"speech"},  # a part of what it reads whole
+    "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},

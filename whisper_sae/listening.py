@@ -3,6 +3,7 @@
 The recipes of recordings are made of these; they know nothing of where a result is kept.
 """
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -10,8 +11,11 @@ import pandas as pd
 import torch
 
 from whisper_sae import activations as frames
-from whisper_sae import model, packing, roofline, speech
+from whisper_sae import excerpts, model, packing, speech
 from whisper_sae.profiles import Profile
+
+PATIENCE = 3.0
+"""Seconds that may be spent on finding out how long a recording will take; one window is heard in any case."""
 
 
 def planned(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +39,7 @@ def pieces(whisper: model.Whisper, windows: pd.DataFrame) -> np.ndarray:
 def sound_of(heard: pd.DataFrame, windows: pd.DataFrame, number: int) -> np.ndarray:
     """The samples of one piece, 16 kHz: (sample,)."""
     clip, first, samples = windows.loc[number, ["clip", "first", "samples"]]
-    return speech.samples(heard.path[clip])[first : first + samples]
+    return excerpts.excerpt(heard.path[clip], int(first), int(samples))
 
 
 def reader(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -> Callable[[range], tuple]:
@@ -57,17 +61,40 @@ def reader(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -
 
 
 def expected(run: Profile, whisper: model.Whisper, windows: pd.DataFrame, wanted: list[str]) -> dict:
-    """What a recording will take: `windows`, `frames`, `bytes` exactly, and `seconds` by this machine's rate now."""
+    """What a recording will take: `windows`, `frames`, `bytes` exactly, `seconds` by `seconds_a_window`."""
     count = int(windows.heard.max()) + 1
     widths = {site: width for site, width in model.sites(whisper.config, wanted).items()}
     valid = int(pieces(whisper, windows)[:, 2].sum())
-    rate = roofline.multiplied(whisper.device, whisper.config, run.precision)
     return {
         "windows": count,
         "frames": valid,
         "bytes": frames.size_of(widths, valid, len(windows), whisper.positions, run.dtype),
-        "seconds": count * roofline.operations(whisper.config) / (0.7 * rate),  # a guessed share
+        "seconds": count * seconds_a_window(whisper, list(widths), min(run.batch_windows, count)),
     }
+
+
+def seconds_a_window(whisper: model.Whisper, wanted: list[str], batch: int) -> float:
+    """What a window takes here and now, of silence, in batches of so many: seconds.
+
+    It is heard as a recording hears it: log-mel, the encoder up to the last of the sites, and the way off the device.
+    Decoding clips and writing files are left out; they go on at the same time. What is heard first takes longer and
+    does not count, unless patience ends with it; a batch is heard only if that can be done twice within PATIENCE.
+    """
+    silence = np.zeros(whisper.window, np.float32)
+
+    def heard(count: int) -> float:
+        started = time.perf_counter()
+        for said in model.record(whisper, model.mel(whisper, [silence] * count), wanted).values():
+            said.cpu()
+        return (time.perf_counter() - started) / count
+
+    if (first := heard(1)) > PATIENCE:
+        return first
+    alone = heard(1)
+    if 2 * batch * alone > PATIENCE:
+        return alone
+    heard(batch)
+    return heard(batch)
 
 
 def said(cost: dict) -> str:

@@ -24,6 +24,7 @@ from whisper_sae import activations as frames
 from whisper_sae import (
     attention,
     cluster,
+    excerpts,
     hooks,
     hub,
     listening,
@@ -44,7 +45,7 @@ from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
 from whisper_sae.train import keep_memory
 
-HEARING = (model, attention, site_names, hooks, logmel, listening, packing, frames, shards)
+HEARING = (model, attention, site_names, hooks, logmel, listening, excerpts, packing, frames, shards)
 """All code that decides what a Whisper says at its sites, and what of it is kept."""
 
 
@@ -446,7 +447,7 @@ def change_at_phones(whisper: model.Whisper, heard: pd.DataFrame, told: pd.DataF
     """
     rng, lines, kinds = np.random.default_rng(seed), [], []
     for clip, rows in told.groupby("clip"):
-        mel = model.mel(whisper, [speech.samples(heard.path[clip])[: whisper.window]])[0].cpu().numpy()
+        mel = model.mel(whisper, [excerpts.excerpt(heard.path[clip], 0, whisper.window)])[0].cpu().numpy()
         anywhere = rng.uniform(rows.start.min(), rows.end.max(), len(rows))
         for kind, moments in [*rows.groupby("manner").start, ("chance", anywhere)]:
             lines.append(phones.change_around(mel, moments))

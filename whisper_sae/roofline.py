@@ -1,4 +1,4 @@
-"""What hearing a window costs, and what this machine can do: how long a run will take, and how near it is to the best.
+"""What hearing a window costs, and what this machine can do: how near a run is to the best.
 
 Multiplications and additions count as two operations. With T = 1,500 positions of width d, L layers, an MLP of width m
 and M mel bins, a window of Whisper's encoder costs

@@ -216,13 +216,8 @@ def samples(path: str | Path) -> np.ndarray:
     Resampling is soxr's: flat to 7.2 kHz, and what lies above 8.2 kHz vanishes (-130 dB) instead of folding back.
     Raises BadSpeech for a file that is missing, empty, truncated, not sound, or holds NaN or infinite samples.
     """
-    rate, blocks = _blocks(path)
-    mono = np.concatenate(list(blocks))
-    if rate == RATE:
-        return mono
-    length = -(-len(mono) * RATE // rate)  # a sample begun is a sample
-    beyond = np.zeros(2 * math.ceil(rate / RATE), dtype=np.float32)
-    return soxr.resample(np.concatenate([mono, beyond]), rate, RATE)[:length]
+    with opened(path) as file:
+        return resampled(np.concatenate(list(decode(path, file))), file.samplerate)
 
 
 def decoded(path: str | Path) -> float:
@@ -230,34 +225,43 @@ def decoded(path: str | Path) -> float:
 
     Raises BadSpeech as `samples` does.
     """
-    rate, blocks = _blocks(path)
-    return sum(map(len, blocks)) / rate
+    with opened(path) as file:
+        return sum(map(len, decode(path, file))) / file.samplerate
 
 
-def _blocks(path: str | Path) -> tuple[int, Iterator[np.ndarray]]:
-    """The rate of a sound file, and its samples as float32 in blocks, channels averaged: (sample,)."""
+def opened(path: str | Path) -> soundfile.SoundFile:
+    """A sound file at its first sample, checked as `seconds` does; close it, or use it in a `with`."""
     seconds(path)
     try:
-        file = soundfile.SoundFile(path)
+        return soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
-    return file.samplerate, _decode(path, file)
 
 
-def _decode(path: str | Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    count, odd = 0, 0
-    with file:
-        try:
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):  # (sample, channel)
-                count, odd = count + len(block), odd + int((~np.isfinite(block)).sum())
-                yield block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
-        told = file.frames
-    if count < told:
+def decode(path: str | Path, file: soundfile.SoundFile, start: int = 0, most: float = math.inf) -> Iterator[np.ndarray]:
+    """The next samples, at most so many, of a file that stands at `start`: float32, in blocks, channels averaged.
+
+    Raises BadSpeech if there are fewer than the file says, and after the last block if one was NaN or infinite.
+    """
+    count, odd, told = 0, 0, min(most, file.frames - start)
+    try:
+        while count < most and len(block := file.read(min(BLOCK, most - count), dtype="float32", always_2d=True)):
+            count, odd = count + len(block), odd + int((~np.isfinite(block)).sum())  # block: (sample, channel)
+            yield block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
+    if count < told - (file.frames // 100 if file.subtype == "MPEG_LAYER_III" else 0):  # MP3 may only guess its length
         raise BadSpeech(f"{path}: truncated: {count:,} of {told:,} samples can be read")
     if odd:
         raise BadSpeech(f"{path}: {odd:,} samples are NaN or infinite")
+
+
+def resampled(mono: np.ndarray, rate: int) -> np.ndarray:
+    """Samples at `rate` as samples at 16 kHz: a sample begun is a sample, and silence follows the last."""
+    if rate == RATE:
+        return mono
+    beyond = np.zeros(2 * math.ceil(rate / RATE), dtype=np.float32)
+    return soxr.resample(np.concatenate([mono, beyond]), rate, RATE)[: -(-len(mono) * RATE // rate)]
 
 
 def windows(clips: pd.DataFrame, window: int) -> pd.DataFrame:
