@@ -64,8 +64,9 @@ def ours(run, whisper, heard) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         return activations.write(
-            Path(folder), int(windows.heard.max()) + 1, hear, shard=run.shard_windows, batch=run.batch_windows,
-            prepare=listening.reader(whisper, heard, windows), pieces=listening.pieces(whisper, windows),
+            Path(folder) / "said", int(windows.heard.max()) + 1,
+            lambda: (hear, listening.reader(whisper, heard, windows)),
+            shard=run.shard_windows, batch=run.batch_windows, pieces=listening.pieces(whisper, windows),
         )["frames"]  # fmt: skip
 
 

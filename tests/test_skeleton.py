@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "sparse": {"kernels"},
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
+    "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
     "excerpts": {"speech"},  # a part of what it reads whole
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", "dictionaries"},  # names the steps: knows every leaf
-    "dictionaries": {"recipes", "profiles", "store", "activations", "model", "measure", "sae", "train"},
+    "dictionaries": {"recipes", "profiles", "store", "activations", "cluster", "model", "measure", "sae", "train"},
 }
 
 
@@ -225,6 +226,7 @@ def watch(event, details):
 sys.addaudithook(watch)
 for name in sys.argv[1:]:
     __import__("whisper_sae." + name)
+assert "dask" not in sys.modules and "distributed" not in sys.modules  # only where there is a cluster
 assert states == (repr(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist())
 """
     names = sorted(set(MODULES) - {"__main__"})

@@ -10,9 +10,11 @@
 A row is one frame of one window, in order. Frames of padding (kind 0) are never written, so nothing that reads
 this folder can meet one. A piece is what a window holds of one clip: all of it, unless clips were packed. A shard
 appears under its name only when it is whole: what a killed run left is kept, and the next run goes on from there
-and writes the same bytes. `shards` does the writing, while the model hears what comes next.
+and writes the same bytes, in this process or in several (`cluster`). `shards` does the writing, while the model hears
+what comes next.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from whisper_sae.shards import GrowingArray, Writer, ahead, place
+from whisper_sae.shards import GrowingArray, Writer, ahead, parts, place
 
 
 class NoRoom(ValueError):
@@ -50,43 +52,71 @@ def require_room(folder: Path, needed: int) -> None:
 def write(
     folder: Path,
     windows: int,
-    hear: Callable[..., tuple[dict[str, torch.Tensor], np.ndarray]],
+    begin: Callable[[], tuple[Callable, Callable]],
     *,
     shard: int,
     batch: int,
     dtype: str = "float16",
-    progress: Callable = iter,
-    prepare: Callable[[range], object] | None = None,
+    progress: Callable = lambda items, **_how: items,
     pieces: np.ndarray | None = None,
+    each: Callable[..., Iterator[tuple]] | None = None,
 ) -> dict:
-    """Write what `hear` says of every window, shard by shard, and return facts.
+    """Write what a model says of every window, shard by shard, and return facts.
 
-    `hear(range)` returns {site: (window, position, width)} and the kinds of these frames, (window, position) uint8;
-    with `prepare` it is `hear(range, prepare(range))`, and threads prepare what comes next. What it says under
+    `begin()` gives `hear` and `prepare`: `hear(range, prepare(range))` returns {site: (window, position, width)} and
+    the kinds of these frames, (window, position) uint8; threads prepare what comes next. What is said under
     `<site>.moments` is kept in float32. `pieces`, (piece, 3), has the window, the first position and the number of
-    positions of each clip's part, in order; without it every window is one. `progress` wraps the iteration over
-    batches. Raises ValueError for values that are not finite, or too large for `dtype`.
+    positions of each clip's part, in order; without it every window is one.
+
+    `begin` is called here, once, if anything is left to do. With `each`, which is `cluster.each`, it is called where
+    shards are written. `progress(items, unit=)` wraps the iteration over batches, or with `total=` that over shards
+    which others write. Raises ValueError for values that are not finite, or too large for `dtype`.
     """
     folder = Path(folder)
-    batches = [
-        [range(first, min(first + batch, last)) for first in range(start, last, batch)]
-        for start in range(0, windows, shard)
-        for last in [min(start + shard, windows)]
-    ]
-    done = [place(folder, number).exists() for number in range(len(batches))]
-    todo = [(number, b, b is group[-1]) for number, group in enumerate(batches) if not done[number] for b in group]
-    seen = 0
-    with Writer(folder) as writer, closing(ahead(progress([b for _, b, _ in todo]), prepare)) as batches_ready:
-        for numbers, ready in batches_ready:
-            number, asked, last = todo[seen]
-            if numbers is not asked:
-                raise AssertionError("progress must yield what it is given")
-            seen += 1
-            said, kinds = hear(numbers, ready) if prepare else hear(numbers)
-            writer.put(number, _valid(said, kinds, numbers, dtype), kinds, last)
-    if seen < len(todo):
-        raise AssertionError("progress must yield what it is given")
-    return _write_index(folder, len(batches), dtype, pieces)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = -(-windows // shard)
+    todo = [number for number in range(shards) if not place(folder, number).exists()]
+    work = functools.partial(_work, begin, folder, functools.partial(_batches, windows, shard, batch), dtype)
+    shutil.rmtree(parts(folder), ignore_errors=True)  # of those who were killed
+    heard_on = set()
+    if todo and each is None:
+        heard_on = work()(todo, progress)
+    elif todo:
+        found = each(work, [[number] for number in todo], made=lambda one: place(folder, *one))
+        heard_on = set().union(*(devices for _, devices in progress(found, total=len(todo), unit=" shards")))
+    shutil.rmtree(parts(folder), ignore_errors=True)
+    return _write_index(folder, shards, dtype, pieces) | ({"device": ", ".join(sorted(heard_on))} if heard_on else {})
+
+
+def _batches(windows: int, shard: int, batch: int, number: int) -> list[range]:
+    """The windows of one shard, as they are heard."""
+    last = min(windows, (number + 1) * shard)
+    return [range(first, min(first + batch, last)) for first in range(number * shard, last, batch)]
+
+
+def _work(begin: Callable, folder: Path, batches: Callable[[int], list[range]], dtype: str) -> Callable:
+    """A function that writes shards, one after the other, and says on which devices they were heard."""
+    hear, prepare = begin()
+
+    def write_shards(numbers: list[int], progress: Callable = lambda items, **_how: items) -> set[str]:
+        shards = [(number, batches(number)) for number in numbers if not place(folder, number).exists()]
+        todo = [(number, asked, asked is shard[-1]) for number, shard in shards for asked in shard]
+        seen, devices = 0, set()
+        wanted = progress([asked for _, asked, _ in todo], unit=" batches")
+        with Writer(folder) as writer, closing(ahead(wanted, prepare)) as batches_ready:
+            for windows, ready in batches_ready:
+                number, asked, last = todo[seen]
+                if windows is not asked:
+                    raise AssertionError("progress must yield what it is given")
+                seen += 1
+                said, kinds = hear(windows, ready)
+                devices |= {str(hidden.device) for hidden in said.values()}
+                writer.put(number, _valid(said, kinds, windows, dtype), kinds, last)
+        if seen < len(todo):
+            raise AssertionError("progress must yield what it is given")
+        return devices
+
+    return write_shards
 
 
 def _valid(said: dict[str, torch.Tensor], kinds: np.ndarray, windows: range, dtype: str) -> dict[str, np.ndarray]:

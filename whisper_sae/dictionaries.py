@@ -8,6 +8,7 @@ These recipes stand on those of `recipes`, and are used like them:
 
 import itertools
 import math
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import measure, model, sae, train
+from whisper_sae import cluster, measure, model, sae, train
 from whisper_sae.profiles import Profile, checked, fault
 from whisper_sae.recipes import made_by, recorded, table, windows_of
-from whisper_sae.store import Recipe, Step, make
+from whisper_sae.store import Recipe, Step, make, where
 
 HALVES = {"encoder": "W_enc", "decoder": "W_dec"}
 
@@ -291,6 +292,8 @@ def sweep(points: list[Point], seed: int, site: str) -> Recipe:
         for point in points:
             if point.run.k > point.run.expansion * width:
                 raise ValueError(f"sweep: k = {point.run.k} is more than the {point.run.expansion * width} latents")
+        if cluster.client():
+            _train_there(points, made, seed, site)
         bar = tqdm(zip(points, made, strict=True), total=len(made), desc="sweep", unit=" points")
         found = pd.DataFrame([_row(point, make(recipe)) for point, recipe in bar])
         found["front"] = measure.pareto(found.l0, found.fvu)
@@ -302,6 +305,28 @@ def sweep(points: list[Point], seed: int, site: str) -> Recipe:
         "sweep", train_all, {"points": [recipe.key for recipe in made]}, needs=_heard(run, seed, site),
         code=(sweep, _row, penalty_of, measure.pareto), by=made_by(run, "02"), label=f"sweep at {site}",
     )  # fmt: skip
+
+
+def _train_there(points: list[Point], made: list[Recipe], seed: int, site: str) -> None:
+    """Have a cluster make all points that are not made yet, each under the same key as here."""
+    left = [number for number, recipe in enumerate(made) if not (where(recipe) / "manifest.json").exists()]
+    keys = [recipe.key for recipe in made]
+
+    def begin() -> Callable:
+        def train_one(number: int) -> None:
+            recipe = points[number].recipe(seed, site)
+            if recipe.key != keys[number]:
+                raise cluster.Refused(
+                    f"sweep: {points[number].label}: on {platform.node()} its key is {recipe.key}, and {keys[number]} "
+                    "where it was asked for; the model, the corpus or the code is another one"
+                )
+            make(recipe)
+
+        return train_one
+
+    done = cluster.each(begin, left, made=lambda number: where(made[number]))
+    for _ in tqdm(done, total=len(left), desc="sweep on a cluster", unit=" points"):
+        pass
 
 
 def _row(point: Point, step: Step) -> dict:

@@ -8,8 +8,11 @@ This file sits on top of the leaves and does nothing but join them; notebooks gi
 
 import csv
 import math
+import platform
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from whisper_sae import activations as frames
 from whisper_sae import (
     attention,
+    cluster,
     excerpts,
     hooks,
     hub,
@@ -197,32 +201,62 @@ def activations(run: Profile, seed: int) -> Recipe:
     """What the encoder's sites of a profile say of every clip, without padding; `windows.csv` tells the windows."""
     sites = side_of(run, "encoder")
 
-    def listen(folder: Path, clips: Step) -> dict:
-        whisper = model.load(run.model, run.device, precision=run.precision)
-        wanted = _wanted(whisper, sites, "encoder")
+    def plan(clips: Step, whisper: model.Whisper) -> tuple:
         heard = table(run, clips)
-        windows = listening.planned(run, whisper, heard)
+        return whisper, _wanted(whisper, sites, "encoder"), heard, listening.planned(run, whisper, heard)
+
+    def listen(folder: Path, clips: Step) -> dict:
+        planned = plan(clips, _planner(run))
+        whisper, wanted, _, windows = planned
         cost = listening.expected(run, whisper, windows, wanted)
-        print(f"listening: {listening.said(cost)}", file=sys.stderr)
+        alone = " if this machine did it alone" if cluster.client() else ""
+        print(f"listening: {listening.said(cost)}{alone}", file=sys.stderr)
         frames.require_room(folder, cost["bytes"])
-        keep_memory()
         windows.to_csv(folder / "windows.csv", index=False)
 
-        def hear(_numbers: range, ready: tuple) -> tuple[dict, np.ndarray]:
-            sounds, kinds = ready
-            return model.record(whisper, model.mel(whisper, sounds), wanted), kinds
+        def begin(planned: tuple = ()) -> tuple[Callable, Callable]:
+            keep_memory()
+            whisper, wanted, heard, windows = planned or plan(clips, _loaded(run, params["model"]))
 
-        return frames.write(
-            folder, cost["windows"], hear, shard=run.shard_windows, batch=run.batch_windows, dtype=run.dtype,
-            prepare=listening.reader(whisper, heard, windows), pieces=listening.pieces(whisper, windows),
-            progress=lambda batches: tqdm(batches, desc="listening", unit=" batches"),
-        ) | {"device": str(whisper.device)}  # fmt: skip
+            def hear(_numbers: range, ready: tuple) -> tuple[dict, np.ndarray]:
+                sounds, kinds = ready
+                return model.record(whisper, model.mel(whisper, sounds), wanted), kinds
+
+            return hear, listening.reader(whisper, heard, windows)
+
+        return {"device": str(whisper.device)} | frames.write(
+            folder, cost["windows"], **_by_whom(begin, planned, code), shard=run.shard_windows,
+            batch=run.batch_windows, dtype=run.dtype, pieces=listening.pieces(whisper, windows),
+            progress=partial(tqdm, desc="listening"),
+        )  # fmt: skip
 
     params = _how(run) | {"sites": sites, "windows": run.windows}
+    code = (speech, *HEARING, activations, table)
     return Recipe(
-        "activations", listen, params, code=(speech, *HEARING, activations, table),
+        "activations", listen, params, code=code,
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label="activations",
     )  # fmt: skip
+
+
+def _planner(run: Profile) -> model.Whisper:
+    """The model by which a recording is planned; where a cluster makes it, this machine need not have its device."""
+    if cluster.client():
+        return model.load(run.model, "cpu")
+    return model.load(run.model, run.device, precision=run.precision)
+
+
+def _loaded(run: Profile, identity: str) -> model.Whisper:
+    """The model of a profile in a process that works for another one, which knows it as `identity`."""
+    if (found := model.identity(run.model)) != identity:
+        raise model.BadModel(f"{run.model}: is {found} on {platform.node()}, and {identity} where the run was started")
+    return model.load(run.model, run.device, precision=run.precision)
+
+
+def _by_whom(begin: Callable, planned: tuple, code: tuple) -> dict:
+    """For `frames.write`: shards are written by the cluster, if there is one, or else here, as is already planned."""
+    if cluster.client():
+        return {"begin": begin, "each": partial(cluster.each, code=code)}
+    return {"begin": partial(begin, planned)}
 
 
 def _how(run: Profile) -> dict:
@@ -269,8 +303,7 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
     if given not in ("transcript", "start"):
         raise ValueError(f"given: {given!r} is not one of transcript, start")
 
-    def listen(folder: Path, clips: Step) -> dict:
-        whisper = model.load(run.model, run.device, precision=run.precision)
+    def plan(clips: Step, whisper: model.Whisper) -> tuple:
         whisper.require_decoder()
         whisper.require_tokenizer()
         wanted = _wanted(whisper, sites, "decoder")
@@ -288,28 +321,38 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
                 f"{long}: its transcript is {most} tokens; the decoder takes {whisper.config.max_target_positions}"
             )
         tokens = text.strings(whisper, ids, lengths).rename(columns={"row": "window"})
-        windows.to_csv(folder / "windows.csv", index=False)
-        tokens.to_csv(folder / "tokens.csv", index=False)
         kinds = np.zeros(ids.shape, dtype=np.uint8)
         kinds[tokens.window, tokens.position] = np.where(tokens.word < 0, 1, 2)
+        return whisper, wanted, heard, windows, tokens, ids, kinds
 
-        keep_memory()
+    def listen(folder: Path, clips: Step) -> dict:
+        planned = plan(clips, _planner(run))
+        whisper, _, heard, windows, tokens, *_ = planned
+        windows.to_csv(folder / "windows.csv", index=False)
+        tokens.to_csv(folder / "tokens.csv", index=False)
 
-        def read(numbers: range) -> list[np.ndarray]:
-            return [sound_of(heard, windows, number) for number in numbers]
+        def begin(planned: tuple = ()) -> tuple[Callable, Callable]:
+            keep_memory()
+            whisper, wanted, heard, windows, _, ids, kinds = planned or plan(clips, _loaded(run, params["model"]))
 
-        def hear(numbers: range, sounds: list[np.ndarray]) -> tuple[dict, np.ndarray]:
-            here = slice(numbers.start, numbers.stop)
-            return model.record(whisper, model.mel(whisper, sounds), wanted, ids[here]), kinds[here]
+            def read(numbers: range) -> list[np.ndarray]:
+                return [sound_of(heard, windows, number) for number in numbers]
 
-        return frames.write(
-            folder, len(windows), hear, shard=run.shard_windows, batch=run.batch_windows, dtype=run.dtype,
-            prepare=read, progress=lambda batches: tqdm(batches, desc="speaking", unit=" batches"),
-        ) | {"device": str(whisper.device), "clips_left_out": len(heard) - len(windows)}  # fmt: skip
+            def hear(numbers: range, sounds: list[np.ndarray]) -> tuple[dict, np.ndarray]:
+                here = slice(numbers.start, numbers.stop)
+                return model.record(whisper, model.mel(whisper, sounds), wanted, ids[here]), kinds[here]
+
+            return hear, read
+
+        return {"device": str(whisper.device), "clips_left_out": len(heard) - len(windows)} | frames.write(
+            folder, len(windows), **_by_whom(begin, planned, code), shard=run.shard_windows,
+            batch=run.batch_windows, dtype=run.dtype, progress=partial(tqdm, desc="speaking"),
+        )  # fmt: skip
 
     params = _how(run) | {"sites": sites, "given": given}
+    code = (speech, *HEARING, text, decoded, table)
     return Recipe(
-        "decoder-activations", listen, params, code=(speech, *HEARING, text, decoded, table),
+        "decoder-activations", listen, params, code=code,
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label=f"decoder activations, given the {given}",
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ import os
 import queue
 import shutil
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,11 @@ import numpy as np
 def place(folder: Path, number: int) -> Path:
     """Where a finished shard lies."""
     return folder / f"shard-{number:05d}"
+
+
+def parts(folder: Path) -> Path:
+    """Where shards lie that are not whole yet: beside their folder, in which nothing else can then be left."""
+    return folder.with_name(f"{folder.name}.parts")
 
 
 def ahead(items: Iterable, work: Callable | None) -> Iterator[tuple]:
@@ -132,8 +138,8 @@ class _Part:
     """A shard that is not whole yet."""
 
     def __init__(self, folder: Path, number: int):
-        self.part, self.target = folder / f".shard-{number:05d}.part", place(folder, number)
-        shutil.rmtree(self.part, ignore_errors=True)
+        self.target = place(folder, number)
+        self.part = parts(folder) / f"{self.target.name}-{uuid.uuid4().hex}"  # another worker may write it, too
         self.part.mkdir(parents=True)
         self.files: dict[str, GrowingArray] = {}
         self.widths: dict[str, int] = {}
@@ -147,13 +153,19 @@ class _Part:
         self.widths = {site: values.shape[1] for site, values in rows.items() if not site.endswith(".moments")}
 
     def publish(self) -> None:
-        """Give the shard its name, which says that it is whole."""
+        """Give the shard its name, which says that it is whole. Where another worker was faster, it is there."""
         for file in self.files.values():
             file.close()
         (self.part / "sites.json").write_text(json.dumps(self.widths), encoding="utf-8")
-        os.rename(self.part, self.target)
+        try:
+            os.rename(self.part, self.target)
+        except OSError:
+            shutil.rmtree(self.part, ignore_errors=True)
+            if not self.target.exists():
+                raise
 
     def abandon(self) -> None:
         """Let go of files that will not be finished."""
         for file in self.files.values():
             file.abandon()
+        shutil.rmtree(self.part, ignore_errors=True)

@@ -104,6 +104,11 @@ def root() -> Path:
     return Path(os.environ.get("WHISPER_SAE_DATA") or Path(__file__).resolve().parents[1] / "data").absolute()
 
 
+def where(recipe: Recipe) -> Path:
+    """The folder in which the result of `recipe` lies, or will lie."""
+    return root() / "steps" / recipe.name / recipe.key
+
+
 def make(recipe: Recipe) -> Step:
     """The result of `recipe`, made now if it is not there.
 
@@ -112,8 +117,7 @@ def make(recipe: Recipe) -> Step:
     Two processes that ask at once do not collide: one makes, the other waits and reads.
     Raises NotMade when something it needs is missing, OSError (one line, with the way out) on a full disk.
     """
-    key = recipe.key
-    place = root() / "steps" / recipe.name / key
+    key, place = recipe.key, where(recipe)
     if found := _open(place, recipe):
         return found
     needs = {name: need(upstream) if upstream.by else make(upstream) for name, upstream in recipe.needs.items()}
@@ -140,8 +144,7 @@ def make(recipe: Recipe) -> Step:
 
 def need(recipe: Recipe) -> Step:
     """The result of `recipe` if it has been made; otherwise NotMade, which says what to run."""
-    place = root() / "steps" / recipe.name / recipe.key
-    if found := _open(place, recipe):
+    if found := _open(where(recipe), recipe):
         return found
     raise NotMade(
         f"'{recipe.label or recipe.name}' has not been made with these settings and this code "
