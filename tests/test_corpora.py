@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -16,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from whisper_sae import corpora, profiles, recipes, speech, store, tables
+from whisper_sae import corpora, hub, profiles, recipes, speech, store, tables
 
 RATE = 16_000
 TONE = (0.3 * np.sin(np.arange(8_000) / 10)).astype(np.float32)
@@ -321,6 +324,150 @@ def test_a_local_copy_of_a_hub_corpus(copy, small_whisper, data, run_for):
     (copy.parent / "moved" / "data" / "train-0.parquet").write_bytes(b"another")
     assert recipes.fetched(str(copy.parent / "moved")).key != key
     refused(copy, "parquet tables", "hub.fetch")
+
+
+@pytest.fixture
+def voices(tmp_path, monkeypatch) -> Path:
+    """Thirty clips of seven speakers as the hub keeps them: two files, row groups of four, each sound another."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder, rng = tmp_path / "voices", np.random.default_rng(0)
+    folder.mkdir()
+    sounds = [put(tmp_path / "x.flac", TONE[: 800 + 10 * n]).read_bytes() for n in range(30)]
+    cast = rng.integers(0, 7, 30)
+    columns = {
+        "audio": [{"bytes": sound, "path": f"{n}.flac"} for n, sound in enumerate(sounds)],
+        "sentence": [f"clip {n}" for n in range(30)],
+        "client_id": [f"s{voice}" if voice else "" for voice in cast],
+        "gender": [("female", "male")[voice % 2] for voice in cast],
+        "accent": [("scottish", "indian", "")[voice % 3] for voice in cast],
+    }
+    kinds = datasets.Features({name: datasets.Value("string") for name in columns} | {"audio": datasets.Audio(RATE)})
+    table = pa.table(columns).cast(kinds.arrow_schema)
+    for number, part in enumerate((table.slice(0, 17), table.slice(17))):
+        parquet.write_table(part, folder / f"train-{number}.parquet", row_group_size=4)
+    return folder
+
+
+def made(run, seed: int) -> tuple[pd.DataFrame, dict[str, bytes], store.Step]:
+    """The table of clips without paths, the bytes of each clip by name, and the step."""
+    step = store.make(recipes.clips(run, seed))
+    heard = recipes.table(run, step)
+    sounds = {Path(path).name: Path(path).read_bytes() for path in heard.path}
+    return heard.drop(columns=["path", "corpus"]), sounds, step
+
+
+CHOICES = [
+    {},
+    {"clips": 6},
+    {"clips": 100},
+    {"clips_per_speaker": 2},
+    {"clips": 5, "clips_per_speaker": 1},
+    {"only": ("gender=female", "accent=*")},
+    {"only": ("accent=indian",), "clips": 3},
+    {"balance": ("gender", "accent")},
+    {"balance": ("accent",), "clips_per_group": 3},
+    {"balance": ("gender",), "clips": 3, "clips_per_speaker": 2},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_the_same_clips_are_drawn_before_as_after_they_are_fetched(
+    voices, small_whisper, data, run_for, tmp_path, choice
+):
+    hub.fetch(str(voices), tmp_path / "whole")
+    for seed in (0, 1):
+        right, sounds, _ = made(run_for(small_whisper, tmp_path / "whole", **choice), seed)
+        found, copied, step = made(run_for(small_whisper, voices, **choice), seed)
+        pd.testing.assert_frame_equal(found, right)
+        assert copied == sounds
+        (source,) = (data / "steps" / "corpus").glob(f"{step.manifest['needs']['voices']}/corpus/audio")
+        assert {path.name for path in source.iterdir()} == set(sounds), "no other sound was fetched"
+
+
+def test_one_key_for_one_choice(voices, small_whisper, data, run_for):
+    def key(seed=0, **choice) -> str:
+        (source,) = recipes.clips(run_for(small_whisper, voices, **choice), seed).needs.values()
+        return source.key
+
+    whole = recipes.fetched(str(voices)).key
+    assert key() == key(1) == key(most_rejected=0.5, tokens=7) == whole
+    choices = [key(seed, **choice) for choice in CHOICES[1:] for seed in (0, 1)]
+    assert len({whole, *choices}) == len(choices) + 1
+    assert key(clips=6) == key(clips=6, tokens=7, sites=("encoder.0.mlp",))
+
+
+def test_what_was_fetched_is_fetched_again_where_it_was_thrown_away(voices, small_whisper, data, run_for):
+    run = run_for(small_whisper, voices, clips=5)
+    heard, sounds, step = made(run, 3)
+    shutil.rmtree(data / "steps" / "corpus")
+    again = recipes.table(run, step)
+    assert {Path(path).name: Path(path).read_bytes() for path in again.path} == sounds
+    assert again.id.tolist() == heard.id.tolist()
+
+
+def test_a_choice_of_nothing_is_said_before_anything_is_fetched(voices, small_whisper, data, run_for):
+    for choice, words in (
+        ({"only": ("accent=welsh",)}, ["only: no clip of", "voices is accent=welsh"]),
+        ({"only": ("gender=x",), "balance": ("accent",)}, ["only: no clip of", "voices is gender=x"]),
+        ({"balance": ("mood",)}, ["column 'mood'", "accent"]),
+    ):
+        with pytest.raises(speech.BadSpeech) as said:
+            store.make(recipes.clips(run_for(small_whisper, voices, **choice), 0))
+        for word in words:
+            assert word in str(said.value)
+        assert "\n" not in str(said.value) and ".work" not in str(said.value)
+    assert not list((data / "steps").glob("corpus/*/corpus/audio"))
+    assert not list((data / "steps").glob("corpus/.*.work/corpus/audio"))
+
+
+FETCHING = """
+import os, signal, sys
+from whisper_sae import hub, profiles, recipes, store
+run = profiles.choose(sys.argv[1])
+left = int(sys.argv[2])
+row = hub._row
+def deadly(*args):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return row(*args)
+hub._row = deadly
+store.make(recipes.clips(run, 0))
+"""
+
+
+@pytest.mark.parametrize("after", [10, 31, 33])
+def test_a_fetch_that_is_killed_leaves_nothing_that_is_taken_for_whole(
+    voices, small_whisper, data, run_for, tmp_path, after
+):
+    """While the table is read (30 rows), or while sound is."""
+    write(tmp_path / "x.toml", f'corpus = ["{voices}"]\nmodel = "{small_whisper}"\nclips = 4\n')
+    asks = [sys.executable, "-c", FETCHING, str(tmp_path / "x.toml"), str(after)]
+    around = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    assert subprocess.run(asks, env=around, capture_output=True).returncode == -signal.SIGKILL
+    assert not [path for path in (data / "steps" / "corpus").iterdir() if not path.name.startswith(".")]
+    run = profiles.choose(str(tmp_path / "x.toml"))
+    (source,) = recipes.clips(run, 0).needs.values()
+    step = store.make(source)
+    step.verify()
+    assert len(corpora.rows(step.path / "corpus")) == 4
+    audio = {name for name in step.manifest["files"] if name.startswith("corpus/audio/")}
+    assert set(step.manifest["files"]) == {"corpus/metadata.csv", *audio} and len(audio) == 4
+
+
+@given(
+    st.lists(st.tuples(*(st.sampled_from(["", "a", "b", "c"]) for _ in range(3))), min_size=1, max_size=30),
+    st.integers(0, 12), st.integers(0, 3), st.integers(0, 4), st.sampled_from([(), ("gender",), ("gender", "accent")]),
+    st.integers(0, 5),
+)  # fmt: skip
+def test_what_is_drawn_is_drawn_again(cast, most, per_speaker, per_group, by, seed):
+    """From the clips that were fetched, all are drawn: which ones those are has been decided before."""
+    clips = pd.DataFrame(cast, columns=["speaker", "gender", "accent"])
+    clips.insert(0, "id", [f"clip {n}" for n in range(len(clips))])
+    how = {"by": by, "per_group": per_group if by else 0, "per_speaker": per_speaker}
+    drawn = speech.draw(clips, most, seed, **how)
+    assert speech.draw(drawn, most, seed, **how).equals(drawn)
 
 
 # ------------------------------------------------------------------------------------------- balanced samples

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from pyarrow import parquet
 
-from whisper_sae import hub, speech
+from whisper_sae import corpora, hub, speech
 
 FEATURES = datasets.Features(
     {
@@ -76,17 +76,18 @@ def test_a_fetched_corpus_is_one_that_speech_reads(dataset, tmp_path):
         assert len(speech.samples(path)) == 8_000 + 160 * n
 
 
-def test_so_many_clips(dataset, tmp_path):
+def test_progress_is_told_of_each_clip(dataset, tmp_path):
     seen = []
-    folder = dataset()
 
-    def progress(rows):
-        for row in rows:
-            seen.append(row["id"])
-            yield row
+    def progress(clips):
+        for clip in clips:
+            seen.append(clip)
+            yield clip
 
-    assert hub.fetch(str(folder), tmp_path / "out", 2, progress) == {"clips": 2}
-    assert len(speech.read(tmp_path / "out")) == len(list((tmp_path / "out" / "audio").iterdir())) == len(seen) == 2
+    hub.fetch(str(dataset()), tmp_path / "all", None, progress)
+    assert len(seen) == 5
+    hub.fetch(str(tmp_path / "ds"), tmp_path / "some", lambda told: [1, 4], progress)
+    assert len(seen) == 5 + 5 + 2, "all that is told, and two clips"
 
 
 def test_configuration_and_split(dataset, tmp_path):
@@ -109,13 +110,185 @@ def test_a_column_that_is_called_file_name_does_not_name_the_file(dataset, tmp_p
     assert names.is_unique
 
 
+def interrupted(after: int):
+    """A `progress` that is interrupted when so many rows have gone by."""
+
+    def progress(rows):
+        for number, row in enumerate(rows):
+            if number == after:
+                raise KeyboardInterrupt
+            yield row
+
+    return progress
+
+
 def test_fetching_again_writes_the_same(dataset, tmp_path):
     folder = dataset()
     hub.fetch(str(folder), tmp_path / "one")
-    hub.fetch(str(folder), tmp_path / "two", 3)  # a run that was interrupted ...
+    with pytest.raises(KeyboardInterrupt):  # a run that was interrupted ...
+        hub.fetch(str(folder), tmp_path / "two", None, interrupted(3))
+    assert not (tmp_path / "two" / "metadata.csv").exists()
     hub.fetch(str(folder), tmp_path / "two")  # ... and begins again in the same folder
     assert speech.digest(tmp_path / "one") == speech.digest(tmp_path / "two")
     assert len(list((tmp_path / "two" / "audio").iterdir())) == 5
+
+
+# ----------------------------------------------------------------------------------------- some of the clips
+
+
+@pytest.fixture
+def parted(dataset):
+    """Two files of three row groups each, of 3, 3 and 2 rows: its directory."""
+    folder = dataset()
+    (folder / "train-00000-of-00001.parquet").unlink()
+    table = pa.table(rows(16)).select(list(FEATURES)).cast(FEATURES.arrow_schema)
+    for number in range(2):
+        part = table.slice(8 * number, 8)
+        parquet.write_table(part, folder / f"train-{number:05d}-of-00002.parquet", row_group_size=3)
+    return folder
+
+
+def copied(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "audio").iterdir())}
+
+
+def spoil_sound(folder, file: int, group: int) -> None:
+    """Overwrite where a row group keeps its bytes of sound, so that who reads them must notice."""
+    path = folder / f"train-{file:05d}-of-00002.parquet"
+    columns = parquet.read_metadata(path).row_group(group)
+    (column,) = (c for c in map(columns.column, range(columns.num_columns)) if c.path_in_schema == "audio.bytes")
+    begin = min(at for at in (column.dictionary_page_offset, column.data_page_offset) if at)
+    content = bytearray(path.read_bytes())
+    content[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("wanted", [[0], [15], [4, 3], [2, 3, 9, 15], list(range(16))])
+def test_what_is_chosen_is_what_it_is_in_the_whole(parted, tmp_path, wanted):
+    assert hub.fetch(str(parted), tmp_path / "whole") == {"clips": 16}
+    assert hub.fetch(str(parted), tmp_path / "some", lambda told: wanted) == {"clips": len(wanted)}
+    whole, some = copied(tmp_path / "whole"), copied(tmp_path / "some")
+    assert some == {name: sound for name, sound in whole.items() if hub.number_of(name) in wanted}
+    lines = [(tmp_path / name / "metadata.csv").read_text().splitlines() for name in ("whole", "some")]
+    assert lines[1] == [lines[0][0], *(lines[0][1 + number] for number in sorted(wanted))]
+    assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["audio", "metadata.csv"]
+
+
+def test_it_is_chosen_from_the_table_of_all(parted, tmp_path):
+    hub.fetch(str(parted), tmp_path / "whole")
+    seen = []
+    hub.fetch(str(parted), tmp_path / "some", lambda told: seen.append(corpora.rows(told)) or [3])
+    right = corpora.rows(tmp_path / "whole")
+    assert seen[0].drop(columns="path").equals(right.drop(columns="path"))
+    assert [hub.number_of(path) for path in seen[0].path] == list(range(16))
+
+
+def test_no_sound_is_read_of_a_row_group_without_a_wanted_clip(parted, tmp_path):
+    right = rows(16)["audio"]
+    for file, group in ((0, 0), (0, 2), (1, 1)):
+        spoil_sound(parted, file, group)
+    hub.fetch(str(parted), tmp_path / "some", lambda told: [3, 5, 8, 15])
+    assert sorted(copied(tmp_path / "some").values()) == sorted(right[n]["bytes"] for n in (3, 5, 8, 15))
+    for number in (1, 6, 12):
+        with pytest.raises(hub.BadCorpus, match="ds': cannot be fetched"):
+            hub.fetch(str(parted), tmp_path / f"spoilt {number}", lambda told, number=number: [number])
+
+
+def test_features_that_the_readme_declares(parted, tmp_path):
+    """As the releases on the hub have them: a configuration whose columns its README names."""
+    declared = "\n".join(f"  - {{name: {name}, dtype: string}}" for name in ("file", "text", "id"))
+    (parted / "README.md").write_text(f"""---
+dataset_info:
+  config_name: clean
+  features:
+{declared}
+  - {{name: audio, dtype: {{audio: {{sampling_rate: 16000}}}}}}
+  - {{name: speaker_id, dtype: int64}}
+  - {{name: gender, dtype: {{class_label: {{names: {{"0": female, "1": male}}}}}}}}
+configs:
+- config_name: clean
+  data_files:
+  - {{split: validation, path: train-*}}
+---
+""")
+    hub.fetch(f"{parted}:clean:validation", tmp_path / "some", lambda told: [1, 10])
+    assert corpora.rows(tmp_path / "some").gender.tolist() == ["male", "female"]
+    assert list(copied(tmp_path / "some").values()) == [rows(16)["audio"][n]["bytes"] for n in (1, 10)]
+
+
+def test_sound_alone_is_chosen_by_number(dataset, tmp_path):
+    folder = dataset(features=datasets.Features({"audio": datasets.Audio(16_000)}))
+    seen = []
+    hub.fetch(str(folder), tmp_path / "out", lambda told: seen.append(corpora.rows(told)) or [0, 3])
+    assert [hub.number_of(path) for path in seen[0].path] == list(range(5))
+    assert list(copied(tmp_path / "out").values()) == [rows(5)["audio"][n]["bytes"] for n in (0, 3)]
+
+
+def test_a_format_whose_columns_cannot_be_read_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "ds").mkdir()
+    table = pa.table({key: rows(5)[key] for key in FEATURES}).cast(FEATURES.arrow_schema)
+    for number in range(2):
+        with pa.ipc.new_stream(tmp_path / "ds" / f"train-{number}.arrow", table.schema) as out:
+            out.write_table(table)
+    hub.fetch(str(tmp_path / "ds"), tmp_path / "out", lambda told: [1, 7, 9])
+    assert list(copied(tmp_path / "out").values()) == [rows(5)["audio"][n]["bytes"] for n in (1, 2, 4)]
+
+
+@pytest.mark.parametrize(("change", "words"), [("order", "row 3 is another"), ("fewer", "fewer rows")])
+def test_a_corpus_that_changes_meanwhile_is_noticed(parted, tmp_path, change, words):
+    path = parted / "train-00001-of-00002.parquet"
+
+    def choose(told):
+        table = parquet.read_table(path)
+        if change == "order":  # the second file's rows come first
+            path.rename(parted / "train-00000-of-00002.parquet")
+            parquet.write_table(table, path, row_group_size=3)
+        else:
+            parquet.write_table(table.slice(0, 5), path, row_group_size=3)
+        return [3, 14]
+
+    with pytest.raises(hub.BadCorpus, match=words) as said:
+        hub.fetch(str(parted), tmp_path / "out", choose)
+    assert "fetch it again" in str(said.value) and "\n" not in str(said.value)
+    assert not (tmp_path / "out" / "metadata.csv").exists()
+
+
+@pytest.mark.parametrize("after", [0, 7, 16, 18])
+def test_a_choice_that_was_interrupted_begins_again(parted, tmp_path, after):
+    """While the table is read (16 rows), or the sound."""
+
+    def choose(told):
+        return [2, 7, 12]
+
+    hub.fetch(str(parted), tmp_path / "right", choose)
+    seen = 0
+
+    def progress(rows):
+        nonlocal seen
+        for row in rows:
+            if seen == after:
+                raise KeyboardInterrupt
+            seen += 1
+            yield row
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.fetch(str(parted), tmp_path / "out", choose, progress)
+    assert not (tmp_path / "out" / "metadata.csv").exists()
+    hub.fetch(str(parted), tmp_path / "out", choose)
+    assert speech.digest(tmp_path / "out") == speech.digest(tmp_path / "right")
+    assert copied(tmp_path / "out") == copied(tmp_path / "right")
+
+
+def test_what_the_choice_says_is_left_as_it_is(parted, tmp_path):
+    def choose(told):
+        raise speech.BadSpeech("only: no such clip")
+
+    with pytest.raises(speech.BadSpeech, match=r"^only: no such clip$"):
+        hub.fetch(str(parted), tmp_path / "out", choose)
+
+
+# ---------------------------------------------------------------------------------------------- what is wrong
 
 
 SILENT = datasets.Features({key: kind for key, kind in FEATURES.items() if key != "audio"})

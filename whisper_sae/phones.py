@@ -28,7 +28,7 @@ def read(folder: str | Path) -> pd.DataFrame:
     """
     path = _table(folder)
     if path is None:
-        return pd.DataFrame(columns=["path", "start", "end", "phone"]).astype({"start": float, "end": float})
+        return none()
     form = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}  # in X-SAMPA " is a phone
     try:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False, **form)
@@ -53,6 +53,11 @@ def read(folder: str | Path) -> pd.DataFrame:
     found = pd.concat([found, rest], axis=1).sort_values(["path", "start"], kind="stable", ignore_index=True)
     _check(path, found)
     return found
+
+
+def none() -> pd.DataFrame:
+    """What `read` gives where nothing is told."""
+    return pd.DataFrame(columns=["path", "start", "end", "phone"]).astype({"start": float, "end": float})
 
 
 def digest(folder: str | Path) -> str:

@@ -48,6 +48,12 @@ from whisper_sae.train import keep_memory
 HEARING = (model, attention, site_names, hooks, logmel, listening, excerpts, packing, frames, shards)
 """All code that decides what a Whisper says at its sites, and what of it is kept."""
 
+DRAWING = (speech.only, speech.draw, speech._voice, speech._groups, speech._check_columns)
+"""All code that decides which clips of a table are drawn."""
+
+DRAWN_BY = ("only", "balance", "clips", "clips_per_group", "clips_per_speaker")
+"""The fields of a profile that say which clips of a corpus it asks for; where none is set it asks for all."""
+
 
 def made_by(run: Profile, number: str) -> str:
     """The command that runs a notebook of a profile, and so makes its results."""
@@ -57,18 +63,25 @@ def made_by(run: Profile, number: str) -> str:
 # ------------------------------------------------------------------------------------------- model and corpus
 
 
-def fetched(corpus: str) -> Recipe:
-    """A corpus of the hub, whole, or a local copy of one, as a directory in `audiofolder` layout; clips are drawn from
-    it later."""
+def fetched(corpus: str, run: Profile | None = None, seed: int = 0) -> Recipe:
+    """A corpus of the hub, or a local copy of one, as a directory in `audiofolder` layout: the clips that a profile
+    draws of it, chosen by what is told of them before any sound is fetched; all of them, if it asks for all."""
+    choice = {name: getattr(run, name) for name in DRAWN_BY if run and getattr(run, name)}
+
+    def choose(told: Path) -> list[int]:
+        return [hub.number_of(path) for path in _drawn(run, told, seed, corpus).path]
 
     def get(folder: Path) -> dict:
-        return hub.fetch(corpus, folder / "corpus", progress=lambda rows: tqdm(rows, desc=corpus, unit=" clips"))
+        return hub.fetch(
+            corpus, folder / "corpus", choose if choice else None, lambda rows: tqdm(rows, desc=corpus, unit=" clips")
+        )
 
     if kept := _kept_by_the_hub(corpus):  # known by what it holds, wherever it lies
         params = {"corpus": corpus.removeprefix(str(kept)), "tables": speech.digest(kept, pd.DataFrame({"path": []}))}
     else:
         params = {"corpus": corpus}
-    return Recipe("corpus", get, params, code=(hub,), label=f"copy of {corpus}")
+    code = (hub, places, _drawn, *DRAWING) if choice else (hub,)
+    return Recipe("corpus", get, params | choice | ({"seed": seed} if choice else {}), code, label=f"copy of {corpus}")
 
 
 def _kept_by_the_hub(corpus: str) -> Path | None:
@@ -80,33 +93,39 @@ def _kept_by_the_hub(corpus: str) -> Path | None:
     return None
 
 
-def corpora(run: Profile) -> dict[str, Path | Recipe]:
+def corpora(run: Profile, seed: int) -> dict[str, Path | Recipe]:
     """The corpora of a profile by short name: a local directory or table, or the recipe of a source."""
     found = {}
     for corpus in run.corpus:
         if kept := _kept_by_the_hub(corpus):
-            name, place = kept.name, fetched(corpus)
+            name, place = kept.name, fetched(corpus, run, seed)
         elif Path(corpus).exists() or corpus.startswith((".", "/", "~")):
             place = Path(corpus).expanduser().absolute()
             name = f"{place.parent.name}-{place.stem}" if place.is_file() else place.name
         else:
-            name, place = corpus.split(":")[0], fetched(corpus)
+            name, place = corpus.split(":")[0], fetched(corpus, run, seed)
         if name in found:
             raise speech.BadSpeech(f"corpus: two are called {name!r}; rename one of the directories")
         found[name] = place
     return found
 
 
-def folders(run: Profile) -> dict[str, Path]:
+def folders(run: Profile, seed: int) -> dict[str, Path]:
     """The directories of the corpora of a profile by short name; sources are made first."""
-    return {name: places.find(place).folder for name, place in _made(run).items()}
+    return {name: places.find(place).folder for name, place in _made(run, seed).items()}
 
 
-def _made(run: Profile) -> dict[str, Path]:
+def _lying_here(run: Profile) -> dict[str, Path]:
+    """The directories of the corpora that are not copied first; of a copy there is nothing but sound and its table."""
+    here = {name: place for name, place in corpora(run, 0).items() if isinstance(place, Path)}
+    return {name: places.find(place).folder for name, place in here.items()}
+
+
+def _made(run: Profile, seed: int) -> dict[str, Path]:
     """The directories or tables of the corpora of a profile; sources are made first."""
     return {
         name: make(place).path / "corpus" if isinstance(place, Recipe) else place
-        for name, place in corpora(run).items()
+        for name, place in corpora(run, seed).items()
     }
 
 
@@ -116,11 +135,11 @@ def _made(run: Profile) -> dict[str, Path]:
 def clips(run: Profile, seed: int) -> Recipe:
     """`clips.csv`: the clips of a profile, with their speaker-disjoint split. Each file has been decoded once: those
     that cannot be are in `rejected.csv`, with the reason."""
-    known = corpora(run)
+    known = corpora(run, seed)
     sources = {name: place for name, place in known.items() if isinstance(place, Recipe)}
 
     def make_clips(folder: Path, **_sources: Step) -> dict:
-        where, roots = _made(run), folders(run)
+        where, roots = _made(run, seed), folders(run, seed)
         drawn = speech.join({name: _drawn(run, place, seed) for name, place in where.items()})
         _check_columns(run, drawn)
         kept, rejected = _decode_all(drawn)
@@ -138,25 +157,24 @@ def clips(run: Profile, seed: int) -> Recipe:
     local = {
         name: speech.digest(place, _drawn(run, place, seed)) for name, place in known.items() if name not in sources
     }
-    names = ("clips", "only", "balance", "clips_per_group", "clips_per_speaker", "most_rejected")
-    params = {"corpora": local, "seed": seed} | {name: getattr(run, name) for name in names}
+    params = {"corpora": local, "seed": seed} | {name: getattr(run, name) for name in (*DRAWN_BY, "most_rejected")}
     return Recipe(
         "clips", make_clips, params, needs=sources, by=made_by(run, "01"), label="table of clips",
         code=(speech, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
     )  # fmt: skip
 
 
-def _drawn(run: Profile, place: Path, seed: int) -> pd.DataFrame:
+def _drawn(run: Profile, place: Path, seed: int, called: str = "") -> pd.DataFrame:
     """The clips of one corpus that a profile asks for; nothing has been listened to yet."""
     told = places.rows(place)
     found = speech.only(told, run.only)
     if found.empty:
-        raise speech.BadSpeech(f"only: no clip of {place} is {' or '.join(run.only)}")
+        raise speech.BadSpeech(f"only: no clip of {called or place} is {' or '.join(run.only)}")
     found = speech.draw(
         found, run.clips, seed, by=run.balance, per_group=run.clips_per_group, per_speaker=run.clips_per_speaker
     )
     if found.empty:
-        raise speech.BadSpeech(f"balance: no clip of {place} has a label for {', '.join(run.balance)}")
+        raise speech.BadSpeech(f"balance: no clip of {called or place} has a label for {', '.join(run.balance)}")
     return found
 
 
@@ -190,7 +208,7 @@ def table(run: Profile, step: Step) -> pd.DataFrame:
     """The table of clips that a step of `clips` holds, with paths as they are on this machine."""
     text = {name: str for name in [*speech.COLUMNS, "corpus"] if name != "duration"}
     found = step.table("clips.csv", dtype=text)
-    where = folders(run)
+    where = folders(run, step.manifest["params"]["seed"])
     return found.assign(path=[str(where[c] / p) for c, p in zip(found.corpus, found.path, strict=True)])
 
 
@@ -430,7 +448,8 @@ def phones_of(run: Profile, heard: pd.DataFrame) -> pd.DataFrame:
 
     `ipa`, `manner` ("phone") and `word`, `word_index` ("", -1) are there whether a corpus tells them or not.
     """
-    told = pd.concat([phones.read(folder) for folder in folders(run).values()], ignore_index=True)
+    told = [phones.read(folder) for folder in _lying_here(run).values()]
+    told = pd.concat(told or [phones.none()], ignore_index=True)
     row = pd.Series(heard.index, index=[str(Path(path).resolve()) for path in heard.path])
     told = told.assign(clip=told.path.map(row)).dropna(subset="clip").astype({"clip": int})
     for name, value in {"ipa": told.phone, "manner": "phone", "word": ""}.items():
@@ -515,7 +534,7 @@ def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_00
         pd.DataFrame(rows).to_csv(folder / "read.csv", index=False)
         return {"phones": len(set(truth[fit_on])), "fitted": len(fit_on), "asked": len(ask)}
 
-    told_by = {name: phones.digest(folder) for name, folder in folders(run).items()}
+    told_by = {name: phones.digest(folder) for name, folder in _lying_here(run).items()}
     return Recipe(
         "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "phones": told_by},
         code=(speech, *HEARING, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table),
