@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
 from whisper_sae import activations as frames
-from whisper_sae import model, recipes, speech, store
+from whisper_sae import listening, model, recipes, speech, store
 
 SITES = ("encoder.*",)
 
@@ -289,6 +289,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(made, data, tmp_pa
 
         return counted
 
+    monkeypatch.setattr(listening, "seconds_a_window", lambda *_: 0.0)  # listens, too
     monkeypatch.setattr(model, "record", stop_after(survived))
     with pytest.raises(KeyboardInterrupt):
         store.make(recipes.activations(run, 0))
