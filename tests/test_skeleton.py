@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "corpora": {"tables"},
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
+    "alignments": {"corpora"},  # which files are sounds
+    "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
     "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
