@@ -24,6 +24,9 @@ MAY_IMPORT = {
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
     "alignments": {"corpora"},  # which files are sounds
+    "selectivity": {"codes"},  # their entries, and what is known of the frames
+    "detectors": {"codes", "selectivity"},  # the best thresholds of each feature
+    "timing": {"codes"},
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
