@@ -113,7 +113,7 @@ def true_of(frames: Frames) -> np.ndarray:
     """How many frames each speaker has of each label: (label, speaker)."""
     voices, voice = np.unique(frames.speaker, return_inverse=True)
     key = frames.label * len(voices) + voice
-    return np.bincount(key, minlength=len(frames.names) * len(voices)).reshape(-1, len(voices)).astype(float)
+    return np.bincount(key, minlength=len(frames.names) * len(voices)).reshape(len(frames.names), len(voices)) * 1.0
 
 
 def _drawn(right: np.ndarray, said: np.ndarray, true: np.ndarray, draws: int, seed: int) -> np.ndarray:

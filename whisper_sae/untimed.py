@@ -41,21 +41,23 @@ def tokens(texts: Sequence[str], unit: str = "word", least: int = 5) -> Tokens:
     pattern = r"[^\W_]+(?:['’][^\W_]+)*" if unit == "word" else r"[^\W_]"
     rows = [
         (match[0], clip, (match.start() + match.end()) / 2 / len(text))
-        for clip, text in enumerate(texts)
-        for match in re.finditer(pattern, text.lower())
+        for clip, text in enumerate(map(str.lower, texts))
+        for match in re.finditer(pattern, text)
     ]
-    every = pd.DataFrame(rows, columns=["name", "clip", "where"])
-    having = every.groupby("name").clip.nunique()
+    every = pd.DataFrame(rows, columns=["name", "at", "place"]).astype({"at": int, "place": float})
+    having = every.groupby("name")["at"].nunique()
     kept = every[every.name.map(having).between(least, len(texts) - least)]
     token, names = pd.factorize(kept.name, sort=True)
-    return Tokens(np.asarray(names, dtype=str), token, kept.clip.to_numpy(), kept["where"].to_numpy(), len(texts))
+    return Tokens(np.asarray(names, dtype=str), token, kept["at"].to_numpy(), kept.place.to_numpy(), len(texts))
 
 
-def dealt(speakers, seconds, count: int = 200, alike: int = 8, seed: int = 0) -> Iterator[np.ndarray]:
+def dealt(speakers, seconds, count: int = 200, alike: int = 2, seed: int = 0) -> Iterator[np.ndarray]:
     """`count` orders of the clips, (clip,) each: clip c gets the text of clip order[c].
 
-    Texts are dealt among about `alike` clips by one speaker whose lengths, (clip,) seconds, are next to each other;
-    speakers of a single clip, and clips without a speaker, "", are dealt together.
+    Texts are dealt among `alike` clips, or one more, by one speaker whose lengths, (clip,) seconds, are next to each
+    other; speakers of a single clip, and clips without a speaker, "", are dealt together. In simulations in which
+    nothing is to be found, two find no more than the false discovery rate; among eight, lengths already differ enough
+    that long clips' peaks go with words.
     """
     speakers = np.asarray(speakers).astype(str)
     alone = pd.Series(speakers).map(pd.Series(speakers).value_counts()).to_numpy() < 2
