@@ -111,6 +111,17 @@ def test_the_interval_is_over_speakers():
     assert (low < f1).all() and (f1 < high).all()
 
 
+def test_a_phone_of_one_speaker_does_not_move_the_interval():
+    """Nobody hears it; whether its speaker is drawn must not decide whether it counts."""
+    made, frames = world(clean=0.8)
+    e = frames.names.tolist().index("e")
+    keep = (frames.label != e) | (frames.speaker < 5)
+    made, frames = codes.part(made, frames, keep)
+    found = detectors.dictionary_score(made, frames, frames.speaker < 4)
+    assert found.table.counted.all()
+    assert found.f1 - 0.06 < found.low < found.f1 < found.high < found.f1 + 0.06
+
+
 def test_intervals_hold_the_truth():
     """95 % intervals of many worlds: most have the F1 that a great many speakers give."""
     made, frames = world(99, speakers=200, clean=0.6, features=4)

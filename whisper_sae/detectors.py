@@ -73,7 +73,10 @@ def dictionary_score(
     )  # fmt: skip
     if not counted.any():
         return DictionaryScore(np.nan, np.nan, np.nan, table, np.full(draws, np.nan))
-    means = _mean(drawn[:, counted])
+    means = np.where(np.isfinite(drawn), drawn, found.f1)[:, counted].mean(
+        axis=1
+    )  # who was drawn may lack a rare phone
+    means = means if len(voices) > 1 else np.full(draws, np.nan)
     return DictionaryScore(float(found.f1[counted].mean()), *map(float, _interval(means)), table, means)
 
 
@@ -123,13 +126,6 @@ def _drawn(right: np.ndarray, said: np.ndarray, true: np.ndarray, draws: int, se
         return np.full((draws, len(right)), np.nan)
     weight = np.random.default_rng(seed).multinomial(speakers, np.full(speakers, 1 / speakers), size=draws)
     return rates(weight @ right.T, weight @ said.T, weight @ true.T).f1
-
-
-def _mean(drawn: np.ndarray) -> np.ndarray:
-    """The mean over labels of each draw, of those that the drawn speakers said: (draw,)."""
-    there = np.isfinite(drawn)
-    with np.errstate(invalid="ignore"):
-        return np.where(there, drawn, 0).sum(axis=1) / there.sum(axis=1)
 
 
 def _interval(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
