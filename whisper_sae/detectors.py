@@ -45,14 +45,35 @@ def dictionary_score(
     `codes` may come a few features at a time, (frame, feature) each. A label with fewer than `least` frames on either
     side is not counted, nor one that no feature fires on. `chance` in the table is the F1 of always saying the label.
     """
-    names, many = frames.names, len(frames.names)
     chosen_on, asked = (
-        Frames(frames.label[m], names, frames.speaker[m], frames.clip[m]) for m in (choosing, ~choosing)
+        Frames(frames.label[m], frames.names, frames.speaker[m], frames.clip[m]) for m in (choosing, ~choosing)
     )
-    voices = np.unique(asked.speaker)
-    right, said = np.zeros((many, len(voices))), np.zeros((many, len(voices)))
-    best, cut, feature, first = np.zeros(many), np.full(many, np.inf), np.full(many, -1), 0
-    for some in [codes] if hasattr(codes, "indptr") else codes:
+    best, right, said = _chosen([codes] if hasattr(codes, "indptr") else codes, choosing, chosen_on, asked)
+    true = true_of(asked)
+    found = rates(right.sum(axis=1), said.sum(axis=1), true.sum(axis=1))
+    counted = ((chosen_on.count >= least) & (asked.count >= least) & (best.feature >= 0)).to_numpy()
+    drawn = _drawn(right, said, true, draws, seed)  # (draw, label)
+    low, high = _interval(drawn)
+    table = best.assign(
+        f1=found.f1, f1_low=low, f1_high=high, precision=found.precision, recall=found.recall, frames=asked.count,
+        chance=2 * asked.count / np.maximum(asked.count + len(asked.label), 1), counted=counted,
+    )  # fmt: skip
+    if not counted.any():
+        return DictionaryScore(np.nan, np.nan, np.nan, table, np.full(draws, np.nan))
+    means = np.where(np.isfinite(drawn), drawn, found.f1)[:, counted].mean(
+        axis=1
+    )  # who was drawn may lack a rare phone
+    means = means if true.shape[1] > 1 else np.full(draws, np.nan)
+    return DictionaryScore(float(found.f1[counted].mean()), *map(float, _interval(means)), table, means)
+
+
+def _chosen(parts: Iterable[csc_array], choosing: np.ndarray, chosen_on: Frames, asked: Frames):
+    """The best feature of each label on the frames of a mask: a table of label, feature, threshold and f1_chosen, and
+    how often it is right and says the label on the other frames, (label, speaker) each."""
+    many, first = len(asked.names), 0
+    right, said = (np.zeros((many, len(np.unique(asked.speaker)))) for _ in range(2))
+    best, cut, feature = np.zeros(many), np.full(many, np.inf), np.full(many, -1)
+    for some in parts:
         mine, f1 = thresholds(only(some, choosing), chosen_on)
         top = f1.argmax(axis=0)
         better = np.flatnonzero(f1[top, np.arange(many)] > best)
@@ -61,23 +82,8 @@ def dictionary_score(
         there = only(some[:, top[better]], ~choosing)
         right[better], said[better] = by_speaker(there, asked, np.arange(len(better)), better, cut[better])
         first += some.shape[1]
-    true = true_of(asked)
-    found = rates(right.sum(axis=1), said.sum(axis=1), true.sum(axis=1))
-    counted = (chosen_on.count >= least) & (asked.count >= least) & (feature >= 0)
-    drawn = _drawn(right, said, true, draws, seed)  # (draw, label)
-    low, high = _interval(drawn)
-    table = pd.DataFrame(
-        {"label": names, "feature": feature, "threshold": cut, "f1_chosen": best, "f1": found.f1, "f1_low": low,
-         "f1_high": high, "precision": found.precision, "recall": found.recall, "frames": asked.count,
-         "chance": 2 * asked.count / np.maximum(asked.count + len(asked.label), 1), "counted": counted}
-    )  # fmt: skip
-    if not counted.any():
-        return DictionaryScore(np.nan, np.nan, np.nan, table, np.full(draws, np.nan))
-    means = np.where(np.isfinite(drawn), drawn, found.f1)[:, counted].mean(
-        axis=1
-    )  # who was drawn may lack a rare phone
-    means = means if len(voices) > 1 else np.full(draws, np.nan)
-    return DictionaryScore(float(found.f1[counted].mean()), *map(float, _interval(means)), table, means)
+    told = {"label": asked.names, "feature": feature, "threshold": cut, "f1_chosen": best}
+    return pd.DataFrame(told), right, said
 
 
 def difference(one: DictionaryScore, other: DictionaryScore) -> tuple[float, float, float]:

@@ -78,9 +78,7 @@ def placed(told: pd.DataFrame, clip: np.ndarray, moment: np.ndarray) -> Placed:
         if name in groups:
             inside = at(groups[name], np.asarray(moment)[frames])
             row[frames] = np.where(inside >= 0, order[np.clip(first[name] + inside, 0, None)], -1)
-    none = row < 0
-    start, end = (np.where(none, np.nan, told[side].to_numpy()[row]) if len(told) else np.full(len(row), np.nan)
-                  for side in ("start", "end"))  # fmt: skip
+    start, end = (np.append(told[side].to_numpy(float), np.nan)[row] for side in ("start", "end"))  # row -1 is NaN
     return Placed(row, moment - start, end - moment)
 
 
