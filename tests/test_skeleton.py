@@ -23,6 +23,11 @@ MAY_IMPORT = {
     "corpora": {"tables"},
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
+    "alignments": {"corpora"},  # which files are sounds
+    "selectivity": {"codes"},  # their entries, and what is known of the frames
+    "detectors": {"codes", "selectivity"},  # the best thresholds of each feature
+    "timing": {"codes"},
+    "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
     "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself

@@ -1,58 +1,32 @@
 """When each phone of a clip sounds, as a corpus tells it, and which phone each frame of a model falls into.
 
-A corpus may carry, beside its `metadata.csv`, a `phones.csv` or `phones.tsv`: one row a phone, with `file_name`,
-`start_ms` and `end_ms` (or `start_s` and `end_s`), and `phone` (or `label`; where there is a `tier`, the first of
-TIERS that is among them counts).
-Other columns, such as `ipa` or `manner`, are kept.
+`alignments` reads whatever file tells it, and the same of words.
 """
 
-import csv
-import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-TIERS = ("phone", "phones", "phonetic", "phoneme", "phonemes")
+from whisper_sae import alignments
+from whisper_sae.alignments import BadAlignment as BadPhones
+
+__all__ = ["BadPhones", "Placed", "at", "change_around", "digest", "labels", "placed", "read", "words"]
 
 
-class BadPhones(ValueError):
-    """A table of phones that cannot be used; the message is one line and names the file and the field."""
-
-
-def read(folder: str | Path) -> pd.DataFrame:
+def read(folder: str | Path, tier: str = "") -> pd.DataFrame:
     """The phones of a corpus, empty where it tells none: path, start and end (seconds), phone, and what else it says.
 
     Rows are in order of path and start. Raises BadPhones for a missing column, a time that is no number, a phone
     that ends before it begins, or two phones of a clip that overlap by more than 1 ms.
     """
-    path = _table(folder)
-    if path is None:
-        return none()
-    form = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}  # in X-SAMPA " is a phone
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False, **form)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise BadPhones(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
-    if "tier" in raw:
-        tier = raw.tier.str.lower()
-        raw = raw[tier == next((name for name in TIERS if (tier == name).any()), None)].drop(columns="tier")
-    raw = raw.rename(columns={} if "phone" in raw else {"label": "phone"})
-    if lost := [name for name in ("file_name", "phone") if name not in raw]:
-        raise BadPhones(f"{path}: no column {lost[0]!r}; it has {', '.join(raw.columns)}")
-    found = pd.DataFrame(
-        {
-            "path": [str((Path(folder) / name).resolve()) for name in raw.file_name],
-            "start": _seconds(path, raw, "start"),
-            "end": _seconds(path, raw, "end"),
-            "phone": raw.phone.to_numpy(),
-        }
-    )
-    used = {"file_name", "phone", "start_ms", "end_ms", "start_s", "end_s", "start", "end", "path"}
-    rest = raw[[name for name in raw if name not in used]].reset_index(drop=True)
-    found = pd.concat([found, rest], axis=1).sort_values(["path", "start"], kind="stable", ignore_index=True)
-    _check(path, found)
-    return found
+    return alignments.read(folder, "phones", tier)
+
+
+def words(folder: str | Path, tier: str = "") -> pd.DataFrame:
+    """The words of a corpus with their times, as `read` tells its phones: path, start, end, word, …"""
+    return alignments.read(folder, "words", tier)
 
 
 def none() -> pd.DataFrame:
@@ -61,34 +35,8 @@ def none() -> pd.DataFrame:
 
 
 def digest(folder: str | Path) -> str:
-    """One number for what a corpus tells of its phones; empty where it tells nothing."""
-    path = _table(folder)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path else ""
-
-
-def _table(folder: str | Path) -> Path | None:
-    return next((p for name in ("phones.csv", "phones.tsv") if (p := Path(folder) / name).is_file()), None)
-
-
-def _seconds(path: Path, raw: pd.DataFrame, name: str) -> np.ndarray:
-    column, unit = (f"{name}_ms", 1e-3) if f"{name}_ms" in raw else (f"{name}_s", 1.0)
-    if column not in raw:
-        raise BadPhones(f"{path}: no column '{name}_ms' or '{name}_s'; it has {', '.join(raw.columns)}")
-    values = pd.to_numeric(raw[column], errors="coerce")
-    if (bad := ~np.isfinite(values)).any():
-        raise BadPhones(f"{path}: {column}: {raw[column][bad].iloc[0]!r} is not a number")
-    return values.to_numpy() * unit
-
-
-def _check(path: Path, found: pd.DataFrame) -> None:
-    name = found.path.map(lambda p: Path(p).name)
-    if (wrong := found.end < found.start).any():
-        raise BadPhones(
-            f"{path}: {name[wrong].iloc[0]}: a phone ends before it begins, at {found.start[wrong].iloc[0]:.3f} s"
-        )
-    same = found.path.eq(found.path.shift())
-    if (wrong := same & (found.start < found.end.shift() - 1e-3)).any():
-        raise BadPhones(f"{path}: {name[wrong].iloc[0]}: two phones at once, at {found.start[wrong].iloc[0]:.3f} s")
+    """One number for all that a corpus tells of its phones; empty where it tells nothing."""
+    return alignments.digest(folder, "phones")
 
 
 def at(clip: pd.DataFrame, moments: np.ndarray) -> np.ndarray:
@@ -101,6 +49,54 @@ def at(clip: pd.DataFrame, moments: np.ndarray) -> np.ndarray:
     row = np.searchsorted(clip.start.to_numpy(), moments, side="right") - 1
     inside = (row >= 0) & (np.asarray(moments) < clip.end.to_numpy()[row])
     return np.where(inside, row, -1)
+
+
+class Placed(NamedTuple):
+    """Where frames lie in phones, or in words; each is (frame,)."""
+
+    row: np.ndarray
+    """The phone that sounds in the middle of the frame, by its place in the table; -1 for none."""
+    since: np.ndarray
+    """Seconds since that phone began; NaN for none."""
+    left: np.ndarray
+    """Seconds until it ends."""
+
+    @property
+    def third(self) -> np.ndarray:
+        """0, 1 or 2 for the onset, the steady middle and the offset of the phone, each a third of it; -1 for none."""
+        with np.errstate(invalid="ignore"):
+            part = np.floor(3 * self.since / (self.since + self.left))
+        return np.where(self.row < 0, -1, np.nan_to_num(part)).astype(int)
+
+
+def placed(told: pd.DataFrame, clip: np.ndarray, moment: np.ndarray) -> Placed:
+    """Which row of `told`, phones or words, each frame falls into: frames by their clip and their middle (seconds).
+
+    `told` has `clip`, `start` and `end`, in any order; nothing overlaps.
+    """
+    row = np.full(len(clip), -1)
+    order = np.lexsort((told.start.to_numpy(), told["clip"].to_numpy()))
+    ranked = told.iloc[order]
+    first = {name: place[0] for name, place in ranked.groupby("clip", sort=False).indices.items()}
+    groups = dict(list(ranked.groupby("clip", sort=False)))
+    for name, frames in pd.Series(clip).groupby(np.asarray(clip)).indices.items():
+        if name in groups:
+            inside = at(groups[name], np.asarray(moment)[frames])
+            row[frames] = np.where(inside >= 0, order[np.clip(first[name] + inside, 0, None)], -1)
+    start, end = (np.append(told[side].to_numpy(float), np.nan)[row] for side in ("start", "end"))  # row -1 is NaN
+    return Placed(row, moment - start, end - moment)
+
+
+def labels(told: pd.DataFrame, where: Placed, column: str = "phone", tolerance: float = 0.0) -> np.ndarray:
+    """What `told` says in a column of each frame: (frame,), "" where nothing is told.
+
+    Nobody knows an edge between two phones to the millisecond: frames whose middle is within `tolerance` seconds of
+    an edge of their phone are left out, "", so that they count neither for nor against anything. A phone shorter than
+    twice the tolerance is left out with them.
+    """
+    names = np.append(told[column].to_numpy(str), "")
+    near = np.minimum(where.since, where.left) < tolerance
+    return names[np.where(near | (where.row < 0), len(told), where.row)]
 
 
 def change_around(mel: np.ndarray, moments: np.ndarray, reach: int = 8, hop: float = 0.01) -> np.ndarray:

@@ -1,0 +1,166 @@
+"""What chance gives is not found, what is planted is, however alike frames of a phone, a clip and a speaker are."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d
+from scipy.stats import norm
+
+from whisper_sae import chance, codes, selectivity
+
+# ------------------------------------------------------------------------------------------------- shifts
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 99))
+def test_a_shift_turns_every_clip_round(lengths, seed):
+    clip = np.repeat(np.arange(len(lengths)), lengths)
+    for order in chance.shifts(clip, 3, seed):
+        assert (clip[order] == clip).all() and len(set(order)) == len(order)
+        for one in range(len(lengths)):
+            rows = np.flatnonzero(clip == one)
+            by = int(np.flatnonzero(rows == order[rows[0]])[0])
+            assert (order[rows] == np.roll(rows, -by)).all()
+
+
+def test_all_shifts_are_equally_likely_and_of_each_clip_its_own():
+    clip = np.repeat([4, 2], [5, 8])
+    turns = np.array([[order[0], order[5] - 5] for order in chance.shifts(clip, 4000)])
+    for column, length in zip(turns.T, (5, 8), strict=True):
+        np.testing.assert_allclose(np.bincount(column, minlength=length) / 4000, 1 / length, atol=0.03)
+    assert abs(np.corrcoef(turns.T)[0, 1]) < 0.06
+    assert (next(chance.shifts(clip, 1, 3)) == next(chance.shifts(clip, 1, 3))).all()
+
+
+# --------------------------------------------------------------------------------------------- calibration
+
+
+def world(seed, *, speakers=6, clips=5, frames=120, features=60, labels=8, differ=0.7, dense=False):
+    """Codes that have nothing to do with their labels, yet frames of a phone, a clip and a speaker are alike.
+
+    Phones last 2 to 9 frames; which are frequent depends on speaker and clip. So does how often a feature fires; it
+    fires for some frames at a time. `differ` is how unlike the clips of a speaker are.
+    """
+    rng = np.random.default_rng(seed)
+    rate, label, values = np.exp(rng.normal(-3.5, 1.2, features)), [], []
+    for _ in range(speakers):
+        liked, loud = rng.dirichlet(np.full(labels, 2.0)), np.exp(rng.normal(0, 0.7, features))
+        for _ in range(clips):
+            here = liked * rng.gamma(0.49 / differ**2, 1, labels) + 1e-9
+            runs = np.repeat(rng.choice(labels, frames, p=here / here.sum()), rng.integers(2, 10, frames))
+            label.append(runs[:frames])
+            noise = gaussian_filter1d(rng.normal(size=(frames + 40, features)), 3, axis=0)[20:-20]
+            share = np.clip(rate * loud * np.exp(rng.normal(0, differ, features)), 1e-4, 0.6)
+            values.append(noise / noise.std() + norm.ppf(share))
+    speaker, clip = (np.repeat(np.arange(speakers * clips) // each, frames) for each in (clips, 1))
+    values = np.concatenate(values)
+    made = codes.of_chunks([values if dense else np.maximum(values, 0)], both_sides=dense)
+    return codes.known(made, np.concatenate(label).astype(str), speaker, clip)
+
+
+def judged(made, frames, orders=None, seed=0):
+    ranked = selectivity.ranked(made, frames)
+    orders = chance.shifts(frames.clip, 60, seed) if orders is None else orders
+    by_chance = chance.null(ranked.auc, frames.label, orders)
+    return chance.judge(ranked.auc(frames.label), by_chance, ranked.spread, ranked.expected)
+
+
+def share_found(runs, orders=None, **how):
+    return np.mean([judged(*(w := world(s, **how)), orders and orders(*w, s), s).found().any() for s in range(runs)])
+
+
+@pytest.mark.parametrize("how", [{}, {"differ": 1.5}, {"dense": True}], ids=["sparse", "clips unlike", "signed"])
+def test_nothing_is_found_where_nothing_is(how):
+    """At a false discovery rate of 1 in 20, at most 1 run of 20 finds anything."""
+    assert share_found(20, features=30, **how) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{}, {"differ": 1.5}, {"dense": True}, {"speakers": 1, "clips": 6}])
+def test_nothing_is_found_in_many_runs(how):
+    """200 runs; up to 17 of them are what a true rate of 1 in 20 gives in 98 of 100 cases."""
+    assert share_found(200, **how) <= 17 / 200
+
+
+def test_p_is_even_where_nothing_is():
+    p = np.concatenate([judged(*world(seed), seed=seed).p.ravel() for seed in range(6)])
+    p = p[np.isfinite(p)]
+    for level in (0.01, 0.05, 0.25):
+        assert (p <= level).mean() == pytest.approx(level, rel=0.25)
+
+
+def test_one_circle_for_a_speaker_finds_too_much():
+    """Why clips are turned one by one: where they are unlike, a clip's labels then meet the codes of two clips."""
+    assert (
+        share_found(20, lambda made, frames, seed: chance.shifts(frames.speaker, 60, seed), features=30, differ=1.5)
+        > 0.05
+    )
+
+
+def test_leaving_out_short_shifts_finds_too_much():
+    """Why all shifts count: what is left out is what the true one is like, and a circle's shifts have a fixed sum."""
+
+    def far(made, frames, seed):
+        rng = np.random.default_rng(seed)
+        rows = np.arange(len(frames.clip)).reshape(-1, 120)
+        for _ in range(60):
+            yield np.concatenate([np.roll(mine, rng.integers(25, 96)) for mine in rows])
+
+    assert share_found(20, far, features=30) > 0.2
+
+
+# ------------------------------------------------------------------------------------------ what is planted
+
+
+def test_a_planted_detector_is_found_and_found_alone():
+    """Feature 0 hears half of the frames of label 3, and is as often wrong."""
+    made, frames = world(1)
+    rng = np.random.default_rng(0)
+    dense = made.toarray()
+    hears = np.where(
+        frames.names[frames.label] == "3", rng.random(len(frames.label)) < 0.5, rng.random(len(frames.label)) < 0.05
+    )
+    dense[:, 0] = hears * rng.exponential(size=len(hears))
+    verdict = judged(codes.of_chunks([dense]), frames)
+    assert np.argwhere(verdict.found()).tolist() == [[0, frames.names.tolist().index("3")]]
+    assert np.nanargmax(verdict.z) == np.ravel_multi_index((0, 3), verdict.z.shape)
+    order = next(chance.shifts(frames.clip, 1, seed=7))
+    shifted = frames._replace(label=frames.label[order])
+    assert not judged(codes.of_chunks([dense]), shifted).found().any(), "the alignment shifted once: nothing"
+
+
+def test_what_cannot_be_tested_is_not():
+    """A feature that never fires, one that always does as loud, and a label that is nowhere."""
+    made, frames = world(0, features=6)
+    dense = made.toarray()
+    dense[:, 0], dense[:, 1] = 0, 2
+    frames = frames._replace(names=np.append(frames.names, "none"))
+    verdict = judged(codes.of_chunks([dense]), frames)
+    for part in verdict:
+        assert np.isnan(part[:2]).all() and np.isnan(part[:, -1]).all() and np.isfinite(part[2:, :-1]).all()
+    assert not verdict.found()[:2].any()
+
+
+def test_one_clip_is_enough_to_ask():
+    made, frames = world(0, speakers=1, clips=1, frames=200)
+    verdict = judged(made, frames)
+    assert np.isfinite(verdict.p).any() and (verdict.p[np.isfinite(verdict.p)] > 0).all()
+
+
+def test_a_hundred_equal_tests_of_which_one_stands_out():
+    rng = np.random.default_rng(0)
+    by_chance = rng.normal(size=(100, 10, 10))
+    observed = rng.normal(size=(10, 10))
+    observed[4, 5] = 8
+    verdict = chance.judge(observed, by_chance, np.full((10, 10), 0.1), np.ones((10, 10)))
+    assert np.argwhere(verdict.found()).tolist() == [[4, 5]]
+    np.testing.assert_allclose(np.delete(verdict.p, 45), norm.sf(np.delete(observed, 45)), atol=0.12)
+
+
+def test_a_test_that_hardly_moves_is_measured_by_the_least_spread():
+    by_chance = np.zeros((20, 1))
+    by_chance[0] = 0.01
+    verdict = chance.judge(np.array([0.02]), by_chance, np.array([1.0]), np.array([1.0]))
+    assert verdict.z[0] == pytest.approx(0.0195)
+    with pytest.raises(ValueError, match="chance: 19 shifts are too few, 20 are needed"):
+        chance.judge(np.array([0.02]), by_chance[:19], np.array([1.0]), np.array([1.0]))

@@ -1,0 +1,95 @@
+"""What chance alone gives: alignments shifted in time, and how far the true one stands out from many such.
+
+Frames are no independent draws: a phone lasts several, a feature too, and both depend on the voice and the clip. So
+labels are not shuffled but shifted: the frames of a clip that have a label are joined to a circle, and the labels go
+round by a random amount, each clip by its own. Every run of a label stays as it is, and so does how much each speaker
+and each clip has of it, and of the feature; only the connection in time is gone.
+
+Two other ways were tried on simulated codes that have nothing to do with their labels. One circle for all clips of a
+speaker finds too much where clips differ, because a clip's labels then meet two clips' codes. Leaving out short shifts
+finds far too much: a circle's shifts have a fixed sum, so those left tell what the true one is. `tests/test_chance.py`
+has both. Where something happens in a clip is part of what is tested: a feature for the start of speech goes with the
+phones that are frequent there.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+APART = 20
+"""Shifts to each group of tests alike: with so many, one finding alone can pass a false discovery rate of 1 in 20."""
+
+
+def shifts(clip: np.ndarray, count: int = 100, seed: int = 0) -> Iterator[np.ndarray]:
+    """`count` orders of the frames, (frame,) each: `label[order]` are the labels, gone round in every clip.
+
+    `clip` is (frame,), the frames of a clip together and in order of time. All shifts are equally likely, none too.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.flatnonzero(np.append(True, clip[1:] != clip[:-1]))
+    length = np.diff(np.append(first, len(clip)))
+    start, whole = np.repeat(first, length), np.repeat(length, length)
+    for _ in range(count):
+        yield start + (np.arange(len(clip)) - start + np.repeat(rng.integers(0, length), length)) % whole
+
+
+def null(statistic: Callable[[np.ndarray], np.ndarray], label: np.ndarray, orders: Iterable[np.ndarray]) -> np.ndarray:
+    """The statistic, an array of tests, of `label` in each of the orders: (order, …) float32."""
+    return np.stack([np.asarray(statistic(label[order]), dtype=np.float32) for order in orders])
+
+
+class Verdict(NamedTuple):
+    """How far each test stands out; the shape of the tests, NaN where nothing can be said."""
+
+    z: np.ndarray
+    """Deviations above the mean of the shifts."""
+    p: np.ndarray
+    """The probability of a z as large by chance, larger is further."""
+    q: np.ndarray
+    """The false discovery rate at which it is found (Benjamini & Hochberg 1995), over all tests."""
+
+    def found(self, rate: float = 0.05) -> np.ndarray:
+        """Which tests are discoveries at a false discovery rate."""
+        with np.errstate(invalid="ignore"):
+            return self.q <= rate
+
+
+def judge(observed: np.ndarray, chance: np.ndarray, spread: np.ndarray, size: np.ndarray) -> Verdict:
+    """What of `observed`, an array of tests, is above `chance`, (shift, …), what as many shifts gave.
+
+    Each test is measured in its own deviations: those of its shifts, a shift left out of its own, and no less than
+    `spread`, what independent frames would give (a test that hardly ever moves must not look certain). p is the share
+    of shifts, of all tests of about the same `size` (frames expected by chance), that reach as far: few shifts
+    thus make small p, and a rare feature, whose chance is skewed, is compared with rare ones. On average over tests
+    this is exact where nothing is to be found; of a single test it holds as far as those of its size are alike.
+
+    Raises ValueError for fewer than APART shifts.
+    """
+    if len(chance) < APART:
+        raise ValueError(f"chance: {len(chance)} shifts are too few, {APART} are needed")
+    shape, observed = observed.shape, observed.ravel().astype(np.float64)
+    chance, spread, size = (part.reshape(-1, observed.size) for part in (chance, spread, size))
+    z, p, q = (np.full(observed.size, np.nan) for _ in range(3))
+    possible = np.isfinite(observed) & np.isfinite(chance).all(axis=0) & (size[0] > 0) & (spread[0] > 0)
+    order = np.flatnonzero(possible)[np.argsort(size[0][possible], kind="stable")]
+    for tests in np.array_split(order, max(1, len(chance) // APART)):
+        if len(tests):
+            z[tests], by_chance = _standardised(observed[tests], chance[:, tests], spread[0][tests])
+            reached = by_chance.size - np.searchsorted(np.sort(by_chance, axis=None), z[tests])
+            p[tests] = (1 + reached) / (1 + by_chance.size)
+    if possible.any():
+        q[possible] = stats.false_discovery_control(p[possible])
+    return Verdict(*(part.reshape(shape) for part in (z, p, q)))
+
+
+def _standardised(observed: np.ndarray, chance: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Observed and chance in deviations from the mean of the shifts, a shift from that of all others."""
+    n, mean = len(chance), chance.mean(axis=0, dtype=np.float64)
+    off = chance - mean
+    square = np.square(off).sum(axis=0)
+    z = (observed - mean) / np.maximum(np.sqrt(square / (n - 1)), least)
+    others = -off / (n - 1)  # the mean of all but this one
+    variance = (square - np.square(off) - (n - 1) * np.square(others)) / (n - 2)
+    return z, ((off - others) / np.maximum(np.sqrt(np.maximum(variance, 0)), least)).astype(np.float32)
