@@ -192,8 +192,15 @@ def table(run: Profile, step: Step) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------- activations
 
 
+SHOWN = 128
+"""Windows that are stored, for figures, where a profile asks for training on the fly."""
+
+
 def activations(run: Profile, seed: int) -> Recipe:
-    """What the encoder's sites of a profile say of every clip, without padding; `windows.csv` tells the windows."""
+    """What the encoder's sites of a profile say of every clip, without padding; `windows.csv` tells the windows.
+
+    With `on_the_fly` only of SHOWN windows, drawn at random.
+    """
     sites = side_of(run, "encoder")
 
     def listen(folder: Path, clips: Step) -> dict:
@@ -201,23 +208,23 @@ def activations(run: Profile, seed: int) -> Recipe:
         wanted = _wanted(whisper, sites, "encoder")
         heard = table(run, clips)
         windows = listening.planned(run, whisper, heard)
+        if run.on_the_fly:
+            windows = listening.some(windows, SHOWN, seed)
         cost = listening.expected(run, whisper, windows, wanted)
         print(f"listening: {listening.said(cost)}", file=sys.stderr)
         frames.require_room(folder, cost["bytes"])
         keep_memory()
         windows.to_csv(folder / "windows.csv", index=False)
 
-        def hear(_numbers: range, ready: tuple) -> tuple[dict, np.ndarray]:
-            sounds, kinds = ready
-            return model.record(whisper, model.mel(whisper, sounds), wanted), kinds
-
+        hear, prepare = listening.listener(run, whisper, heard, windows, wanted)
         return frames.write(
             folder, cost["windows"], hear, shard=run.shard_windows, batch=run.batch_windows, dtype=run.dtype,
-            prepare=listening.reader(whisper, heard, windows), pieces=listening.pieces(whisper, windows),
+            prepare=prepare, pieces=listening.pieces(whisper, windows),
             progress=lambda batches: tqdm(batches, desc="listening", unit=" batches"),
         ) | {"device": str(whisper.device)}  # fmt: skip
 
     params = _how(run) | {"sites": sites, "windows": run.windows}
+    params |= {"shown": SHOWN, "seed": seed} if run.on_the_fly else {}
     return Recipe(
         "activations", listen, params, code=(speech, *HEARING, activations, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label="activations",
