@@ -35,7 +35,7 @@ class Closeness:
 
     def __init__(self, voices: np.ndarray | None = None):
         self.voices = voices
-        count = 1 if voices is None else int(voices.max()) + 1
+        count = 1 if voices is None else int(voices.max(initial=0)) + 1
         self.n, self.square, self.error = np.zeros(count), np.zeros(count), np.zeros(count)  # per speaker
         self.total, self.cosine, self.centre, self.first = 0.0, 0.0, None, 0
 
