@@ -106,7 +106,7 @@ _heard = feeding.needs
 def frames_of(run: Profile, clips: Step, activations: Step | None, site: str, split: str = "validation"):
     """The frames of a site in the clips of a split, and the number of each frame's speaker: (Rows, (row,)).
 
-    Without a step of activations they are heard when they are asked for.
+    On the fly, or without a step of activations, they are heard when they are asked for.
     """
     return feeding.fed(run, clips, activations, (site,)).rows(site, split)
 

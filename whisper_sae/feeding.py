@@ -57,9 +57,9 @@ class Fed(NamedTuple):
 
 
 def fed(run: Profile, clips: Step, activations_: Step | None, sites: tuple[str, ...]) -> Fed:
-    """The frames of some sites as a profile asks for them; without a step of activations they are heard."""
+    """The frames of some sites as a profile asks for them: what was recorded is read, or nothing of it on the fly."""
     heard = table(run, clips)
-    if activations_ is not None:
+    if activations_ is not None and not on_the_fly(run, sites[0]):
         source, windows = activations.Activations(activations_.path), activations_.table("windows.csv")
     else:
         source, windows = heard_live(run, heard, sites)

@@ -33,7 +33,8 @@ def learnt(run: Profile, seed: int) -> Recipe:
 
     Each clip is heard alone, and training is as the profile asks, for `sweep_tokens` frames, but for what `dictionary`
     says. `frames` and `valid` ones are those seen in training. The other columns are of the validation speakers: see
-    `spent`.
+    `spent`; `beside` is how many times as large as here the squared error of the first is on valid frames, with
+    an interval over speakers, `beside_low` to `beside_high`; both have the same speakers.
     """
     run = replace(run, windows="clip", patience=0, shuffle_buffer=65_536, tokens=run.sweep_tokens or run.tokens)
 
@@ -51,6 +52,14 @@ def learnt(run: Profile, seed: int) -> Recipe:
     )  # fmt: skip
 
 
+INTERVALS = ("fvu_low", "fvu_high", "beside_low", "beside_high")
+
+
+def scores(step: Step) -> pd.DataFrame:
+    """The `dictionaries.csv` of such a step; an interval over too few speakers is NaN."""
+    return step.table("dictionaries.csv", na_values={name: [""] for name in INTERVALS})
+
+
 def _compare(run: Profile, seed: int, heard: pd.DataFrame, folder: Path) -> dict:
     """Train one dictionary after the other, and write `dictionaries.csv`; facts."""
     few = [part.sample(min(MOST[name], len(part)), random_state=seed).sort_index()
@@ -59,21 +68,25 @@ def _compare(run: Profile, seed: int, heard: pd.DataFrame, folder: Path) -> dict
     source, windows = feeding.heard_live(run, few, (run.focus,), padded=True, keep=sys.maxsize)
     every = feeding.Fed(source, few, windows, run.shuffle_buffer)
     valid = every._replace(source=source.without_padding())
-    share, found = float(source.valid.sum() / source.counts.sum()), []
+    share, found, errors = float(source.valid.sum() / source.counts.sum()), [], []
 
-    def told(name: str, fed: feeding.Fed, one: Profile, own: int = seed) -> dict:
+    def add(name: str, fed: feeding.Fed, one: Profile, own: int = seed) -> dict:
         coder = _trained(one, fed.rows(run.focus, "train")[0], own, folder / f"{name}.pt")
         seen = {"frames": one.tokens, "valid": round(one.tokens * (share if fed is every else 1))}
-        found.append({"dictionary": name, "k": one.k} | seen | spent(coder, every, run.focus))
+        told, error = spent(coder, every, run.focus)
+        errors.append(error)
+        low, high = measure.ratio_interval(errors[0], error)
+        beside = {"beside": errors[0].sum() / error.sum(), "beside_low": low, "beside_high": high}
+        found.append({"dictionary": name, "k": one.k} | seen | told | beside)
         return found[-1]
 
-    its = round(told("all frames", every, run)["l0"])
+    its = round(add("all frames", every, run)["l0"])
     less = {name: math.ceil(getattr(run, name) * share) for name in ("tokens", "batch_tokens", "dead_tokens")}
     if its != run.k and steered_by(run.variant) == "k":
-        told("its valid frames, as many latents on each", valid, replace(run, k=its, **less))
-    told("its valid frames", valid, replace(run, **less))
-    told("as many frames, all valid", valid, run)
-    told("the same, another seed", valid, run, seed + 1)
+        add("its valid frames, k raised", valid, replace(run, k=its, **less))
+    add("its valid frames", valid, replace(run, **less))
+    add("as many frames, all valid", valid, run)
+    add("the same, another seed", valid, run, seed + 1)
     pd.DataFrame(found).to_csv(folder / "dictionaries.csv", index=False)
     for path in folder.glob("*.pt"):
         path.unlink()
@@ -92,13 +105,13 @@ def _trained(run: Profile, rows: Rows, seed: int, checkpoint: Path) -> sae.SAE:
     return coder
 
 
-def spent(coder: sae.SAE, every: feeding.Fed, site: str) -> dict:
+def spent(coder: sae.SAE, every: feeding.Fed, site: str) -> tuple[dict, np.ndarray]:
     """How well a dictionary says the validation speakers' valid frames, and what it spends on their padding.
 
     `fvu`, `fvu_low`, `fvu_high`, `speakers` and `l0` are on valid frames, `l0_padding` on padding, as are these shares
     of all firings and of the explained squared distance from the mean: `firings_on_padding`, `explained_on_padding`. Of
     the latents, `mostly_padding` fire there more often than on valid frames, `rate_higher` on a larger share of the
-    frames, and `dead` on no valid frame.
+    frames, and `dead` on no valid frame. Second is each speaker's squared error on valid frames, (speaker,).
     """
     rows, voices = every.rows(site, "validation")
     padding = every.source.is_padding(rows)
@@ -110,7 +123,7 @@ def spent(coder: sae.SAE, every: feeding.Fed, site: str) -> dict:
         float((one.square - 2 * (one.total @ mean).numpy() + one.n * (mean @ mean).item() - one.error).sum())
         for one in sides
     ]
-    return {
+    told = {
         **{name: scores[name] for name in ("fvu", "fvu_low", "fvu_high", "speakers")},
         "l0": fired.sum() / valid,
         "l0_padding": there.sum() / max(1, padding.sum()),
@@ -120,6 +133,7 @@ def spent(coder: sae.SAE, every: feeding.Fed, site: str) -> dict:
         "rate_higher": (there * valid > fired * padding.sum()).mean(),
         "dead": (fired == 0).mean(),
     }
+    return told, close.error[close.n > 0]
 
 
 def _told(coder: sae.SAE, rows: Rows, voices: np.ndarray, which: np.ndarray) -> tuple[measure.Closeness, np.ndarray]:

@@ -240,7 +240,8 @@ def _how(run: Profile) -> dict:
 def other_ways(run: Profile, seed: int, most: int = 16) -> Recipe:
     """`other_ways.csv`: how what is heard changes when clips are packed, or matrices multiplied in bfloat16.
 
-    Of at most `most` clips, by as few speakers as have them; `listening.compare` says what the columns mean.
+    Of at most `most` clips, by as few speakers as have them; `listening.compare` says what the columns mean. The facts
+    have how many windows all clips are, each heard `alone` and `packed`.
     """
     base = replace(run, windows="clip", precision="float32")
     ways = {"packed": replace(base, windows="packed")}
@@ -253,9 +254,12 @@ def other_ways(run: Profile, seed: int, most: int = 16) -> Recipe:
         voices = heard[heard.speaker != ""].groupby("speaker").size().sample(frac=1, random_state=seed)
         turn = {voice: n for n, voice in enumerate(voices.sort_values(ascending=False, kind="stable").index)}
         few = heard.loc[heard.speaker.map(turn).sort_values(kind="stable").index[:most]].reset_index(drop=True)
-        wanted = _wanted(model.load(run.model, run.device), sites, "encoder")
+        whisper = model.load(run.model, run.device)
+        wanted = _wanted(whisper, sites, "encoder")
         listening.compare(base, ways, few, wanted).to_csv(folder / "other_ways.csv", index=False)
-        return {"clips": len(few), "speakers": int(few.speaker.nunique()), "ways": list(ways)}
+        alone, packed = (listening.planned(way, whisper, heard).heard.nunique() for way in (base, ways["packed"]))
+        return {"clips": len(few), "speakers": int(few.speaker.nunique()), "ways": list(ways), "alone": alone,
+                "packed": packed}  # fmt: skip
 
     params = _how(base) | {"sites": sites, "most": most, "seed": seed, "ways": list(ways)}
     return Recipe(
