@@ -6,12 +6,12 @@
 # **You will** read recorded speech as one table of clips, hear one clip while watching a layer respond to it,
 # and record what every layer says of every clip.
 #
-# **You will learn** why no frame of padding may reach a dictionary, how loud the layers are, and what all
-# frames of a layer have in common.
+# **You will learn** what padding does to a dictionary, how loud the layers are, what cheaper ways of hearing change, and
+# what all frames of a layer have in common.
 #
 # **You need** nothing; [0 · Can the instrument be trusted?](00_instrument.ipynb) tells what the demo is made of.
 #
-# **Time** demo 25 s on 2 cores · two hours of speech through `tiny` 5 min, for steps not yet stored.
+# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 5 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import activations, figures, findings, measure, model, profiles, recipes, speech, store
+from whisper_sae import activations, figures, findings, measure, model, padding, profiles, recipes, speech, store
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -46,8 +46,6 @@ figures.table(
     caption="Clips, speakers and minutes. Speakers, not clips, are what later pages count. The table at the end of the page "
     "tells the corpora apart.",
 )
-
-# %% tags=["hide-input"]
 figures.say(
     f"From {', '.join(heard.corpus.unique())}: {len(heard):,} clips by {clips.facts['speakers']:,} speakers, "
     f"{clips.facts['minutes']:.1f} minutes; "
@@ -108,8 +106,9 @@ figures.play(
 # ## Every layer, every clip
 #
 # Now the same for the whole corpus. What is written to disk are the valid frames only. A window that holds a
-# clip of a few seconds is mostly padding, and a dictionary trained on it would spend its latents on saying
-# *nothing is here* very precisely — so padding is dropped at the door, once, and nothing downstream can meet it.
+# clip of a few seconds is mostly padding, and a dictionary trained on it would learn to say *nothing is here* very
+# precisely — so padding is dropped at the door, once, and nothing downstream can meet it. What it would have cost is
+# tried below.
 
 # %% tags=["show-code"]
 acts = store.make(recipes.activations(run, seed))
@@ -122,13 +121,13 @@ figures.say(
     f"Of what we keep, {facts['frames_silence'] / facts['frames']:.0%} is silence within or around the speech. "
     f"The pass took {acts.manifest['seconds']:.0f} s when it was made: {facts['frames'] / acts.manifest['seconds']:,.0f} "
     "valid frames a second."
+    + (" For the figures, a few windows are enough: dictionaries will hear all clips on the fly." * run.on_the_fly)
 )
-
-# %% tags=["hide-input"]
-size = np.dtype(facts["dtype"]).itemsize
 stored = pd.DataFrame({"site": recorded.sites.keys(), "width": recorded.sites.values()})
 stored["frames"] = facts["frames"]
-stored["MB on disk"] = stored.width * facts["frames"] * size / 1e6
+stored["MB on disk"] = [
+    activations.size_of({s: w}, facts["frames"], 0, 0, facts["dtype"]) / 1e6 for s, w in recorded.sites.items()
+]
 figures.table(stored, caption=f"What is on disk, in {facts['dtype']}, {facts['shards']} shards a site.")
 
 # %% [markdown]
@@ -186,15 +185,13 @@ else:
 # ## How loud is each layer?
 #
 # The length of an activation says how loud a layer speaks. Because layers add to one stream, expect length to
-# grow with depth. The kind of frame matters too, so this is the one place where we listen to padding: eight
-# clips, straight from the model.
+# grow with depth. The kind of frame matters too, so here we listen to padding as well: eight clips, straight from
+# the model.
 
 # %%
 few = heard.sample(min(8, len(heard)), random_state=seed)
 sounds = [speech.samples(path)[: whisper.window] for path in few.path]
 frame_kinds = np.stack([speech.kinds(s, whisper.samples_a_frame, whisper.positions) for s in sounds])
-
-# %%
 live = model.record(whisper, model.mel(whisper, sounds), sites)
 norms = pd.DataFrame(
     [{"site": site, **row} for site in sites for row in measure.norms(live[site], frame_kinds, speech.KINDS)]
@@ -209,12 +206,79 @@ figures.show(
     alt=f"Median lengths between {low:.1f} and {high:.1f} over {len(sites)} sites, a line each for speech, silence and padding.",
     caption=f"Median length over the frames of {len(few)} clips, with the middle half of the frames as a band.",
 )
-
-# %% tags=["hide-input"]
 last = norms[norms.site == sites[-1]].set_index("kind")["median"]
 figures.say(
     f"At {sites[-1]} a frame of padding has {last['padding'] / last['speech']:.2f} times the length of a frame of speech. "
     "Padding is not a zero that could be overlooked: it speaks, and it would be learnt."
+)
+
+# %% [markdown]
+# ## What would padding do to a dictionary?
+#
+# Notebook 2 trains dictionaries, which say a frame with k latents on average. Here we do it five times at one site, to
+# try what would happen if padding were let in. The first learns from all frames that Whisper computes for some clips. It
+# should find padding easy to say, with fewer latents than k, and so have more for other frames. So the second has the
+# same valid frames in as many steps, and k raised until it may use as many on each. The third keeps k, the fourth sees
+# as many frames as the first, and the fifth differs from it by its seed alone.
+
+# %% tags=["show-code"]
+trial = store.make(padding.learnt(run, seed))
+learnt = padding.scores(trial)  # a row a dictionary
+
+# %% tags=["hide-input"]
+shown = learnt[["dictionary", "k", "frames", "valid", "l0", "fvu", "fvu_low", "fvu_high", "dead"]]
+shown.columns = ["learnt from", "k", "frames", "valid", "L0", "FVU", "from", "to", "silent"]
+figures.table(
+    shown,
+    caption=f"Dictionaries of {run.focus} on valid frames of {learnt.speakers[0]} held-out speakers. L0: latents that fire "
+    "on a frame. FVU: the share of the variance that they leave unexplained, with a 95 % interval over speakers. Silent: "
+    "the share of latents that fire on none of these frames.",
+)
+every, same, *_, one, other = learnt.itertuples()
+figures.say(
+    f"{trial.facts['padding']:.0%} of the frames of these {trial.facts['clips']} clips are padding. With it, {every.l0_padding:.1f} latents "
+    f"fire on a frame of padding and {every.l0:.1f} on a valid one. Padding takes {every.firings_on_padding:.0%} of all firings and "
+    f"{every.explained_on_padding:.0%} of the variance explained; {every.mostly_padding:.0%} of the {trial.facts['latents']:,} latents fire mostly "
+    f"there and {every.dead:.0%} on no valid frame at all, where without padding {same.dead:.0%} do so."
+)
+
+# %% tags=["hide-input"]
+figures.say(
+    f"Of valid frames the dictionary that learnt padding too leaves {every.fvu:.1%}. The same valid frames alone, and {same.l0:.1f} latents "
+    f"on each, leave {same.fvu:.1%}: with padding the error is {same.beside:.2f} times as large ({same.beside_low:.2f} to "
+    f"{same.beside_high:.2f}, over speakers). The seed alone makes it {one.fvu:.1%} or {other.fvu:.1%}."
+)
+
+# %% [markdown]
+# ## What would cheaper ways of hearing change?
+#
+# Whisper computes padding before we drop it. A profile can ask for less of it: `windows = "packed"` joins clips of a
+# speaker until a window is full. It can also ask for cruder numbers, `precision = "bfloat16"`, where the machine
+# multiplies them faster. Neither says quite the same, and the table is there to choose by. An error of 10 % means that a
+# tenth of the variance of a layer is another than if each clip had been heard alone. Expect packing to matter more, for
+# a clip then has neighbours, and Whisper knows where in the window it is.
+
+# %%
+others = store.make(recipes.other_ways(run, seed))
+ways = others.table("other_ways.csv")  # a row a way and site
+wide = ways.pivot(index="site", columns="heard", values=["cosine", "error"]).loc[ways.site.unique()]
+wide.columns = [f"{way}: {what}" for what, way in wide.columns]
+
+# %% tags=["hide-input"]
+figures.table(
+    wide.reset_index(),
+    caption=f"The same frames heard another way, {ways.frames[0]:,} of them. Cosine: mean over frames. Error: squared difference as a "
+    "share of the variance.",
+)
+told = ways[ways.site == run.focus].set_index("heard")
+figures.say(
+    f"Packed, this corpus is {others.facts['packed']:,} windows instead of {others.facts['alone']:,}; at {run.focus} the mean cosine is then "
+    f"{told.cosine['packed']:.3f} and the error {told.error['packed']:.1%}, where a dictionary above leaves {one.fvu:.1%}. "
+    + (
+        f"In bfloat16 they are {told.cosine['bfloat16']:.4f} and {told.error['bfloat16']:.2%}."
+        if "bfloat16" in told.index
+        else "This machine does not multiply in bfloat16 itself, so that was not tried."
+    )
 )
 
 # %% [markdown]
@@ -225,11 +289,9 @@ figures.say(
 # it. And if a handful of directions hold most of the variance, an error that looks small may hide everything
 # else. Both are read from every stored frame.
 
-# %%
+# %% tags=["figure"]
 known = {site: measure.moments(recorded.rows(site).chunks()) for site in sites}
 shares = {site: measure.principal_shares(known[site]) for site in sites}  # (direction,), rising to 1
-
-# %% tags=["figure"]
 fig = figures.curves(shares)
 fig.axes[0].set(title="How many directions hold the variance")
 fig.axes[0].set(xlabel="principal directions kept", ylabel="share of the variance")
@@ -258,8 +320,9 @@ figures.table(shared, caption="What the frames of a site have in common. Shares 
 #
 # <aside class="doubt"><strong>What would change my mind</strong>
 #
-# *That padding must be kept out*: a dictionary trained with padding that spends no more latents on it, and
-# loses nothing on speech. *That frames are 20 ms*: a click at a known time that peaks in another frame.
+# *That padding must be kept out*: a site at which the dictionary that learnt from all frames leaves no more of valid ones
+# than the one that had the same valid frames alone, with as many latents on each. One site, one variant and one length
+# of training were tried. *That frames are 20 ms*: a click at a known time that peaks in another frame.
 # *That silence is silence*: the rule is one of energy, so breath counts as silence and a fan as speech; a
 # voice-activity detector that disagrees on many frames would replace it.
 # </aside>
@@ -281,7 +344,7 @@ assert not any(module._forward_hooks for module in whisper.encoder.modules())
 
 # %% tags=["checks"]
 windows = acts.table("windows.csv")
-number = int(np.flatnonzero(windows["clip"] == clip)[0])
+number = int((windows.samples - len(sound)).abs().idxmin())  # as long as the one above
 again = model.record(whisper, model.mel(whisper, [recipes.sound_of(heard, windows, number)]), sites)
 for site in sites if run.windows == "clip" else ():  # among others a clip sounds otherwise
     stored_x = torch.from_numpy(recorded.window(site, number).astype(np.float32))  # (frame, width)
@@ -306,12 +369,14 @@ findings.save(
     headline=f"{facts['frames']:,} frames of {len(sites)} sites recorded; {facts['frames_padding'] / whole:.0%} of what "
     "Whisper computed was padding, and was left out.",
     tables={
+        "padding": learnt,
+        "other_ways": ways,
         "decoder": depends,
         "norms": norms,
         "shared": shared,
         "balance": speech.balance(heard, "corpus", "split", "gender"),
     },
-    steps=[clips, acts, *([spoke] if spoke else [])],
+    steps=[clips, acts, trial, *([spoke] if spoke else [])],
 )
 
 # %% [markdown]
@@ -321,7 +386,8 @@ findings.save(
 # as long as what it says of speech. The frames of a site share a mean and some strong directions, in some layers
 # a single one. Both will be taken into account.
 #
-# Weighed and dropped, without a trial: padding frames kept on disk under a mask. The share printed above says how
-# much larger the store would be, and every reader would have to remember the mask.
+# Tried and dropped: padding among the frames that a dictionary learns from. Weighed and dropped, without a trial: padding
+# kept on disk under a mask. The share printed above says how much larger the store would be, every reader would have to
+# remember the mask, and who wants to look at padding can have it heard again, as this page did.
 #
 # Next: [2 · Can a few directions at a time re-say what a layer says?](02_training.ipynb)

@@ -60,11 +60,11 @@ figures.say(
 # squared error over the spread around the mean: saying the mean scores 1, saying everything scores 0.
 
 # %% tags=["show-code"]
-trained = {site: store.make(dictionaries.dictionary(run, seed, site)) for site in sites}
+trained = {site: store.make(dictionaries.dictionary(run, seed, site, beside=sites)) for site in sites}
 
 # %%
 scores = pd.DataFrame(
-    [{"site": site, **step.facts, "seconds": step.manifest["seconds"]} for site, step in trained.items()]
+    [{"site": site, "seconds": step.manifest["seconds"], **step.facts} for site, step in trained.items()]
 )
 best, worst = scores.loc[scores.fvu.idxmin()], scores.loc[scores.fvu.idxmax()]
 
@@ -165,12 +165,9 @@ sweep = dictionaries.scores(swept)  # a row a point
 # %%
 known = measure.moments([dictionaries.frames_of(run, clips, acts, run.focus, "train")[0].sample(65_536, seed)])
 ranks = np.unique(np.geomspace(1, min(width, sweep.l0.max()), 8).round().astype(int))
-turned = pd.DataFrame(
-    [
-        {"l0": rank, **dictionaries.score(run, clips, acts, run.focus, measure.say_principal(known, rank))}
-        for rank in ranks.tolist()
-    ]
-)
+turn = {rank: measure.say_principal(known, rank) for rank in ranks.tolist()}
+told = dictionaries.score_each(turn, *dictionaries.frames_of(run, clips, acts, run.focus))
+turned = pd.DataFrame([{"l0": rank, **score} for rank, score in told.items()])
 
 # %% tags=["figure"]
 front = sweep[sweep.front].sort_values("l0")

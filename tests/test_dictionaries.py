@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import dictionaries, measure, profiles, recipes, sae, store
+from whisper_sae import dictionaries, fitting, measure, profiles, recipes, sae, store, train
 
 SITE = "encoder.1.resid"
 
@@ -28,10 +28,13 @@ def made(small_whisper, corpus, run_for, data):
 @pytest.fixture
 def trained(monkeypatch):
     """What every training was asked: one dictionary of options a training."""
-    asked, train = [], dictionaries.train.train
-    monkeypatch.setattr(
-        dictionaries.train, "train", lambda coder, batches, **how: asked.append(how) or train(coder, batches, **how)
-    )
+    asked, together = [], train.train_together
+
+    def watched(coders, batches, **how):
+        asked.extend([how] * len(coders))
+        return together(coders, batches, **how)
+
+    monkeypatch.setattr(train, "train_together", watched)
     return asked
 
 
@@ -43,7 +46,7 @@ def test_a_dictionary_is_trained_as_the_profile_asks(made, trained):
     step = store.make(dictionaries.dictionary(run, 0, SITE))
     (how,) = trained
     wanted = {"shape": "cosine", "auxiliary": 0.5, "resample_tokens": 512, "patience": 2, "learning_rate": 3e-3}
-    assert wanted.items() <= how.items() and how["steps"] == 8 and callable(how["held_out"])
+    assert wanted.items() <= how.items() and how["steps"] == 8 and callable(how["held_out"][SITE])
     assert {"fvu", "fvu_low", "fvu_high", "l0", "dead", "cosine", "speakers"} <= step.facts.keys()
     assert step.manifest["params"]["patience"] == 2
 
@@ -66,7 +69,7 @@ def test_a_dictionary_has_the_key_of_what_influences_it_and_only_that(made):
     key = dictionaries.dictionary(run, 0, SITE).key
     changes = dict(
         variant="tied", expansion=3, k=3, penalty=0.5, tokens=1_000, batch_tokens=128, learning_rate=1e-3,
-        decay_shape="cosine", dead_tokens=9, auxiliary=0.0, resample_tokens=300, patience=1,
+        decay_shape="cosine", dead_tokens=9, auxiliary=0.0, resample_tokens=300, patience=1, shuffle_buffer=500,
     )  # fmt: skip
     for name, value in changes.items():
         assert dictionaries.dictionary(replace(run, **{name: value}), 0, SITE).key != key, name
@@ -107,7 +110,7 @@ def test_a_seed_of_its_own_draws_another_dictionary_from_the_same_clips(made):
 def test_a_frozen_half_keeps_its_directions_and_the_other_learns(made, variant, frozen):
     run, clips, acts = made(variant=variant, learning_rate=2e-2, resample_tokens=300, dead_tokens=300)
     rows, _ = dictionaries.frames_of(run, clips, acts, SITE, "train")
-    before, _ = dictionaries.begun(run, rows, 0)
+    before = fitting.begun(run, rows, 0)[0][SITE]
     after = sae.load(store.make(dictionaries.dictionary(run, 0, SITE, frozen=frozen)).path)
     for half, name in dictionaries.HALVES.items():
         moved = (getattr(before, name) - getattr(after, name)).abs().max()
@@ -259,15 +262,15 @@ def test_nothing_is_trained_twice(made, trained):
 def test_a_sweep_that_was_stopped_goes_on(made, trained, monkeypatch):
     run, *_ = made()
     sweep = dictionaries.sweep(dictionaries.grid(run, 0, k=[2, 4, 8]), 0, SITE)
-    train = dictionaries.train.train
+    together = train.train_together
 
-    def stops_at_the_third(coder, batches, **how):
+    def stops_at_the_third(coders, batches, **how):
         if len(trained) == 2:
             raise KeyboardInterrupt
-        return train(coder, batches, **how)
+        return together(coders, batches, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dictionaries.train, "train", stops_at_the_third)
+        patch.setattr(train, "train_together", stops_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             store.make(sweep)
     assert len(trained) == 2

@@ -115,9 +115,9 @@ def test_the_same_way_changes_nothing(small_whisper, corpus, data, run_for):
 
 
 def test_what_it_will_take_is_what_it_took(small_whisper, corpus, data, run_for, loaded, capsys):
-    for how in ("clip", "packed"):
+    for how, dtype in [("clip", "float16"), ("packed", "float16"), ("clip", "bfloat16"), ("clip", "float32")]:
         sites = ("encoder.*.resid", "encoder.0.normed")
-        run = run_for(small_whisper, corpus(f"voices {how}"), windows=how, sites=sites)
+        run = run_for(small_whisper, corpus(f"voices {how} {dtype}"), windows=how, sites=sites, dtype=dtype)
         heard = recipes.table(run, store.make(recipes.clips(run, 0)))
         windows = listening.planned(run, loaded, heard)
         cost = listening.expected(run, loaded, windows, list(sites))

@@ -17,6 +17,8 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
+
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
     "sae": {"sparse"},
@@ -29,7 +31,8 @@ MAY_IMPORT = {
     "timing": {"codes"},
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
-    "activations": {"shards"},
+    "activations": {"narrow", "rows", "shards"},
+    "live": {"narrow", "rows", "shards"},  # the other source of rows
     "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
@@ -38,8 +41,11 @@ MAY_IMPORT = {
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
-    "recipes": set(MODULES) - {"report", "__main__", "recipes", "dictionaries"},  # names the steps: knows every leaf
-    "dictionaries": {"recipes", "profiles", "store", "activations", "cluster", "model", "measure", "sae", "train"},
+    "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
+    "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
+    "fitting": {"feeding", "measure", "model", "profiles", "rows", "sae", "train"},
+    "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
+    "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
 }
 
 

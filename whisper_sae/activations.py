@@ -24,7 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from whisper_sae.narrow import itemsize, narrowed, widened
+from whisper_sae.rows import Rows, Source
 from whisper_sae.shards import GrowingArray, Writer, ahead, parts, place
+
+__all__ = ["Activations", "NoRoom", "Rows", "require_room", "size_of", "write"]
 
 
 class NoRoom(ValueError):
@@ -35,7 +39,7 @@ def size_of(widths: dict[str, int], frames: int, pieces: int, positions: int, dt
     """Bytes that a store of so many frames takes."""
     moments = sum(8 for site in widths if site.endswith(".normed"))
     kinds = 2 * pieces * positions
-    return frames * (sum(widths.values()) * np.dtype(dtype).itemsize + moments) + kinds
+    return frames * (sum(widths.values()) * itemsize(dtype) + moments) + kinds
 
 
 def require_room(folder: Path, needed: int) -> None:
@@ -45,7 +49,7 @@ def require_room(folder: Path, needed: int) -> None:
     if needed > free + there:
         raise NoRoom(
             f"activations: {needed / 1e9:.3g} GB are to be written and {(free + there) / 1e9:.3g} GB are free in "
-            f"{folder}; record fewer sites or clips, store float16, or point WHISPER_SAE_DATA elsewhere"
+            f"{folder}; record fewer sites or clips, store float16 or bfloat16, or point WHISPER_SAE_DATA elsewhere"
         )
 
 
@@ -124,11 +128,8 @@ def _valid(said: dict[str, torch.Tensor], kinds: np.ndarray, windows: range, dty
     rows, found = torch.from_numpy(np.flatnonzero(kinds)), {}
     for site, hidden in said.items():
         chosen = hidden.flatten(0, 1).index_select(0, rows.to(hidden.device))
-        narrow = chosen.to(torch.float32 if site.endswith(".moments") else getattr(torch, dtype))
-        if not torch.isfinite(narrow).all():
-            why = "NaN or infinite" if not torch.isfinite(chosen).all() else f"too large for {dtype}: use float32"
-            raise ValueError(f"{site}: activations of windows {windows[0]}-{windows[-1]} are {why}")
-        found[site] = narrow.cpu().numpy()
+        what = f"{site}: activations of windows {windows[0]}-{windows[-1]}"
+        found[site] = narrowed(chosen, "float32" if site.endswith(".moments") else dtype, what)
     return found
 
 
@@ -163,7 +164,7 @@ def _write_index(folder: Path, shards: int, dtype: str, pieces: np.ndarray | Non
     }
 
 
-class Activations:
+class Activations(Source):
     """A folder that `write` has made, memory-mapped.
 
     `sites` maps names to widths; `spans` is (piece, 3), `kinds` (piece, position). What is called a window here is a
@@ -175,125 +176,36 @@ class Activations:
         index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         self.sites: dict[str, int] = index["sites"]
         self.spans = np.load(self.folder / "spans.npy")
+        self.counts = self.spans[:, 2]
         self.kinds = np.load(self.folder / "kinds.npy", mmap_mode="r")
         self._maps: dict[tuple[str, int], np.ndarray] = {}
 
     def window(self, site: str, window: int) -> np.ndarray:
-        """What a site said in one window, without its padding: (frame, width)."""
-        shard, first, rows = self.spans[window]
-        return self._map(site, shard)[first : first + rows]
+        """What a site said in one window, without its padding: (frame, width); bfloat16 as float32."""
+        shard, first, count = self.spans[window]
+        return widened(self._map(site, shard)[first : first + count])
 
     def moments(self, site: str, window: int) -> np.ndarray:
         """What undoes the final layer norm of a `normed` site: the mean and deviation of each frame, (frame, 2)."""
         return self.window(f"{site}.moments", window)
-
-    def rows(self, site: str, windows: np.ndarray | None = None) -> "Rows":
-        """All frames of a site in the given windows (numbers or a mask; default all), in order."""
-        chosen = np.arange(len(self.spans)) if windows is None else np.asarray(windows)
-        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        if not len(chosen):
-            raise ValueError(f"{site}: no windows were chosen")
-        return Rows(self, site, chosen)
 
     def valid_kinds(self, windows: np.ndarray | None = None) -> np.ndarray:
         """The kind of each row that `rows` gives for the same windows: (row,)."""
         kinds = self.kinds if windows is None else self.kinds[windows]
         return kinds[kinds > 0]
 
+    def fill(self, into: np.ndarray, at: np.ndarray, sites: list[str], window: np.ndarray, inside: np.ndarray):
+        shard, first, _ = self.spans[window].T
+        for number in np.unique(shard):
+            here, column = shard == number, 0
+            for one in sites:
+                rows = widened(self._map(one, number)[(first + inside)[here]])
+                into[at[here], column : column + rows.shape[1]] = rows
+                column += rows.shape[1]
+
     def _map(self, site: str, shard: int) -> np.ndarray:
-        if site.removesuffix(".moments") not in self.sites:
-            raise KeyError(f"site {site!r} was not recorded; recorded: {', '.join(self.sites)}")
+        self.width(site)
         if (site, int(shard)) not in self._maps:
             path = place(self.folder, int(shard)) / f"{site}.npy"
             self._maps[site, int(shard)] = np.load(path, mmap_mode="r", allow_pickle=False)
         return self._maps[site, int(shard)]
-
-
-class Rows:
-    """Frames of one site that can be counted, sampled, walked through and shuffled; never all in memory at once."""
-
-    def __init__(self, activations: Activations, site: str, windows: np.ndarray):
-        self.activations, self.site, self.windows = activations, site, windows
-        self.width = activations.sites.get(site, 0)
-        self.ends = np.cumsum(activations.spans[windows, 2])
-        activations._map(site, activations.spans[windows[0], 0])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def take(self, which: np.ndarray) -> torch.Tensor:
-        """The rows of these numbers, in this order: (row, width) float32."""
-        order = np.argsort(which, kind="stable")
-        ranked = which[order]
-        place = np.searchsorted(self.ends, ranked, side="right")  # which of the windows
-        shard, first, count = self.activations.spans[self.windows[place]].T
-        inside = first + ranked - (self.ends[place] - count)
-        found = np.empty((len(which), self.width), dtype=np.float32)
-        for number in np.unique(shard):
-            here = shard == number
-            found[order[here]] = self.activations._map(self.site, number)[inside[here]]
-        return torch.from_numpy(found)
-
-    def per_window(self, values: np.ndarray) -> np.ndarray:
-        """One value a window, repeated for each of its rows: (window,) -> (row,)."""
-        return np.repeat(values, self.activations.spans[self.windows, 2])
-
-    def sample(self, most: int, seed: int) -> torch.Tensor:
-        """At most `most` rows, drawn without replacement: (row, width) float32."""
-        rng = np.random.default_rng(seed)
-        return self.take(rng.choice(len(self), size=min(most, len(self)), replace=False))
-
-    def chunks(self, size: int = 16_384) -> Iterator[torch.Tensor]:
-        """All rows once, in order, in pieces of at most `size`: (row, width) float32."""
-        for first in range(0, len(self), size):
-            yield self.take(np.arange(first, min(first + size, len(self))))
-
-    def batches(self, size: int, steps: int, seed: int, start: int = 0, buffer: int = 0) -> Iterator[torch.Tensor]:
-        """Batches `start` to `steps` of an endless shuffled reading: (size, width) float32.
-
-        Each pass over the rows is a permutation of its own, drawn from (seed, pass): batch s is the same whether the
-        reading began at 0 or at s, which is what makes an interrupted training equal an uninterrupted one.
-
-        With `buffer` the windows are permuted, and rows only within so many rows of consecutive ones: for a store that
-        does not fit into memory, where whole windows are read many times faster than rows from everywhere. The
-        buffer, of buffer · width float32 numbers, is held twice while it is filled.
-        """
-        if buffer:
-            yield from self._buffered(size, steps, seed, start, buffer)
-            return
-        order, drawn = None, -1
-        for step in range(start, steps):
-            where = np.arange(step * size, (step + 1) * size)
-            parts = []
-            for turn in np.unique(where // len(self)):
-                if turn != drawn:
-                    order, drawn = np.random.default_rng([seed, int(turn)]).permutation(len(self)), turn
-                parts.append(order[where[where // len(self) == turn] % len(self)])
-            yield self.take(np.concatenate(parts))
-
-    def _buffered(self, size: int, steps: int, seed: int, start: int, buffer: int) -> Iterator[torch.Tensor]:
-        count = self.activations.spans[self.windows, 2]
-        place, drawn, filled = start * size, -1, (-1, -1)
-        for _step in range(start, steps):
-            parts, missing = [], size
-            while missing:
-                turn, offset = divmod(place, len(self))
-                if turn != drawn:
-                    order, drawn = np.random.default_rng([seed, turn]).permutation(len(self.windows)), turn
-                    ends = np.cumsum(count[order])
-                    pool_of = (ends - 1) // buffer  # of each window, in this turn's order
-                pool = pool_of[np.searchsorted(ends, offset, side="right")]
-                inside = np.flatnonzero(pool_of == pool)
-                first = ends[inside[0]] - count[order[inside[0]]]
-                if filled != (turn, pool):
-                    held, filled = self._pool(np.sort(order[inside]), [seed, turn, int(pool)]), (turn, pool)
-                part = held[offset - first : offset - first + missing]
-                parts.append(part)
-                place, missing = place + len(part), missing - len(part)
-            yield torch.cat(parts)
-
-    def _pool(self, windows: np.ndarray, seed: list[int]) -> torch.Tensor:
-        """All rows of some of the windows, in an order of chance."""
-        count = self.activations.spans[self.windows[windows], 2]
-        rows = np.concatenate([np.arange(e - n, e) for e, n in zip(self.ends[windows], count, strict=True)])
-        return self.take(rows)[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))]

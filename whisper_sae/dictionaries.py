@@ -7,9 +7,9 @@ These recipes stand on those of `recipes`, and are used like them:
 """
 
 import itertools
-import math
 import platform
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,106 +19,66 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import activations as frames
-from whisper_sae import cluster, measure, model, sae, train
+from whisper_sae import cluster, feeding, measure, sae
+from whisper_sae.fitting import CODE, HALVES, fitted
 from whisper_sae.profiles import Profile, checked, fault
-from whisper_sae.recipes import made_by, recorded, table, windows_of
+from whisper_sae.recipes import made_by
+from whisper_sae.rows import Rows
 from whisper_sae.store import Recipe, Step, make, where
-
-HALVES = {"encoder": "W_enc", "decoder": "W_dec"}
-
 
 # ------------------------------------------------------------------------------------------ one dictionary
 
 
-def dictionary(run: Profile, seed: int, site: str, *, own_seed: int | None = None, frozen: str = "") -> Recipe:
+def dictionary(run: Profile, seed: int, site: str, *, own_seed: int | None = None, frozen: str = "",
+               beside: Sequence[str] = ()) -> Recipe:  # fmt: skip
     """One SAE of one site: `sae.safetensors`, `sae.json`, `history.csv`, `firing.npy` (validation firing rates).
 
     `own_seed` draws its first directions and the order of the frames; without it `seed` does, which drew the clips.
     `frozen`, "encoder" or "decoder", leaves that half's random directions as they were drawn and trains the rest.
+    `beside` names sites whose dictionaries are wanted too: on the fly all of them are trained in one pass over the
+    sound. It changes nothing about this one.
     """
     own = seed if own_seed is None else own_seed
     if frozen not in ("", *HALVES):
         raise ValueError(f"frozen: {frozen!r} is not one of {', '.join(HALVES)}")
+    others = tuple(one for one in beside if feeding.on_the_fly(run, one))
+    pass_ = one_pass(run, seed, others, own, frozen) if len(others) > 1 and site in others else None
 
-    def fit(folder: Path, clips: Step, activations: Step) -> dict:
-        rows, _ = frames_of(run, clips, activations, site, "train")
-        held_out, voices = frames_of(run, clips, activations, site)
-        coder, scale = begun(run, rows, own, frozen)
-        history = taught(coder, rows, held_out, scale, run, own, folder / "training.pt")
-        pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
-        if isinstance(coder, sae.BatchTopK):
-            coder.calibrate(rows.sample(run.batch_tokens, own + turn) * scale for turn in range(8))
-        coder.undo_scale(scale)
-        sae.save(coder, folder, site=site, model=_public(run.model), scale=scale)
-        rates = measure.firing(coder.encode, held_out.chunks(4096))
-        np.save(folder / "firing.npy", rates)
-        scores = measure.reconstruction(coder, held_out.chunks(4096), voices)
-        (folder / "training.pt").unlink()
-        return {**scores, "l0": float(rates.sum()), "dead": float((rates == 0).mean())}
+    def fit(folder: Path, clips: Step, activations: Step | None = None) -> dict:
+        if pass_ is None:
+            fed = feeding.fed(run, clips, activations, (site,))
+            return fitted(fed, run, own, {site: folder}, asks(run), frozen)[site]
+        done = make(pass_)
+        shutil.copytree(done.path / site, folder, dirs_exist_ok=True)
+        return done.facts[site] | {"seconds": round(done.manifest["seconds"] / len(others), 2)}
 
-    names = ("variant", "expansion", "k", "penalty", "tokens", "batch_tokens", "learning_rate", "decay_shape",
-             "dead_tokens", "auxiliary", "resample_tokens", "patience")  # fmt: skip
-    params = {name: getattr(run, name) for name in names} | {"site": site, "seed": own, "frozen": frozen}
     return Recipe(
-        "dictionary", fit, params, needs=_heard(run, seed, site), by=made_by(run, "02"),
-        code=(sae, train, frames, dictionary, begun, taught, frames_of, windows_of, *MEASURES),
+        "dictionary", fit, _asked(run, own, frozen) | {"site": site} | feeding.asked(run, site),
+        needs=_heard(run, seed, site), by=made_by(run, "02"), code=(*CODE, dictionary, *feeding.code(run, site)),
         label=f"dictionary of {site}, {asks(run)}" + (f", {frozen} frozen" if frozen else ""),
     )  # fmt: skip
 
 
-MEASURES = (measure.reconstruction, measure.ratio_interval, measure.firing)
+def one_pass(run: Profile, seed: int, sites: tuple[str, ...], own_seed: int, frozen: str = "") -> Recipe:
+    """The dictionaries of several sites, a folder each, trained while the clips are heard once; for `dictionary`."""
 
+    def fit(folder: Path, clips: Step) -> dict:
+        folders = {site: folder / site for site in sites}
+        for one in folders.values():
+            one.mkdir(exist_ok=True)
+        return fitted(feeding.fed(run, clips, None, sites), run, own_seed, folders, asks(run), frozen)
 
-def begun(run: Profile, rows: frames.Rows, seed: int, frozen: str = "") -> tuple[sae.SAE, float]:
-    """A dictionary as it is before training, and the scale that gives its frames a mean squared norm of d_in."""
-    sample = rows.sample(65_536, seed)
-    scale = math.sqrt(rows.width / sample.square().sum(dim=1).mean().item())
-    coder = sae.create(run.variant, rows.width, run.expansion * rows.width, run.k, seed, run.penalty or None)
-    coder.start_on(sample[:4096] * scale)
-    if frozen:
-        if run.variant == "tied":
-            raise ValueError("frozen: the two halves of a tied dictionary are one")
-        getattr(coder, HALVES[frozen]).requires_grad_(False)
-    return coder, scale
-
-
-def taught(coder: sae.SAE, rows: frames.Rows, held_out: frames.Rows, scale: float, run: Profile, seed: int,
-           checkpoint: Path) -> list[dict]:  # fmt: skip
-    """Train `coder` on scaled `rows` as the profile asks; its history. `held_out` says when to stop early."""
-    device = model.pick(run.device)
-    coder.to(device)
-    size = min(run.batch_tokens, len(rows))
-    steps = math.ceil(run.tokens / size)
-    some = held_out.sample(8192, seed) * scale
-    whole = all(part.requires_grad for part in coder.parameters())  # what is frozen does not begin anew
-
-    def batches(start: int) -> Iterator[torch.Tensor]:
-        return (x.to(device) * scale for x in rows.batches(size, steps, seed, start))
-
-    def missed(coder: sae.SAE) -> float:
-        return measure.reconstruction(lambda x: coder(x.to(device)).cpu(), [some])["fvu"]
-
-    history = train.train(
-        coder, batches, steps=steps, checkpoint=checkpoint, held_out=missed if run.patience else None,
-        learning_rate=run.learning_rate, shape=run.decay_shape, dead_tokens=run.dead_tokens, auxiliary=run.auxiliary,
-        resample_tokens=run.resample_tokens if whole else 0, patience=run.patience,
+    return Recipe(
+        "dictionaries", fit, _asked(run, own_seed, frozen) | {"sites": sites} | feeding.asked(run, sites[0]),
+        needs=_heard(run, seed, sites[0]), by=made_by(run, "02"), code=(*CODE, one_pass, *feeding.code(run, sites[0])),
+        label=f"dictionaries of {', '.join(sites)}, {asks(run)}",
     )  # fmt: skip
-    watched = _watched(history, steps, f"{rows.site}, {asks(run)}")
-    coder.to("cpu")
-    return watched
 
 
-def _watched(history: Iterator[dict], steps: int, title: str) -> list[dict]:
-    """Run a training to its end under a progress bar."""
-    bar, rows = tqdm(total=steps, desc=title, unit=" steps"), []
-    for row in history:
-        rows.append(row)
-        bar.update()
-        if bar.n % 20 == 0:
-            bar.set_postfix(fvu=f"{row['fvu']:.3f}", l0=f"{row['l0']:.0f}", dead=f"{row['dead']:.1%}", refresh=False)
-    bar.close()
-    return rows
+def _asked(run: Profile, own_seed: int, frozen: str) -> dict:
+    names = ("variant", "expansion", "k", "penalty", "tokens", "batch_tokens", "shuffle_buffer", "on_the_fly",
+             "learning_rate", "decay_shape", "dead_tokens", "auxiliary", "resample_tokens", "patience")  # fmt: skip
+    return {name: getattr(run, name) for name in names} | {"seed": own_seed, "frozen": frozen}
 
 
 def asks(run: Profile) -> str:
@@ -138,32 +98,34 @@ def steered_by(variant: str) -> str:
     return "penalty" if issubclass(sae.VARIANTS[variant], sae.ReLU) else "k"
 
 
-def _public(name: str) -> str:
-    """A model's name without where it lies on this machine; a twin stays one."""
-    bare = name.removeprefix(model.UNTRAINED)
-    return name if not Path(bare).is_dir() else name.removesuffix(bare) + Path(bare).name
-
-
-def _heard(run: Profile, seed: int, site: str) -> dict[str, Recipe]:
-    heard = recorded(run, seed, site)
-    return {"clips": heard.needs["clips"], "activations": heard}
+_heard = feeding.needs
 
 
 # ------------------------------------------------------------------------------------- frames to score it on
 
 
-def frames_of(run: Profile, clips: Step, activations: Step, site: str, split: str = "validation"):
-    """The frames of a site in the clips of a split, and the number of each frame's speaker: (Rows, (row,))."""
-    heard, windows = table(run, clips), activations.table("windows.csv")
-    rows = frames.Activations(activations.path).rows(site, windows_of(heard, windows, split))
-    speakers = pd.factorize(heard.speaker.where(heard.speaker != "", heard.id))[0]
-    return rows, rows.per_window(speakers[windows["clip"].to_numpy()[rows.windows]])
+def frames_of(run: Profile, clips: Step, activations: Step | None, site: str, split: str = "validation"):
+    """The frames of a site in the clips of a split, and the number of each frame's speaker: (Rows, (row,)).
+
+    On the fly, or without a step of activations, they are heard when they are asked for.
+    """
+    return feeding.fed(run, clips, activations, (site,)).rows(site, split)
 
 
-def score(run: Profile, clips: Step, activations: Step, site: str, say: Callable, split: str = "validation") -> dict:
+def score(run: Profile, clips: Step, activations: Step | None, site: str, say: Callable,
+          split: str = "validation") -> dict:  # fmt: skip
     """How well `say`, a function x -> x_hat, re-says the frames of a site in a split; see `measure.reconstruction`."""
-    rows, voices = frames_of(run, clips, activations, site, split)
-    return measure.reconstruction(say, rows.chunks(4096), voices)
+    return score_each({"": say}, *frames_of(run, clips, activations, site, split))[""]
+
+
+def score_each(ways: dict, rows: Rows, voices: np.ndarray) -> dict:
+    """How well each of several functions x -> x_hat re-says frames, which are read once: {name: scores}."""
+    close = {name: measure.Closeness(voices) for name in ways}
+    for x in tqdm(rows.chunks(4096), desc=f"scoring at {rows.site}", total=-(-len(rows) // 4096), unit=" chunks"):
+        for name, say in ways.items():
+            with torch.no_grad():
+                close[name].add(x, say(x))
+    return {name: known.scores() for name, known in close.items()}
 
 
 def scores(step: Step) -> pd.DataFrame:
@@ -183,23 +145,23 @@ def rivals(run: Profile, seed: int, site: str, frozen: tuple[str, ...] = ()) -> 
     trained = dictionary(run, seed, site)
     halves = {half: dictionary(run, seed, site, frozen=half) for half in frozen}
 
-    def compare(folder: Path, clips: Step, activations: Step, trained: Step, **halves: Step) -> dict:
-        rows, _ = frames_of(run, clips, activations, site, "train")
+    def compare(folder: Path, clips: Step, trained: Step, activations: Step | None = None, **halves: Step) -> dict:
+        fed = feeding.fed(run, clips, activations, (site,))
+        rows, _ = fed.rows(site, "train")
         ways = {("dictionary", trained.facts["l0"]): sae.load(trained.path)}
         for half, step in halves.items():
             ways[f"random {half} directions, the rest trained", step.facts["l0"]] = sae.load(step.path)
         ways |= simple_ways(rows.sample(65_536, seed), run, max(1, round(trained.facts["l0"])), seed)
-        found = [
-            {"rival": name, "numbers": numbers, **score(run, clips, activations, site, say)}
-            for (name, numbers), say in tqdm(ways.items(), desc=f"rivals at {site}", unit=" rivals")
-        ]
+        told = score_each(ways, *fed.rows(site, "validation"))
+        found = [{"rival": name, "numbers": numbers, **one} for (name, numbers), one in told.items()]
         pd.DataFrame(found).to_csv(folder / "scores.csv", index=False)
         return {"rivals": len(found)}
 
+    params = {"seed": seed, "site": site, "expansion": run.expansion, "shuffle_buffer": run.shuffle_buffer}
     return Recipe(
-        "rivals", compare, {"seed": seed, "site": site, "expansion": run.expansion}, label=f"rivals at {site}",
+        "rivals", compare, params | feeding.asked(run, site), label=f"rivals at {site}",
         needs=_heard(run, seed, site) | {"trained": trained} | halves, by=made_by(run, "02"),
-        code=(measure, sae, frames, rivals, simple_ways, score, frames_of, windows_of),
+        code=(measure, sae, rivals, simple_ways, score_each, *feeding.code(run, site)),
     )  # fmt: skip
 
 
@@ -287,8 +249,8 @@ def sweep(points: list[Point], seed: int, site: str) -> Recipe:
     if not made:
         raise ValueError("sweep: there are no points")
 
-    def train_all(folder: Path, clips: Step, activations: Step) -> dict:
-        width = frames.Activations(activations.path).rows(site).width
+    def train_all(folder: Path, clips: Step, activations: Step | None = None) -> dict:
+        width = feeding.fed(run, clips, activations, (site,)).source.width(site)
         for point in points:
             if point.run.k > point.run.expansion * width:
                 raise ValueError(f"sweep: k = {point.run.k} is more than the {point.run.expansion * width} latents")

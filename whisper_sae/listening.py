@@ -60,6 +60,29 @@ def reader(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -
     return read
 
 
+def listener(run: Profile, whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame, wanted: list[str]):
+    """`hear` and `prepare`, as `activations.write` and `live.Live` take them: what sites say of some of the windows.
+
+    Always `batch_windows` are heard at a time, silence where there are no more: some processors multiply smaller
+    matrices in another order, and so what is said would depend, in its last bit, on how many windows were asked for.
+    """
+
+    def hear(_numbers, ready: tuple[list[np.ndarray], np.ndarray]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+        sounds, kinds = ready
+        silence = [np.zeros(1, np.float32)] * (run.batch_windows - len(sounds))
+        said = model.record(whisper, model.mel(whisper, sounds + silence), wanted)
+        return {site: hidden[: len(sounds)] for site, hidden in said.items()}, kinds
+
+    return hear, reader(whisper, heard, windows)
+
+
+def some(windows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """At most `most` of what is heard at a time, drawn at random: rows as `planned` gives them."""
+    drawn = np.random.default_rng(seed).permutation(windows.heard.max() + 1)[:most]
+    kept = windows[windows.heard.isin(drawn)].reset_index(drop=True)
+    return kept.assign(heard=pd.factorize(kept.heard)[0])
+
+
 def expected(run: Profile, whisper: model.Whisper, windows: pd.DataFrame, wanted: list[str]) -> dict:
     """What a recording will take: `windows`, `frames`, `bytes` exactly, `seconds` by `seconds_a_window`."""
     count = int(windows.heard.max()) + 1

@@ -24,37 +24,54 @@ def reconstruction(say: Callable[[Tensor], Tensor], chunks: Iterable[Tensor], vo
     of the first chunk. With `voices`, the speaker's number of each frame (frame,), there are also `fvu_low` and
     `fvu_high`, a 95 % interval over speakers, and their number `speakers`.
     """
-    count = 1 if voices is None else int(voices.max()) + 1
-    n, total, square, error = np.zeros(count), 0.0, np.zeros(count), np.zeros(count)  # per speaker
-    cosine, centre, first = 0.0, None, 0
+    known = Closeness(voices)
     for x in chunks:
-        x_hat = say(x)
-        who = np.zeros(len(x), int) if voices is None else voices[first : first + len(x)]
-        first += len(x)
-        centre = x.mean(dim=0) if centre is None else centre
-        n += np.bincount(who, minlength=count)
+        known.add(x, say(x))
+    return known.scores()
+
+
+class Closeness:
+    """The sums behind `reconstruction`, for whoever has several ways of saying the same frames."""
+
+    def __init__(self, voices: np.ndarray | None = None):
+        self.voices = voices
+        count = 1 if voices is None else int(voices.max(initial=0)) + 1
+        self.n, self.square, self.error = np.zeros(count), np.zeros(count), np.zeros(count)  # per speaker
+        self.total, self.cosine, self.centre, self.first = 0.0, 0.0, None, 0
+
+    @torch.no_grad()
+    def add(self, x: Tensor, x_hat: Tensor) -> None:
+        """Take in the next frames, (frame, d_in), and what was said of them."""
+        count = len(self.n)
+        who = np.zeros(len(x), int) if self.voices is None else self.voices[self.first : self.first + len(x)]
+        self.first += len(x)
+        self.centre = x.mean(dim=0) if self.centre is None else self.centre
+        self.n += np.bincount(who, minlength=count)
         sums = torch.zeros(count, x.shape[1], dtype=torch.float64)
-        total = total + sums.index_add_(0, torch.from_numpy(who), x.double())
-        square += np.bincount(who, x.double().square().sum(dim=1), minlength=count)
-        error += np.bincount(who, (x - x_hat).double().square().sum(dim=1), minlength=count)
-        cosine += torch.cosine_similarity(x - centre, x_hat - centre, dim=1).double().sum().item()
-    mean = total.sum(dim=0) / n.sum()
-    spread = square - 2 * (total @ mean).numpy() + n * mean.square().sum().item()
-    if spread.sum() <= 1e-9 * square.sum():
-        raise ValueError("the activations are constant: there is no variance to explain")
-    values = n.sum() * len(mean)
-    found = {
-        "fvu": error.sum() / spread.sum(),
-        "mse": error.sum() / values,
-        "mse_of_mean": spread.sum() / values,
-        "cosine": cosine / n.sum(),
-        "frames": int(n.sum()),
-    }
-    if voices is not None:
-        spoke = n > 0
-        low, high = ratio_interval(error[spoke], spread[spoke])
-        found |= {"fvu_low": low, "fvu_high": high, "speakers": int(spoke.sum())}
-    return {name: float(value) if isinstance(value, np.floating) else value for name, value in found.items()}
+        self.total = self.total + sums.index_add_(0, torch.from_numpy(who), x.double())
+        self.square += np.bincount(who, x.double().square().sum(dim=1), minlength=count)
+        self.error += np.bincount(who, (x - x_hat).double().square().sum(dim=1), minlength=count)
+        alike = torch.cosine_similarity(x - self.centre, x_hat - self.centre, dim=1)
+        self.cosine += alike.double().sum().item()
+
+    def scores(self) -> dict:
+        """What `reconstruction` returns. ValueError for frames that are all the same."""
+        n, mean = self.n, self.total.sum(dim=0) / self.n.sum()
+        spread = self.square - 2 * (self.total @ mean).numpy() + n * mean.square().sum().item()
+        if spread.sum() <= 1e-9 * self.square.sum():
+            raise ValueError("the activations are constant: there is no variance to explain")
+        values = n.sum() * len(mean)
+        found = {
+            "fvu": self.error.sum() / spread.sum(),
+            "mse": self.error.sum() / values,
+            "mse_of_mean": spread.sum() / values,
+            "cosine": self.cosine / n.sum(),
+            "frames": int(n.sum()),
+        }
+        if self.voices is not None:
+            low, high = ratio_interval(self.error[n > 0], spread[n > 0])
+            found |= {"fvu_low": low, "fvu_high": high, "speakers": int((n > 0).sum())}
+        return {name: float(value) if isinstance(value, np.floating) else value for name, value in found.items()}
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -69,7 +69,8 @@ class Profile:
     shard_windows: int = 64
     """Windows in one shard, the unit of writing and of resuming."""
     dtype: str = "float16"
-    """How activations are stored: `float16` or `float32`."""
+    """How activations are stored: `float16`; `bfloat16`, as small, less exact, for layers that say more than 65,504; or
+    `float32`."""
     precision: str = "float32"
     """How matrices are multiplied: `float32`, or `bfloat16` where the processor or GPU does it itself: faster, at an
     error of 0.01 to 0.3 % of the variance in tiny.en; `recipes.other_ways` measures it."""
@@ -92,6 +93,13 @@ class Profile:
     """Frames seen in training, each frame as often as it takes."""
     batch_tokens: int = 2048
     """Frames in one training step."""
+    shuffle_buffer: int = 0
+    """So many frames are shuffled together, from windows drawn at random: for a store that does not fit into memory,
+    and for `on_the_fly`. They are held as float32, of every site that is trained at a time. 0 shuffles all frames."""
+    on_the_fly: bool = False
+    """Dictionaries of encoder sites learn from frames that are heard when they are needed, and no activations are
+    written: the same dictionary as from a store, bit for bit, for a pass through the encoder every time that frames
+    are read. About `shuffle_buffer` frames are remembered. Notebooks 0 and 1 store a few windows only, to show them."""
     learning_rate: float = 2e-3
     """Peak learning rate of Adam, for activations scaled to a mean squared norm of d_in."""
     decay_shape: str = "linear"
@@ -132,7 +140,7 @@ class Profile:
 
 FIELDS = {field.name: field for field in fields(Profile) if field.name != "source"}
 CHOICES = {
-    "dtype": ("float16", "float32"),
+    "dtype": ("float16", "bfloat16", "float32"),
     "precision": ("float32", "bfloat16"),
     "windows": ("clip", "packed"),
     "variant": ("batchtopk", "topk", "multitopk", "matryoshka", "jumprelu", "relu", "tied"),
@@ -140,7 +148,8 @@ CHOICES = {
 }
 WEIGHED = ("jumprelu", "relu", "tied")
 """The variants that have a sparsity term, and so a penalty."""
-FROM_0 = ("clips", "clips_per_speaker", "clips_per_group", "patience", "resample_tokens", "sweep_tokens", "seed")
+FROM_0 = ("clips", "clips_per_speaker", "clips_per_group", "shuffle_buffer", "patience", "resample_tokens",
+          "sweep_tokens", "seed")  # fmt: skip
 RANGES = {
     **{name: (0, math.inf) for name in FROM_0},
     **{name: (0.0, math.inf) for name in ("penalty", "auxiliary")},
@@ -307,6 +316,8 @@ def checked(profile: Profile, where: str | Path) -> Profile:
         raise ValueError(f"{where}: clips_per_group: balance names no columns that make groups")
     if profile.penalty and profile.variant not in WEIGHED:
         raise ValueError(f"{where}: penalty: {profile.variant} has none; {', '.join(WEIGHED)} have one")
+    if profile.on_the_fly and not profile.shuffle_buffer:
+        raise ValueError(f"{where}: on_the_fly: shuffle_buffer must say how many frames may be held to be shuffled")
     if not profile.corpus or not profile.sites:
         raise ValueError(f"{where}: corpus and sites must not be empty")
     if not any(fnmatch.fnmatch(profile.focus, pattern) for pattern in profile.sites):
@@ -321,7 +332,7 @@ def fault(name: str, value) -> str:
         return "" if value in CHOICES[name] else f"{value!r} is not one of {', '.join(CHOICES[name])}"
     if name == "only" and not re.match(r"[^=]+=.", value):
         return f"{value!r} is not column=value"
-    if isinstance(value, str):
+    if isinstance(value, str | bool):
         return ""
     if name not in RANGES and isinstance(value, float):
         return "" if 0 < value < math.inf else f"must be above 0, got {value}"

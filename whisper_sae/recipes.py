@@ -215,13 +215,23 @@ def table(run: Profile, step: Step) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------- activations
 
 
+SHOWN = 128
+"""Windows that are stored, for figures, where a profile asks for training on the fly."""
+
+
 def activations(run: Profile, seed: int) -> Recipe:
-    """What the encoder's sites of a profile say of every clip, without padding; `windows.csv` tells the windows."""
+    """What the encoder's sites of a profile say of every clip, without padding; `windows.csv` tells the windows.
+
+    With `on_the_fly` only of SHOWN windows, drawn at random.
+    """
     sites = side_of(run, "encoder")
 
     def plan(clips: Step, whisper: model.Whisper) -> tuple:
         heard = table(run, clips)
-        return whisper, _wanted(whisper, sites, "encoder"), heard, listening.planned(run, whisper, heard)
+        windows = listening.planned(run, whisper, heard)
+        if run.on_the_fly:
+            windows = listening.some(windows, SHOWN, seed)
+        return whisper, _wanted(whisper, sites, "encoder"), heard, windows
 
     def listen(folder: Path, clips: Step) -> dict:
         planned = plan(clips, _planner(run))
@@ -235,12 +245,7 @@ def activations(run: Profile, seed: int) -> Recipe:
         def begin(planned: tuple = ()) -> tuple[Callable, Callable]:
             keep_memory()
             whisper, wanted, heard, windows = planned or plan(clips, _loaded(run, params["model"]))
-
-            def hear(_numbers: range, ready: tuple) -> tuple[dict, np.ndarray]:
-                sounds, kinds = ready
-                return model.record(whisper, model.mel(whisper, sounds), wanted), kinds
-
-            return hear, listening.reader(whisper, heard, windows)
+            return listening.listener(run, whisper, heard, windows, wanted)
 
         return {"device": str(whisper.device)} | frames.write(
             folder, cost["windows"], **_by_whom(begin, planned, code), shard=run.shard_windows,
@@ -249,6 +254,7 @@ def activations(run: Profile, seed: int) -> Recipe:
         )  # fmt: skip
 
     params = _how(run) | {"sites": sites, "windows": run.windows}
+    params |= {"shown": SHOWN, "seed": seed} if run.on_the_fly else {}
     code = (speech, *HEARING, activations, table)
     return Recipe(
         "activations", listen, params, code=code,
@@ -286,7 +292,8 @@ def _how(run: Profile) -> dict:
 def other_ways(run: Profile, seed: int, most: int = 16) -> Recipe:
     """`other_ways.csv`: how what is heard changes when clips are packed, or matrices multiplied in bfloat16.
 
-    Of at most `most` clips, by as few speakers as have them; `listening.compare` says what the columns mean.
+    Of at most `most` clips, by as few speakers as have them; `listening.compare` says what the columns mean. The facts
+    have how many windows all clips are, each heard `alone` and `packed`.
     """
     base = replace(run, windows="clip", precision="float32")
     ways = {"packed": replace(base, windows="packed")}
@@ -299,9 +306,12 @@ def other_ways(run: Profile, seed: int, most: int = 16) -> Recipe:
         voices = heard[heard.speaker != ""].groupby("speaker").size().sample(frac=1, random_state=seed)
         turn = {voice: n for n, voice in enumerate(voices.sort_values(ascending=False, kind="stable").index)}
         few = heard.loc[heard.speaker.map(turn).sort_values(kind="stable").index[:most]].reset_index(drop=True)
-        wanted = _wanted(model.load(run.model, run.device), sites, "encoder")
+        whisper = model.load(run.model, run.device)
+        wanted = _wanted(whisper, sites, "encoder")
         listening.compare(base, ways, few, wanted).to_csv(folder / "other_ways.csv", index=False)
-        return {"clips": len(few), "speakers": int(few.speaker.nunique()), "ways": list(ways)}
+        alone, packed = (listening.planned(way, whisper, heard).heard.nunique() for way in (base, ways["packed"]))
+        return {"clips": len(few), "speakers": int(few.speaker.nunique()), "ways": list(ways), "alone": alone,
+                "packed": packed}  # fmt: skip
 
     params = _how(base) | {"sites": sites, "most": most, "seed": seed, "ways": list(ways)}
     return Recipe(

@@ -196,16 +196,17 @@ def train_together(
     *,
     checkpoint: Path | None = None,
     every: int = 100,
-    held_out: Callable[[nn.Module], float] | None = None,
+    held_out: Callable[[nn.Module], float] | Mapping[str, Callable[[nn.Module], float]] | None = None,
     **settings,
 ) -> Iterator[dict[str, dict]]:
     """`train` for several SAEs at once, so that frames are read once: yields {name: row} a step.
 
-    A batch is a tensor for all of them, or {name: tensor}. Each SAE learns as it would alone; one that has
-    stopped early no longer yields.
+    A batch is a tensor for all of them, or {name: tensor}, and `held_out` is one for all, or {name: one}. Each SAE
+    learns as it would alone; one that has stopped early no longer yields.
     """
     keep_memory()
-    learners = {name: Learner(sae, Settings(**settings), held_out) for name, sae in saes.items()}
+    asked = held_out if isinstance(held_out, Mapping) else dict.fromkeys(saes, held_out)
+    learners = {name: Learner(sae, Settings(**settings), asked[name]) for name, sae in saes.items()}
     if checkpoint and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True, map_location=next(iter(saes.values())).W_dec.device)
         for name, learner in learners.items():

@@ -1,0 +1,154 @@
+"""A dictionary fed on the fly is the one that is fed from a store, needs the clips alone, and can be resumed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from whisper_sae import dictionaries, feeding, listening, model, recipes, sae, store
+
+SITES = ("encoder.0.resid", "encoder.1.resid")
+
+
+@pytest.fixture
+def run(small_whisper, corpus, run_for, data):
+    """A small profile with a buffer, of which the clips alone have been made."""
+    made = run_for(small_whisper, corpus(), tokens=4_000, shuffle_buffer=400)
+    store.make(recipes.clips(made, 0))
+    return made
+
+
+def live(run):
+    return replace(run, on_the_fly=True)
+
+
+def weights(step):
+    return sae.load(step.path).state_dict()
+
+
+def equal(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"windows": "packed"}, {"dtype": "bfloat16", "patience": 1}, {"variant": "jumprelu"}],
+    ids=["clip", "packed", "bfloat16", "jumprelu"],
+)  # fmt: skip
+def test_it_is_the_dictionary_that_a_store_gives(run, fields):
+    run = replace(run, **fields)
+    heard = store.make(dictionaries.dictionary(live(run), 0, SITES[1]))
+    with pytest.raises(store.NotMade):
+        store.need(recipes.activations(run, 0))
+    store.make(recipes.activations(run, 0))
+    stored = store.make(dictionaries.dictionary(run, 0, SITES[1]))
+    assert equal(heard, stored)
+    assert heard.facts == stored.facts and heard.facts["frames"] > 100
+    for name in ("history.csv", "firing.npy"):
+        assert heard.manifest["files"][name] == stored.manifest["files"][name]
+    assert not equal(stored, store.make(dictionaries.dictionary(replace(run, shuffle_buffer=0), 0, SITES[1])))
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_several_are_trained_in_one_pass_as_each_alone(run, monkeypatch, patience):
+    run, windows, listener = replace(live(run), patience=patience), [], listening.listener
+
+    def counted(*args):
+        hear, prepare = listener(*args)
+        return lambda numbers, ready: windows.extend(numbers) or hear(numbers, ready), prepare
+
+    monkeypatch.setattr(listening, "listener", counted)
+    alone = [store.make(dictionaries.dictionary(run, 0, site)) for site in SITES]
+    apart, windows[:] = len(windows), []
+    other = replace(run, name="other")
+    for step in alone:
+        step.path.rename(step.path.with_name("alone-" + step.key))
+    beside = [store.make(dictionaries.dictionary(other, 0, site, beside=SITES)) for site in SITES]
+    assert 0 < len(windows) <= 0.6 * apart, "heard once, not once a site"
+    for one, with_others in zip(alone, beside, strict=True):
+        moved = store.Step(one.path.with_name("alone-" + one.key), one.manifest, "")
+        assert one.key == with_others.key and equal(moved, with_others)
+        assert one.facts == {name: value for name, value in with_others.facts.items() if name != "seconds"}
+        assert one.manifest["files"] == with_others.manifest["files"]
+
+
+def test_from_a_store_nobody_is_trained_beside_another(run):
+    store.make(recipes.activations(run, 0))
+    store.make(dictionaries.dictionary(run, 0, SITES[0], beside=SITES))
+    assert not (store.root() / "steps" / "dictionaries").exists()
+
+
+@pytest.mark.parametrize("beside", [(), SITES])
+def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
+    run = replace(live(run), tokens=60_000)  # more than 100 steps: a checkpoint
+    whole = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
+    monkeypatch.setenv("WHISPER_SAE_DATA", str(tmp_path / "again"))
+    store.make(recipes.clips(run, 0))
+    step, calls = dictionaries.sae.SAE.terms, []
+
+    def stumble(self, *args):
+        calls.append(1)
+        if len(calls) == 170 * max(1, len(beside)):
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dictionaries.sae.SAE, "terms", stumble)
+        with pytest.raises(KeyboardInterrupt):
+            store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
+    calls.clear()
+    monkeypatch.setattr(dictionaries.sae.SAE, "terms", lambda *args: calls.append(1) or step(*args))
+    resumed = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
+    steps = -(-60_000 // 256)
+    assert len(calls) == (steps - 100) * max(1, len(beside)), "from the checkpoint on"
+    assert equal(whole, resumed) and whole.manifest["files"] == resumed.manifest["files"]
+
+
+def test_rivals_sweeps_and_scores_are_those_of_a_store(run):
+    found = {}
+    for name, one in {"heard": live(run), "stored": run}.items():
+        clips = store.need(recipes.clips(one, 0))
+        acts = None if one.on_the_fly else store.make(recipes.activations(one, 0))
+        store.make(dictionaries.dictionary(one, 0, SITES[1]))
+        told = dictionaries.scores(store.make(dictionaries.rivals(one, 0, SITES[1])))
+        swept = dictionaries.scores(store.make(dictionaries.sweep(dictionaries.grid(one, 0), 0, SITES[1])))
+        rows, voices = dictionaries.frames_of(one, clips, acts, SITES[1], "test")
+        score = dictionaries.score(one, clips, acts, SITES[1], lambda x: x / 2, "test")
+        found[name] = (told, swept.drop(columns=["seconds", "key"]), rows.take(voices.argsort()), score)
+    for one, other in zip(*found.values(), strict=True):
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, other)
+        else:
+            assert str(one) == str(other) and len(one) > 2
+
+
+def test_the_key_is_of_what_is_heard(run):
+    key = dictionaries.dictionary(live(run), 0, SITES[1]).key
+    for name, value in {"dtype": "float32", "windows": "packed", "batch_windows": 3, "shuffle_buffer": 401}.items():
+        assert dictionaries.dictionary(replace(live(run), **{name: value}), 0, SITES[1]).key != key, name
+    for name, value in {"shard_windows": 3, "focus": SITES[0], "sites": SITES}.items():
+        assert dictionaries.dictionary(replace(live(run), **{name: value}), 0, SITES[1]).key == key, name
+    assert dictionaries.dictionary(live(run), 0, SITES[1], beside=SITES).key == key
+    assert dictionaries.dictionary(run, 0, SITES[1]).key != key
+
+
+def test_a_decoders_site_is_always_read_from_a_store(run):
+    assert feeding.on_the_fly(live(run), SITES[0]) and not feeding.on_the_fly(live(run), "decoder.0.resid")
+    both = replace(live(run), sites=(*SITES, "decoder.0.resid"))
+    assert set(feeding.needs(both, 0, "decoder.0.resid")) == {"clips", "activations"}
+    assert set(feeding.needs(both, 0, SITES[0])) == {"clips"}
+
+
+def test_for_the_figures_a_few_windows_are_stored(run, monkeypatch):
+    run = replace(live(run), windows="packed")
+    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    every = listening.planned(run, model.load(run.model, "cpu"), heard)
+    assert every.heard.nunique() < recipes.SHOWN
+    few = every.heard.nunique() - 3
+    monkeypatch.setattr(recipes, "SHOWN", few)
+    step = store.make(recipes.activations(run, 0))
+    windows = step.table("windows.csv")
+    assert step.facts["windows"] == few == windows.heard.nunique() and (windows["at"] > 0).any()
+    columns = ["clip", "first", "samples", "at"]
+    told = windows[columns].merge(every[columns], how="left", indicator=True)
+    assert (told._merge == "both").all(), "each is one of them"
