@@ -218,7 +218,8 @@ if len(rates):
 
 # %%
 others = {"gender": ["accent"], "accent": ["gender"], "mic": ["gender", "accent"], "null_label": ["gender", "accent"]}
-asked = recipes.askable(heard, {label: others[label] for label in labels})
+stored = heard.loc[acts.table("windows.csv")["clip"].unique()]  # all of them, unless training is on the fly
+asked = recipes.askable(stored, {label: others[label] for label in labels})
 labelled = store.make(recipes.label_probe(run, seed, asked))
 named = labelled.table("read.csv")  # label, site, speaker, right, chance
 voice = probes.summary(named, ["label", "site", "chance"])

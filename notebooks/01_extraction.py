@@ -246,7 +246,7 @@ figures.say(
 figures.say(
     f"Of valid frames the dictionary that learnt padding too leaves {every.fvu:.1%}. The same valid frames alone, and {same.l0:.1f} latents "
     f"on each, leave {same.fvu:.1%}: with padding the error is {same.beside:.2f} times as large ({same.beside_low:.2f} to "
-    f"{same.beside_high:.2f}, over speakers). The seed alone makes it {one.fvu:.1%} or {other.fvu:.1%}."
+    f"{same.beside_high:.2f}, over speakers). Two that differ in their seed alone leave {one.fvu:.1%} and {other.fvu:.1%}."
 )
 
 # %% [markdown]
