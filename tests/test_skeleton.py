@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "sparse": {"kernels"},
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"shards"},
+    "transpose": {"shards"},
     "listening": {"activations", "model", "packing", "profiles", "roofline", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
