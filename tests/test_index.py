@@ -118,6 +118,13 @@ def test_all_features_at_once_and_all_of_a_piece(made):
         np.testing.assert_allclose(found.rates, (dense != 0).mean(axis=0))
         np.testing.assert_array_equal(found.maxima, np.maximum(dense.max(axis=0), 0))
         np.testing.assert_array_equal(found.minima, np.minimum(dense.min(axis=0), 0))
+        sides = np.concatenate([np.maximum(dense, 0), np.maximum(-dense, 0)], axis=1)[
+            :, : dense.shape[1] * (1 + signed)
+        ]
+        for first in range(sides.shape[1] + 1):
+            columns = found.columns(first, sides.shape[1])
+            np.testing.assert_array_equal(columns.toarray(), sides[:, first:])
+            assert columns.dtype == np.float32 and columns.has_canonical_format
         for piece, (first, last) in enumerate(itertools.pairwise(starts)):
             for feature in range(dense.shape[1]):
                 np.testing.assert_array_equal(found.trace(feature, piece), dense[first:last, feature])
@@ -184,6 +191,8 @@ def test_what_is_not_there(tmp_path):
             found.of_piece(piece)
         with pytest.raises(IndexError, match="piece: there is no"):
             found.trace(0, piece)
+    with pytest.raises(IndexError, match="sides: 0 to 3 of 2"):
+        found.columns(0, 3)
 
 
 def test_nothing_at_all_fires(tmp_path):

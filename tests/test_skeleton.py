@@ -30,9 +30,11 @@ MAY_IMPORT = {
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
-    "recipes": set(MODULES) - {"report", "__main__", "recipes", "dictionaries"},  # names the steps: knows every leaf
+    "recipes": set(MODULES) - {"report", "__main__", "recipes", "dictionaries", "meaning"},  # names the steps
     "dictionaries": {"recipes", "profiles", "store", "activations", "model", "measure", "sae", "train"},
-}
+    "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
+                "index", "examples"},
+}  # fmt: skip
 
 
 def faults(path: Path) -> list[str]:

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csc_array
 
 SIDES = ("both", "positive", "negative")
 
@@ -72,6 +73,19 @@ class Index:
     def minima(self) -> np.ndarray:
         """The smallest value of each feature: (feature,), 0 where none is below zero."""
         return -self.strongest[self.features :] if self.signed else np.zeros(self.features, np.float32)
+
+    def columns(self, first: int, last: int) -> csc_array:
+        """Sides `first` to `last`, exclusive, as a sparse array (row, side) of magnitudes; of a signed index the sides
+        from `features` on are what is below zero."""
+        if not 0 <= first <= last < len(self.firings):
+            raise IndexError(f"sides: {first} to {last} of {len(self.firings) - 1}")
+        passage = slice(self.passages[first], self.passages[last])
+        piece, count = (self._of_passage[name][passage] for name in ("piece", "firings"))
+        begins = self.firings[first : last + 1]
+        at = slice(begins[0], begins[-1])
+        rows = np.repeat(self.starts[piece], count) + self._position[at]
+        values = self._value[at].astype(np.float32) * np.repeat(self.scale[first:last], np.diff(begins))
+        return csc_array((values, rows, begins - begins[0]), shape=(self.rows, last - first))
 
     def of_piece(self, piece: int, side: str = "both") -> pd.DataFrame:
         """What fires in one piece, a row a feature: `feature`, `row` and `value` of its peak; the strongest first."""
