@@ -91,14 +91,14 @@ class Index:
         """What fires in one piece, a row a feature: `feature`, `row` and `value` of its peak; the strongest first."""
         self._require(piece)
         first, last = self._by_piece["first"][[piece, piece + 1]]
-        number = self._by_piece["side"][first:last].astype(np.int64)
-        value = self._by_piece["peak"][first:last].astype(np.float32) * self.scale[number]
-        found = pd.DataFrame({"feature": number % self.features, "side": number // self.features})
-        found["row"] = self.starts[piece] + self._by_piece["position"][first:last]
-        found["value"] = np.where(found.side == 0, value, -value)
-        found = found[found.side.isin([kind for kind, _ in self._sides(0, side)])]
-        found = found.iloc[np.lexsort([found.row, found.feature, -found.value.abs()])]
-        return found.drop_duplicates("feature")[["feature", "row", "value"]].reset_index(drop=True)
+        told = {name: self._by_piece[name][first:last] for name in ("side", "peak", "position")}
+        kind, feature = np.divmod(told["side"].astype(np.int64), self.features)
+        value = told["peak"].astype(np.float32) * self.scale[told["side"]]
+        row = self.starts[piece] + told["position"]
+        order = np.lexsort([row, feature, -value])
+        order = order[np.isin(kind[order], [kind for kind, _ in self._sides(0, side)])]
+        found = pd.DataFrame({"feature": feature, "row": row, "value": np.where(kind, -value, value)}).iloc[order]
+        return found.drop_duplicates("feature").reset_index(drop=True)
 
     # ----------------------------------------------------------------------------------------- of one feature
 

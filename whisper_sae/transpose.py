@@ -191,12 +191,29 @@ def _sparse(codes, rows: int, features: int) -> tuple[np.ndarray, np.ndarray, np
     if isinstance(codes, tuple):
         row, feature, value = map(np.asarray, codes)
     else:
-        dense = np.asarray(codes)
+        dense = np.ascontiguousarray(codes, dtype=np.float32)
         if dense.shape != (rows, features):
             raise ValueError(f"codes: {dense.shape} for {rows} rows of {features} features")
-        row, feature = dense.nonzero()
-        value = dense[row, feature]
+        row, feature, value = _entries(dense)
     return row, feature, value.astype(np.float32, copy=False)
+
+
+@numba.njit(cache=True)
+def _entries(dense):
+    """Where a matrix is not zero, row by row, and what it is there: `nonzero`, in a fraction of the time."""
+    count = 0
+    for row in range(len(dense)):
+        here = 0
+        for value in dense[row]:
+            here += value != 0
+        count += here
+    rows, columns, values, at = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float32), 0
+    for row in range(len(dense)):
+        for column in range(dense.shape[1]):
+            if dense[row, column] != 0:
+                rows[at], columns[at], values[at] = row, column, dense[row, column]
+                at += 1
+    return rows, columns, values
 
 
 @numba.njit(cache=True)
