@@ -126,6 +126,28 @@ def test_each_side_has_its_examples(tmp_path, side):
     assert sorted(found.between(0, -6, -2).value) == [-6, -3]
 
 
+@settings(max_examples=30)
+@given(corpora(), st.integers(0, 6), st.integers(1, 4))
+def test_the_features_of_a_clip_are_its_columns(made, n, features):
+    dense, pieces, speakers = made
+    rng = np.random.default_rng(len(dense))
+    dense = np.concatenate([dense] + [dense[rng.permutation(len(dense))] for _ in range(features - 1)], axis=1)
+    clip_of_row = np.repeat([clip for clip, _ in pieces], [rows for _, rows in pieces])
+    with tempfile.TemporaryDirectory() as folder:
+        found = examples_of(dense, pieces, speakers, folder)
+        for clip in range(len(speakers)):
+            told = found.features_of(clip, n)
+            peaks = np.abs(dense[clip_of_row == clip]).max(axis=0)
+            order = np.argsort(-peaks, kind="stable")
+            wanted = order[peaks[order] > 0][:n]
+            assert told.feature.tolist() == wanted.tolist() and (told["clip"] == clip).all()
+            assert told.value.abs().tolist() == peaks[wanted].tolist()
+            assert told.value.tolist() == [dense[row, feature] for feature, row in zip(wanted, told.row, strict=True)]
+            for row in told.itertuples():
+                side = dense[:, row.feature] * np.sign(row.value)
+                assert row.share == pytest.approx(abs(row.value) / side.max()) and 0 < row.share <= 1
+
+
 # ------------------------------------------------------------------------------------------------- edge cases
 
 
@@ -186,6 +208,8 @@ def test_tables_that_do_not_fit(ten):
     found = ten(np.ones(40))
     with pytest.raises(ValueError, match="windows: 3 rows, but the index has 10 pieces"):
         examples.Examples(found.index, pd.DataFrame({"speaker": ["a"]}), pd.DataFrame({"clip": [0] * 3, "first": 0}))
+    with pytest.raises(IndexError, match="clip: there is no 10; there are 10"):
+        found.features_of(10)
     with pytest.raises(ValueError, match="side: 'up' is not one of"):
         found.loudest(0, side="up")
 

@@ -114,6 +114,19 @@ class Examples:
         ]
         return pd.concat(parts, ignore_index=True)
 
+    def features_of(self, clip: int, n: int = 32, side: str = "both") -> pd.DataFrame:
+        """The n features that lie farthest from zero in one clip, at their peaks there, the farthest first. There is a
+        column `feature` and, for `kind`, `share`: the peak over the feature's farthest value anywhere."""
+        pieces = np.flatnonzero(self.clip_of == clip)
+        if not len(pieces):
+            raise IndexError(f"clip: there is no {clip}; there are {len(self.frames)}")
+        found = pd.concat([self.index.of_piece(piece, side).assign(piece=piece) for piece in pieces], ignore_index=True)
+        order = np.lexsort([found.row, self.first[found.piece], found.feature, -found.value.abs()])
+        found = found.iloc[order].drop_duplicates("feature")[:n].reset_index(drop=True)
+        told = self._table("", found.row.to_numpy(), found.value.to_numpy()).drop(columns="kind")
+        farthest = np.where(found.value > 0, self.index.maxima[found.feature], self.index.minima[found.feature])
+        return found[["feature"]].assign(share=found.value / farthest).join(told)
+
     # -------------------------------------------------------------------------------------------------- drawing
 
     def _chance(self, feature: int, kind: str) -> np.random.Generator:
