@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from whisper_sae import activations as frames
-from whisper_sae import cluster, dictionaries, model, profiles, recipes, shards, store
+from whisper_sae import cluster, dictionaries, fitting, model, profiles, recipes, shards, store
 
 DEMO = profiles.DEMO / "whisper"
 
@@ -170,7 +170,7 @@ def test_a_point_that_would_be_another_one_there_is_refused(client, small_whispe
         store.make(sweep)
 
 
-train_loop = dictionaries.taught
+train_loop = fitting.taught
 
 
 def arm(last: int) -> int:

@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"narrow", "rows", "shards"},
+    "transpose": {"shards"},
     "live": {"narrow", "rows", "shards"},  # the other source of rows
     "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once
@@ -46,7 +47,9 @@ MAY_IMPORT = {
     "fitting": {"feeding", "measure", "model", "profiles", "rows", "sae", "train"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
-}
+    "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
+                "index", "examples"},
+}  # fmt: skip
 
 
 def faults(path: Path) -> list[str]:

@@ -1,5 +1,8 @@
 """The sparse path: which calls are chosen, and sums over pairs; the loops say what torch says."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +102,12 @@ def test_other_devices_say_the_same(monkeypatch):
         found.append([*each, frame, latent, weakest, *sparse.all_above(pre, 0.5), *sums])
     for one, another in zip(*found, strict=True):
         torch.testing.assert_close(one, another)
+
+
+def test_the_loops_leave_torch_the_number_of_threads_it_was_told():
+    """Numba tells torch another one where it starts its own, once a process: so in a process of its own."""
+    code = (
+        "import torch; torch.set_num_threads(1); from whisper_sae import sparse;"
+        "sparse.keep_unit_rows(torch.ones(2, 3)); print(torch.get_num_threads())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"

@@ -36,6 +36,14 @@ def threads() -> int:
     return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
+def use_torchs_threads() -> None:
+    """Numba, where it starts its threads, may tell torch to use as many: then torch is told its own number again."""
+    wanted = torch.get_num_threads()
+    numba.set_num_threads(threads())
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
+
+
 def shares(rows) -> tuple[int, int]:
     """Into how many shares the work is divided, and how many of these rows are used at a time."""
     return threads(), max(1, BLOCK // max(1, rows[:1].nbytes))
@@ -48,7 +56,7 @@ def compiled(loops):
     @functools.wraps(loops)
     def call(*arguments):
         with ALONE:
-            numba.set_num_threads(threads())
+            use_torchs_threads()
             return fast(*arguments)
 
     return call

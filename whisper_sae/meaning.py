@@ -1,0 +1,155 @@
+"""What features mean: the recipe of an index of all that a site's features say, and examples from it.
+
+These recipes stand on those of `recipes` and `dictionaries`, and are used like them:
+
+    step = store.make(meaning.codes(run, seed, site))           # builds the index, unless it is there
+    found = index.Index(step.path)
+    meaning.examples_in(run, seed, site).of(feature=30)         # a table of examples
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from whisper_sae import activations as frames
+from whisper_sae import examples, index, measure, model, sae, transpose
+from whisper_sae.dictionaries import dictionary, frames_of
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import folders, made_by, phones_of, recorded, table, windows_of
+from whisper_sae.store import Recipe, Step, need
+
+INPUTS = ("dictionary", "neurons", "principal directions", "random dictionary")
+"""What an index can be of. The last three are what a dictionary is compared with."""
+
+APART = 1_000_003
+"""Added to the seed of the random directions: those of the seed itself are where the trained ones began."""
+
+
+def codes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -> Recipe:
+    """An index of what the features of a site say of every frame of every clip: see `index`.
+
+    `of`, one of INPUTS: the trained dictionary (`which` goes to `dictionaries.dictionary`); the site's neurons or
+    its principal directions, both less their mean over the training frames, with two sides each; a dictionary of random
+    directions with as many latents, of which as many fire on a frame as of the trained one. `mean.npy` is that mean.
+    """
+    if of not in INPUTS:
+        raise ValueError(f"of: {of!r} is not one of {', '.join(INPUTS)}")
+    heard = recorded(run, seed, site)
+    needs = {"clips": heard.needs["clips"], "activations": heard}
+    if of.endswith("dictionary"):
+        needs["trained"] = dictionary(run, seed, site, **which)
+
+    def write(folder: Path, clips: Step, activations: Step, trained: Step | None = None) -> dict:
+        learnt, _ = frames_of(run, clips, activations, site, "train")
+        encode, features = _encoder(folder, of, learnt, trained, seed)
+        device = model.pick(run.device)
+        encode = encode.to(device)
+
+        @torch.no_grad()
+        def say(first: int, last: int):
+            rows = frames.Activations(activations.path).rows(site)  # anew, so that what was read does not stay mapped
+            said = encode(rows.take(np.arange(first, last)).to(device))
+            return tuple(part.cpu() for part in said) if isinstance(said, tuple) else said.cpu()
+
+        counts = frames.Activations(activations.path).spans[:, 2]
+        return transpose.build(
+            folder, counts, say, features, signed=trained is None,
+            progress=lambda chunks: tqdm(chunks, desc=f"index of {site}", unit=" chunks"),
+        )  # fmt: skip
+
+    return Recipe(
+        "codes", write, {"site": site, "seed": seed, "of": of}, needs=needs, by=made_by(run, "06"),
+        code=(transpose, index, sae, frames, measure.moments, codes, Calls, Turned, _encoder, frames_of, windows_of),
+        label=f"index of the {of} of {site}",
+    )  # fmt: skip
+
+
+def _encoder(folder: Path, of: str, learnt: frames.Rows, trained: Step | None, seed: int) -> tuple[Callable, int]:
+    """What says the codes of frames, and how many features it has; fitted on the training frames where it has to be."""
+    if of == "dictionary":
+        coder = sae.load(trained.path)
+        return Calls(coder), coder.d_sae
+    if of == "random dictionary":
+        d_sae = sae.load(trained.path).d_sae
+        coder = sae.create("topk", learnt.width, d_sae, max(1, round(trained.facts["l0"])), seed + APART)
+        coder.start_on(learnt.sample(4096, seed))
+        return Calls(coder.eval()), d_sae
+    known = measure.moments(learnt.chunks())
+    np.save(folder / "mean.npy", known.mean.numpy())
+    axes = None
+    if of == "principal directions":
+        axes = torch.linalg.eigh(known.covariance).eigenvectors.flip(1)  # the first holds most of the variance
+        axes = (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()).float()  # their signs mean nothing
+    return Turned(known.mean.float(), axes), learnt.width
+
+
+class Calls(torch.nn.Module):
+    """The codes of an SAE: the frame, latent and value of each, without the zeros between; else as its `encode`."""
+
+    def __init__(self, coder: sae.SAE):
+        super().__init__()
+        self.coder = coder
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pre = self.coder.pre(x)
+        frame, latent = self.coder.chosen(pre)
+        return frame, latent, self.coder.answer(pre[frame, latent], latent)
+
+
+class Turned(torch.nn.Module):
+    """Frames less their mean, (frame, d), or what they are along some axes, (d, axis)."""
+
+    def __init__(self, mean: Tensor, axes: Tensor | None):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("axes", axes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - self.mean
+        return centred if self.axes is None else centred @ self.axes
+
+
+def examples_in(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -> examples.Examples:
+    """Examples of the features of an index of `codes`, which has to be made before; with words where they are known.
+
+    Raises ValueError for a site of the decoder, whose rows are tokens and have no time.
+    """
+    if site.startswith("decoder"):
+        raise ValueError(f"site: rows of {site} are tokens, which have no time; tokens.csv tells them")
+    recipe = codes(run, seed, site, of, **which)
+    clips, heard, made = need(recipe.needs["clips"]), need(recipe.needs["activations"]), need(recipe)
+    told = table(run, clips)
+    return examples.Examples(index.Index(made.path), told, heard.table("windows.csv"), words_of(run, seed, told), seed)
+
+
+def words_of(run: Profile, seed: int, heard: pd.DataFrame) -> pd.DataFrame:
+    """When each word of the clips `heard` sounds, where their corpora tell: clip (its row), start, end (seconds), word.
+
+    From a `words.csv` beside a corpus's table (`file_name start_ms end_ms word`), else from the words of its phones.
+    """
+    row = pd.Series(heard.index, index=[str(Path(path).resolve()) for path in heard.path])
+    parts = [_of_phones(phones_of(run, heard))]
+    for folder in folders(run, seed).values():
+        if (folder / "words.csv").is_file():
+            told = pd.read_csv(folder / "words.csv", dtype={"word": str, "file_name": str}, keep_default_na=False)
+            if lost := [name for name in ("file_name", "start_ms", "end_ms", "word") if name not in told]:
+                raise ValueError(f"{folder / 'words.csv'}: no column {lost[0]!r}; it has {', '.join(told)}")
+            told["clip"] = [row.get(str((folder / name).resolve()), -1) for name in told.file_name]
+            told["start"], told["end"] = told.start_ms / 1000, told.end_ms / 1000
+            here = heard.index[heard.path.map(lambda path, folder=folder: Path(path).is_relative_to(folder))]
+            parts = [part[~part["clip"].isin(here)] for part in parts] + [told[told["clip"] >= 0]]
+    found = pd.concat([part[["clip", "start", "end", "word"]] for part in parts], ignore_index=True)
+    return found.astype({"clip": int}).sort_values(["clip", "start"], kind="stable", ignore_index=True)
+
+
+def _of_phones(told: pd.DataFrame) -> pd.DataFrame:
+    spoken = told[(told.word != "") & (told.word_index >= 0)]
+    found = spoken.groupby(["clip", "word_index"]).agg(
+        start=("start", "min"), end=("end", "max"), word=("word", "first")
+    )
+    return found.reset_index()
