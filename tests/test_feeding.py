@@ -152,3 +152,13 @@ def test_for_the_figures_a_few_windows_are_stored(run, monkeypatch):
     columns = ["clip", "first", "samples", "at"]
     told = windows[columns].merge(every[columns], how="left", indicator=True)
     assert (told._merge == "both").all(), "each is one of them"
+
+
+def test_what_was_stored_for_the_figures_is_not_learnt_from(run, monkeypatch):
+    """The rows of all clips are heard, though a step of activations is at hand, which holds a few."""
+    monkeypatch.setattr(recipes, "SHOWN", 4)
+    clips, few = store.need(recipes.clips(run, 0)), store.make(recipes.activations(live(run), 0))
+    rows, voices = dictionaries.frames_of(live(run), clips, few, SITES[1], "train")
+    stored, _ = dictionaries.frames_of(run, clips, store.make(recipes.activations(run, 0)), SITES[1], "train")
+    assert len(rows) == len(stored) == len(voices) > few.facts["frames"]
+    assert torch.equal(rows.sample(50, 0), stored.sample(50, 0))
