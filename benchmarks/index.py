@@ -241,8 +241,10 @@ def memory(frames: int) -> None:
             ]
         )
         for row in found:
-            print(f"- {row['frames']:,} frames, {row['firings']:,} firings, {row['store MB']} MB of store, "
-                  f"{row['index MB']} MB of index: peak {row['peak MB']} MB, {row['mapped MB']} MB of files mapped")  # fmt: skip
+            print(
+                f"- {row['frames']:,} frames, {row['firings']:,} firings, {row['store MB']} MB of store, "
+                f"{row['index MB']} MB of index: peak {row['peak MB']} MB, {row['mapped MB']} MB of files mapped"
+            )
         print()
 
 
