@@ -96,6 +96,14 @@ def difference(one: DictionaryScore, other: DictionaryScore) -> tuple[float, flo
     return one.f1 - other.f1, *map(float, _interval(one.draws - other.draws))
 
 
+def beside(scores: dict[str, DictionaryScore]) -> pd.DataFrame:
+    """A row a dictionary, the first being what all others are compared with: `f1`, `low`, `high`, how much it scores
+    below the first, `less`, and that difference's interval, `at_least` to `at_most`."""
+    first = next(iter(scores.values()))
+    rows = [(name, one.f1, one.low, one.high, *difference(first, one)) for name, one in scores.items()]
+    return pd.DataFrame(rows, columns=["name", "f1", "low", "high", "less", "at_least", "at_most"])
+
+
 def f1_by_speakers(codes: csc_array, frames: Frames, features, labels, cuts, draws: int = 2000, seed: int = 0):
     """The F1 of pairs of a feature and a label at given thresholds, (pair,) each, with its interval over speakers:
     (f1, low, high)."""

@@ -49,8 +49,12 @@ class Fed(NamedTuple):
     buffer: int
 
     def rows(self, site: str | tuple[str, ...], split: str) -> tuple[Rows, np.ndarray]:
-        """The frames of a site, or of several side by side, in a split, and the number of each frame's speaker."""
+        """The frames of a site, or of several side by side, in a split, and the number of each frame's speaker.
+
+        Raises ValueError for a split of which there are no clips."""
         inside, together = windows_of(self.clips, self.windows, split), self.windows.get("heard")
+        if not inside.any():
+            raise ValueError(f"clips: none are of {split} speakers; three speakers are needed, or a column `split`")
         rows = self.source.rows(site, inside, together=together, buffer=self.buffer)
         speakers = pd.factorize(self.clips.speaker.where(self.clips.speaker != "", self.clips.id))[0]
         return rows, rows.per_window(speakers[self.windows["clip"].to_numpy()[rows.windows]])

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import examples, index, measure, model, sae, transpose
+from whisper_sae import examples, index, measure, model, sae, speech, transpose
 from whisper_sae.dictionaries import dictionary, frames_of
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import folders, made_by, phones_of, recorded, table, windows_of
@@ -125,6 +125,21 @@ def examples_in(run: Profile, seed: int, site: str, of: str = "dictionary", **wh
     clips, heard, made = need(recipe.needs["clips"]), need(recipe.needs["activations"]), need(recipe)
     told = table(run, clips)
     return examples.Examples(index.Index(made.path), told, heard.table("windows.csv"), words_of(run, seed, told), seed)
+
+
+def index_of(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -> index.Index:
+    """The index that `codes` made."""
+    return index.Index(need(codes(run, seed, site, of, **which)).path)
+
+
+def sounds(heard: pd.DataFrame, chosen: pd.DataFrame, seconds: float = 1.0) -> list[tuple[str, np.ndarray]]:
+    """What examples sound like, each in the middle of so many seconds: [(its kind, value and word, (sample,))]."""
+    found = []
+    for row in chosen.itertuples():
+        word = f", in “{row.word}”" if getattr(row, "word", "") else ""
+        sound = examples.excerpt(speech.samples(heard.path[row.clip]), row.seconds, seconds)
+        found.append((f"{row.kind}, {row.value:.1f}{word}", sound))
+    return found
 
 
 def words_of(run: Profile, seed: int, heard: pd.DataFrame) -> pd.DataFrame:

@@ -469,6 +469,11 @@ def phones_of(run: Profile, heard: pd.DataFrame) -> pd.DataFrame:
     return told.reset_index(drop=True)
 
 
+def alignments_of(run: Profile) -> dict[str, str]:
+    """For the key of a result: all that the corpora tell of their phones."""
+    return {name: phones.digest(folder) for name, folder in _lying_here(run).items()}
+
+
 def change_at_phones(whisper: model.Whisper, heard: pd.DataFrame, told: pd.DataFrame, seed: int) -> pd.DataFrame:
     """How much the sound changes around the start of the phones of each manner: (manner, offset in mel frames).
 
@@ -544,9 +549,8 @@ def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_00
         pd.DataFrame(rows).to_csv(folder / "read.csv", index=False)
         return {"phones": len(set(truth[fit_on])), "fitted": len(fit_on), "asked": len(ask)}
 
-    told_by = {name: phones.digest(folder) for name, folder in _lying_here(run).items()}
     return Recipe(
-        "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "phones": told_by},
+        "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "phones": alignments_of(run)},
         code=(speech, *HEARING, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table),
         needs={"clips": clips(run, seed), "activations": activations(run, seed), "untrained": activations(other, seed)},
         by=made_by(run, "00"), label="phone probe",

@@ -1,0 +1,183 @@
+"""Which phone each feature goes with: the recipes say what the leaves say, and nothing where nothing is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from whisper_sae import detectors, dictionaries, index, meaning, phones, phonetics, recipes, selectivity, store, wording
+
+SITE = "encoder.1.resid"
+
+
+def tell_phones(folder: Path, labels=("s", "i", "n", "ɑ"), seed=0, of="*") -> None:
+    """Phones of 100 to 200 ms over the clips of a corpus that are called so, told in its phones.csv."""
+    rng, rows = np.random.default_rng(seed), []
+    for path in sorted(folder.glob(f"audio/{of}.flac")):
+        end, start = 1000 * soundfile.info(path).duration, 0.0
+        while start < end - 100:
+            stop = min(end, start + rng.uniform(100, 200))
+            rows.append((f"audio/{path.name}", start, stop, labels[rng.integers(len(labels))]))
+            start = stop
+    pd.DataFrame(rows, columns=["file_name", "start_ms", "end_ms", "phone"]).to_csv(folder / "phones.csv", index=False)
+
+
+@pytest.fixture
+def prepared(small_whisper, corpus, run_for, data):
+    """A run of which all is made that answers need; `voices` and `clips` of its corpus."""
+
+    def prepare(voices=6, clips=4, labels=("s", "i", "n", "ɑ"), of="*", **fields):
+        folder = corpus(voices=voices, clips=clips)
+        if labels:
+            tell_phones(folder, labels, of=of)
+        run = run_for(small_whisper, folder, tokens=2_000, **fields)
+        for recipe in (recipes.clips, recipes.activations):
+            store.make(recipe(run, 0))
+        store.make(dictionaries.dictionary(run, 0, SITE))
+        for of in ("dictionary", "neurons"):
+            store.make(meaning.codes(run, 0, SITE, of))
+        return run
+
+    return prepare
+
+
+@pytest.mark.parametrize("of", ["dictionary", "neurons"])
+def test_the_recipes_say_what_the_leaves_say(prepared, of):
+    run = prepared()
+    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    known = phonetics.asked(run, heard, store.need(recipes.activations(run, 0)))
+    found = meaning.index_of(run, 0, SITE, of)
+    every = phonetics.codes.only(found.columns(0, len(found.firings) - 1), known.here)
+    step = store.make(phonetics.detection(run, 0, SITE, of))
+    right = detectors.dictionary_score(every, known.frames, known.choosing)
+    got = phonetics.score_of(step)
+    assert (got.f1, got.low, got.high) == pytest.approx((right.f1, right.low, right.high), nan_ok=True)
+    pd.testing.assert_frame_equal(got.table, right.table, check_dtype=False)
+    told = phonetics.read(store.make(phonetics.answers(run, 0, SITE, of)), "features.csv")
+    scores = selectivity.scores(every, known.frames, known.choosing)
+    np.testing.assert_allclose(told.auc, scores.best().auc)
+    assert len(told) == found.features * (1 + found.signed) and told.found.dtype == bool
+    rows, values = found.activations(3)
+    line = np.zeros(found.rows)
+    line[rows] = values
+    table = phonetics.by_phone(run, 0, SITE, of, 3).table
+    n = table[(table.side == "all") & (table.label == "s")].n.iloc[0]
+    assert n == (known.frames.names[known.frames.label] == "s").sum()
+
+
+def test_frames_are_those_of_their_phones(prepared):
+    run = prepared()
+    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    recording = store.need(recipes.activations(run, 0))
+    known = phonetics.asked(run, heard, recording)
+    told = recipes.phones_of(run, heard)
+    clip, moment = known.clock.clip[known.here], known.clock.moment[known.here]
+    for at in range(0, len(clip), 17):
+        here = told[(told["clip"] == clip[at]) & (told.start <= moment[at]) & (moment[at] < told.end)]
+        assert here.phone.item() == known.frames.names[known.frames.label[at]]
+        assert min(moment[at] - here.start.item(), here.end.item() - moment[at]) >= phonetics.TOLERANCE
+    assert known.apart == "speakers"
+    assert not set(known.frames.speaker[known.choosing]) & set(known.frames.speaker[~known.choosing])
+
+
+def test_features_of_a_hum_know_no_phone(prepared):
+    """The phones are drawn by lot: nothing is found in the true alignment, nor in shifted ones."""
+    run = prepared()
+    facts = store.make(phonetics.answers(run, 0, SITE)).facts
+    assert facts["tested"] > 50 and facts["found"] <= 0.05 * facts["tested"]
+    assert len(facts["shifted"]) == phonetics.SHIFTED and sum(n > 0 for n in facts["shifted"]) <= 4
+
+
+def test_a_planted_detector_is_found_by_every_score(prepared):
+    run = prepared()
+    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    known = phonetics.asked(run, heard, store.need(recipes.activations(run, 0)))
+    label, scores = phonetics.planted(known, 0)
+    for name in ("lift", "auc", "information", "purity", "f1"):
+        assert np.nanargmax(getattr(scores, name)[0]) == label, name
+    assert scores.f1[0, label] > 0.9 and scores.f1[1, label] < 0.6
+
+
+def test_classes_and_words_can_be_asked(prepared):
+    run = prepared()
+    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    recording = store.need(recipes.activations(run, 0))
+    assert set(phonetics.asked(run, heard, recording, "manner").frames.names) == {"phone"}, "none is told"
+    assert set(phonetics.asked(run, heard, recording, "voicing").frames.names) == {"voiced", "voiceless"}
+    assert set(phonetics.asked(run, heard, recording, "height").frames.names) == {"close", "open"}
+    with pytest.raises(phones.BadPhones, match="word"):
+        phonetics.asked(run, heard, recording, "word")
+
+
+def test_one_speaker_is_asked_about_other_clips(prepared):
+    run = prepared(clips=8, of="v00_*")
+    facts = store.make(phonetics.detection(run, 0, SITE)).facts
+    assert facts["apart"] == "clips" and np.isnan(facts["low"])
+
+
+def test_one_clip_gives_no_score_and_no_error(prepared):
+    run = prepared(of="v00_0")
+    step = store.make(phonetics.detection(run, 0, SITE))
+    assert np.isnan(step.facts["f1"]) and not phonetics.score_of(step).table.counted.any()
+    told = phonetics.read(store.make(phonetics.answers(run, 0, SITE)), "features.csv")
+    assert not told.found.any() and told.f1.isna().all()
+
+
+def test_where_no_phones_are_told_it_says_so(prepared):
+    run = prepared(labels=())
+    with pytest.raises(phones.BadPhones, match="no corpus of this profile tells"):
+        store.make(phonetics.detection(run, 0, SITE))
+
+
+def test_the_key_is_of_the_phones_that_are_told(prepared):
+    run = prepared()
+    before = phonetics.detection(run, 0, SITE).key
+    tell_phones(Path(run.corpus[0]), seed=1)
+    assert phonetics.detection(run, 0, SITE).key != before
+    assert phonetics.detection(replace(run, k=3), 0, SITE).key != before
+
+
+def test_labels_that_look_like_nothing_are_read_as_they_are(prepared):
+    run = prepared(labels=("NA", "null", "nan", "i"))
+    told = phonetics.read(store.make(phonetics.detection(run, 0, SITE)), "labels.csv")
+    assert set(told.label) == {"NA", "null", "nan", "i"} and told.frames.dtype.kind == "i"
+
+
+def test_a_word_that_goes_with_nothing_is_not_found(prepared):
+    """Clips are called "clip 0" to "clip 3" whatever they sound like."""
+    run = prepared(voices=8)
+    step = store.make(wording.words(run, 0, SITE))
+    told = step.table("tokens.csv")
+    assert set(told.token.astype(str)) == {"0", "1", "2", "3"} and set(told.question) == set(wording.ASKS)
+    assert all(step.facts[name]["found"] <= 0.05 * step.facts[name]["tested"] for name in wording.ASKS)
+
+
+def test_a_word_with_a_sound_of_its_own_is_found(prepared, monkeypatch):
+    """One feature of a made-up index fires in the clips that have the word, and nowhere else."""
+    run = prepared(voices=8)
+    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    windows = store.need(recipes.activations(run, 0)).table("windows.csv")
+    has = (heard.text == "clip 2").to_numpy()[windows["clip"]]
+    columns = index.Index.columns
+
+    def planted(self, first, last):
+        made = columns(self, first, last).tolil()
+        if first == 0:
+            made[:, 0] = 0
+            for piece in np.flatnonzero(has):
+                made[self.starts[piece] : self.starts[piece + 1], 0] = 5.0
+        return made.tocsc()
+
+    monkeypatch.setattr(index.Index, "columns", planted)
+    told = store.make(wording.words(run, 0, SITE)).table("tokens.csv")
+    row = told[(told.token.astype(str) == "2") & (told.question == "presence")].iloc[0]
+    assert row.feature == 0 and row.score == 1 and row.q <= 0.05
+
+
+def test_too_few_words_are_refused(prepared):
+    run = prepared(voices=4, clips=1, labels=())
+    with pytest.raises(ValueError, match="fewer than two words"):
+        store.make(wording.words(run, 0, SITE))

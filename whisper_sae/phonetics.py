@@ -1,0 +1,247 @@
+"""Which phone each feature goes with: recipes that ask the features of an index, and set the answers against chance.
+
+    step = store.make(phonetics.detection(run, seed, site))     # how well the best features detect each phone
+    step = store.make(phonetics.answers(run, seed, site))       # what each feature goes with, and what is chance
+
+Both ask whatever `meaning.codes` makes an index of: a dictionary, neurons, principal directions, random directions.
+Features of a signed index have two sides, the lower ones numbered on from the upper: feature + the number of features.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csc_array
+from tqdm import tqdm
+
+from whisper_sae import activations as frames
+from whisper_sae import articulation, chance, codes, detectors, index, meaning, phones, selectivity, speech, timing
+from whisper_sae.by_label import ByLabel, by_label_histogram
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import alignments_of, made_by, phones_of, table
+from whisper_sae.store import Recipe, Step, need
+
+TOLERANCE = 0.01
+"""Seconds around an edge between two phones in which a frame counts for neither: half a frame."""
+
+SHIFTS = 100
+"""How often the alignment is shifted to see what chance gives."""
+
+SHIFTED = 20
+"""How many shifted alignments are then treated as if they were the true one, to see what is found in them."""
+
+TIMED = 60
+"""Of how many features, those with the highest F1 among the found, the lag of the peak is looked for."""
+
+STANDS_OUT = 1.25
+"""How many times the mean of a phone's thirds a feature must say in one of them for that to be its stage."""
+
+
+class Asked(NamedTuple):
+    """The frames of an index that have a label, in the order of its rows."""
+
+    here: np.ndarray
+    """(row,) which rows these are."""
+    frames: codes.Frames
+    choosing: np.ndarray
+    """(frame,) on which is chosen; on the others is scored."""
+    apart: str
+    """What the two have no share of: "speakers" or "clips"."""
+    where: phones.Placed
+    """(row,)."""
+    clock: timing.Clock
+    """(row,)."""
+    told: pd.DataFrame
+
+
+def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa", seed: int = 0) -> Asked:
+    """The labelled frames of a recording. `column` of the phones is asked: ipa, manner, word, or a class of
+    `articulation`, such as place, voicing or height.
+
+    Chosen is on the training speakers and scored on the others. Where one side has no phones, half of the speakers are
+    the one, and of a single speaker half of the clips. Raises BadPhones where no phone is told.
+    """
+    windows, counts = recording.table("windows.csv"), frames.Activations(recording.path).counts
+    clip = np.repeat(windows["clip"].to_numpy(), counts)
+    within = np.concatenate([np.arange(n) for n in counts])
+    moment = np.repeat(windows["first"].to_numpy(), counts) / speech.RATE + (within + 0.5) * 0.02
+    speaker = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
+    told = phones_of(run, heard)
+    if column not in told:
+        names = told.ipa.unique()
+        told[column] = told.ipa.map(articulation.classes(names, "ipa")[column]).fillna("")
+    where = phones.placed(told, clip, moment)
+    label = phones.labels(told, where, column, TOLERANCE)
+    here = label != ""
+    if not here.any():
+        raise phones.BadPhones(f"phones: no corpus of this profile tells a phone's {column}")
+    names, number = np.unique(label[here], return_inverse=True)
+    known = codes.Frames(number, names, pd.factorize(speaker[here])[0], pd.factorize(clip[here])[0])
+    choosing, apart = _choosing((heard.split == "train").to_numpy()[clip[here]], known, seed)
+    return Asked(here, known, choosing, apart, where, timing.Clock(clip, moment, speaker), told)
+
+
+def _choosing(train: np.ndarray, known: codes.Frames, seed: int) -> tuple[np.ndarray, str]:
+    if train.any() and not train.all():
+        return train, "speakers"
+    half = codes.half_of(known.speaker, seed)
+    return (half, "speakers") if not half.all() else (codes.half_of(known.clip, seed), "clips")
+
+
+def columns(found: index.Index, here: np.ndarray, size: int = 256) -> Iterator[csc_array]:
+    """The codes of some rows, (row,) bool, a few sides at a time: (frame, side)."""
+    sides = len(found.firings) - 1
+    for first in range(0, sides, size):
+        yield codes.only(found.columns(first, min(first + size, sides)), here)
+
+
+def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column: str = "ipa", **which) -> Recipe:
+    """`labels.csv`: the best detector of each label and how well it does on others than it was chosen on; `draws.npy`:
+    the mean over labels for each draw of the speakers. See `detectors.dictionary_score`."""
+    made = meaning.codes(run, seed, site, of, **which)
+
+    def score(folder: Path, clips: Step, activations: Step, built: Step) -> dict:
+        known = asked(run, table(run, clips), activations, column, seed)
+        found = index.Index(built.path)
+        parts = tqdm(columns(found, known.here), desc=f"asking the {of}", unit=" parts", total=-(-_sides(found) // 256))
+        told = detectors.dictionary_score(parts, known.frames, known.choosing, seed=seed)
+        told.table.to_csv(folder / "labels.csv", index=False)
+        np.save(folder / "draws.npy", told.draws)
+        facts = {"f1": told.f1, "low": told.low, "high": told.high, "features": _sides(found), "apart": known.apart}
+        counted = told.table[told.table.counted]
+        return facts | {"labels": len(counted), "chance": float(counted.chance.mean()), "frames": len(known.choosing)}
+
+    return Recipe(
+        "detection", score, {"seed": seed, "column": column, "phones": alignments_of(run)},
+        needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
+        code=(detectors, codes, phones, articulation, index, detection, asked, _choosing, phones_of, table),
+        by=made_by(run, "06"), label=f"{column} from the {of} of {site}",
+    )  # fmt: skip
+
+
+def score_of(step: Step) -> detectors.DictionaryScore:
+    """What a step of `detection` found, as it was."""
+    facts = step.facts
+    return detectors.DictionaryScore(
+        facts["f1"], facts["low"], facts["high"], read(step, "labels.csv"), step.array("draws.npy")
+    )
+
+
+def read(step: Step, name: str) -> pd.DataFrame:
+    """A table of `detection` or `answers`; what could not be said is NaN, and labels are text, "NA" and "null" too."""
+    texts = {column: str for column in ("label", "stage")}
+    numbers = [column for column in step.table(name, nrows=0) if column not in texts]
+    return step.table(name, dtype=texts, na_values={column: [""] for column in numbers})
+
+
+def _sides(found: index.Index) -> int:
+    return len(found.firings) - 1
+
+
+def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: str = "ipa", **which) -> Recipe:
+    """`features.csv`: a row a side of a feature, the label that goes best with it and its scores, what chance gives,
+    and when in the phone it fires; `labels.csv`: frames of each label and how many features were found for it.
+
+    `found` in features.csv is whether that feature and label are a discovery at a false discovery rate of 5 %, `pairs`
+    with how many labels they are. The facts say how many pairs were tested and found, and, in `shifted`, how many are
+    found in alignments that were shifted in time.
+    """
+    made = meaning.codes(run, seed, site, of, **which)
+
+    def answer(folder: Path, clips: Step, activations: Step, built: Step) -> dict:
+        known = asked(run, table(run, clips), activations, column, seed)
+        found = index.Index(built.path)
+        every = found.columns(0, _sides(found))
+        mine = codes.only(every, known.here)
+        scores = selectivity.scores(mine, known.frames, known.choosing)
+        verdict, shifted = _against_chance(mine, known.frames, seed)
+        told = scores.best().reset_index()
+        number = np.searchsorted(known.frames.names, told.label)
+        rows = np.arange(len(told))
+        told["chance"] = _f1_of_always(known)[number]
+        told["z"], told["q"] = verdict.z[rows, number], verdict.q[rows, number]
+        told["found"], told["pairs"] = verdict.found()[rows, number], verdict.found().sum(axis=1)
+        third = known.where.third[known.here]
+        stages = timing.stages(mine, known.frames, third, mine.data)[rows, number]
+        told[[*timing.STAGES]] = stages
+        told["stage"] = _stage(stages)
+        told[["lag", "lag_low", "lag_high"]] = _lags(every, told, known, column)
+        told.to_csv(folder / "features.csv", index=False)
+        labels = {"label": known.frames.names, "frames": known.frames.count, "found": verdict.found().sum(axis=0)}
+        pd.DataFrame(labels).to_csv(folder / "labels.csv", index=False)
+        tested = {"tested": int(np.isfinite(verdict.p).sum()), "found": int(verdict.found().sum()), "shifted": shifted}
+        return tested | {"features": len(told), "apart": known.apart, "frames": len(known.choosing)}
+
+    return Recipe(
+        "answers", answer, {"seed": seed, "column": column, "phones": alignments_of(run)},
+        needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
+        code=(selectivity, codes, chance, timing, phones, articulation, index, answers, asked, _choosing,
+              _against_chance, _lags, _stage, _f1_of_always, phones_of, table),
+        by=made_by(run, "06"), label=f"what the {of} of {site} say of each {column}",
+    )  # fmt: skip
+
+
+def _against_chance(mine: csc_array, known: codes.Frames, seed: int) -> tuple[chance.Verdict, list[int]]:
+    """How AUC stands out from shifted alignments, and how many discoveries there are if a shifted one is the true."""
+    ranked = selectivity.ranked(mine, known)
+    orders = tqdm(chance.shifts(known.clip, SHIFTS, seed), desc="shifting the alignment", unit=" shifts", total=SHIFTS)
+    null = chance.null(ranked.auc, known.label, orders)
+    spread, size = ranked.spread, ranked.expected
+    verdict, shifted = chance.judge(ranked.auc(known.label), null, spread, size), []
+    for left_out in range(min(SHIFTED, SHIFTS - chance.APART)):
+        others = np.delete(null, left_out, axis=0)
+        shifted.append(int(chance.judge(null[left_out], others, spread, size).found().sum()))
+    return verdict, shifted
+
+
+def _f1_of_always(known: Asked) -> np.ndarray:
+    """The F1 of always saying a label: (label,)."""
+    mine = known.frames.label[~known.choosing]
+    share = np.bincount(mine, minlength=len(known.frames.names)) / max(1, len(mine))
+    return 2 * share / (1 + share)
+
+
+def _stage(means: np.ndarray) -> np.ndarray:
+    """The third of the phone in which a feature says most, "" where none stands out: means, (feature, third)."""
+    means = np.nan_to_num(means)
+    clear = means.max(axis=1) > STANDS_OUT * np.maximum(means.mean(axis=1), 1e-12)
+    return np.where(clear, np.array(timing.STAGES)[means.argmax(axis=1)], "")
+
+
+def _lags(every: csc_array, told: pd.DataFrame, known: Asked, column: str) -> np.ndarray:
+    """Seconds from the middle of its phone to a feature's peak, and the interval: (feature, 3), NaN but for TIMED."""
+    lags = np.full((len(told), 3), np.nan)
+    middles = {label: (rows["clip"], (rows.start + rows.end) / 2) for label, rows in known.told.groupby(column)}
+    best = told[told.found].sort_values("f1_chosen", ascending=False, kind="stable").index[:TIMED]
+    for row in tqdm(best, desc="timing peaks", unit=" features"):
+        late = timing.latency(every, row, known.clock, *middles[told.label[row]], draws=200)
+        lags[row] = late.lag, late.low, late.high
+    return lags
+
+
+def by_phone(run: Profile, seed: int, site: str, of: str, number: int, **which) -> ByLabel:
+    """What one feature says of the frames of each phone, from both of its sides, speakers counted once each. The index
+    of `meaning.codes` has to be made before."""
+    made = meaning.codes(run, seed, site, of, **which)
+    clips, recording = need(made.needs["clips"]), need(made.needs["activations"])
+    known = asked(run, table(run, clips), recording, seed=seed)
+    found = index.Index(need(made).path)
+    rows, value = found.activations(number)
+    line = np.zeros(found.rows, np.float32)
+    line[rows] = value
+    asked_of = known.frames
+    return by_label_histogram(line[known.here], asked_of.names[asked_of.label], asked_of.speaker)
+
+
+def planted(known: Asked, seed: int) -> tuple[int, selectivity.Scores]:
+    """A label, the commonest, and the scores of two made-up features: one fires on it, and one on it in an alignment
+    that was shifted in time; both fire on a fiftieth of the other frames as well, more weakly."""
+    frames_, rng = known.frames, np.random.default_rng(seed)
+    label = int(frames_.count.argmax())
+    shifted = frames_.label[next(chance.shifts(frames_.clip, 1, seed + 1))]
+    on = np.stack([frames_.label == label, shifted == label], axis=1)
+    astray = rng.uniform(size=on.shape) < 0.02
+    made = on * rng.uniform(1, 2, on.shape) + astray * rng.uniform(0, 1, on.shape)
+    return label, selectivity.scores(codes.of_chunks([made]), frames_, known.choosing)

@@ -1,0 +1,105 @@
+"""Which words, or characters, go with which feature where only a transcript is known: a recipe around `untimed`.
+
+step = store.make(wording.words(run, seed, site))
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from whisper_sae import activations as frames
+from whisper_sae import chance, codes, index, meaning, speech, untimed
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import made_by, table
+from whisper_sae.store import Recipe, Step
+
+DEALS = 100
+"""How often the texts are dealt anew among clips to see what chance gives."""
+
+BINS = 12
+"""Parts into which each clip is cut for the question where in it a feature is high."""
+
+MOST = 200
+"""Of how many tokens, the commonest, is asked."""
+
+ASKS = {"presence": untimed.presence, "position": untimed.position}
+"""Does it reach higher in clips that have the word? Is it higher where the word should be?"""
+
+
+def words(run: Profile, seed: int, site: str, of: str = "dictionary", unit: str = "word", **which) -> Recipe:
+    """`tokens.csv`: a row a question and token, the feature that stands out most there, by how much, and its q.
+
+    `unit` is word or character. The facts say how many tests and discoveries at a false discovery rate of 5 % each
+    question has, and, in `dealt`, how many are found where texts were dealt anew. Raises ValueError where fewer than
+    two tokens can be asked about.
+    """
+    made = meaning.codes(run, seed, site, of, **which)
+
+    def ask(folder: Path, clips: Step, activations: Step, built: Step) -> dict:
+        heard, windows = table(run, clips), activations.table("windows.csv")
+        held, found = frames.Activations(activations.path), index.Index(built.path)
+        speaking = held.valid_kinds() == speech.SPEECH
+        told = heard.text.to_numpy(str)
+        here = np.flatnonzero(told != "")
+        clip = np.repeat(windows["clip"].to_numpy(), held.counts)
+        kept = speaking & np.isin(clip, here)
+        said = untimed.tokens(told[here].tolist(), unit)
+        said = _commonest(said)
+        if len(said.names) < 2:
+            raise ValueError(f"text: fewer than two {unit}s are in five clips or more, and not in all")
+        number = np.searchsorted(here, clip[kept])
+        parts, facts = [], {"clips": len(here), "tokens": len(said.names)}
+        for name, question in ASKS.items():
+            profiles = _profiles(found, kept, number, len(here), 1 if name == "presence" else BINS)
+            asked = question(profiles, said)
+            rows, facts[name] = _judged(asked, heard.iloc[here], said, seed, name)
+            parts.append(rows.assign(question=name))
+        pd.concat(parts, ignore_index=True).to_csv(folder / "tokens.csv", index=False)
+        return facts
+
+    return Recipe(
+        "words", ask, {"seed": seed, "unit": unit}, by=made_by(run, "06"), label=f"{unit}s from the {of} of {site}",
+        needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
+        code=(untimed, chance, codes, index, words, _commonest, _profiles, _judged, table),
+    )  # fmt: skip
+
+
+def _commonest(said: untimed.Tokens) -> untimed.Tokens:
+    """The tokens that are in most clips."""
+    pairs = np.unique(np.stack([said.token, said.clip]), axis=1)
+    order = np.argsort(-np.bincount(pairs[0], minlength=len(said.names)), kind="stable")
+    kept = np.sort(order[:MOST])
+    here = np.isin(said.token, kept)
+    token = np.searchsorted(kept, said.token[here])
+    return untimed.Tokens(said.names[kept], token, said.clip[here], said.where[here], said.clips)
+
+
+def _profiles(found: index.Index, kept: np.ndarray, clip: np.ndarray, clips: int, bins: int) -> np.ndarray:
+    """The highest of each side in each part of each clip, over the rows that are `kept`: (clip, bin, side)."""
+    sides, parts = len(found.firings) - 1, []
+    for first in range(0, sides, 256):
+        some = codes.only(found.columns(first, min(first + 256, sides)), kept)
+        parts.append(untimed.profile(some, clip, clips, bins))
+    return np.concatenate(parts, axis=2)
+
+
+def _judged(asked: untimed.Question, heard: pd.DataFrame, said: untimed.Tokens, seed: int, name: str):
+    """A row a token with the feature that stands out most; and how much was tested and found."""
+    speakers = heard.speaker.to_numpy(str)
+    orders = untimed.dealt(speakers, heard.duration.to_numpy(), DEALS, seed=seed)
+    orders = tqdm(orders, desc=f"dealing texts: {name}", unit=" deals", total=DEALS)
+    null = chance.null(asked.asked, np.arange(len(heard)), orders)
+    observed, spread, size = asked.asked(np.arange(len(heard))), asked.spread, asked.size
+    verdict = chance.judge(observed, null, spread, size)
+    others = chance.judge(null[0], null[1:], spread, size)
+    z = np.where(np.isfinite(verdict.z), verdict.z, -np.inf)
+    feature, token = z.argmax(axis=0), np.arange(len(said.names))
+    rows = pd.DataFrame({
+        "token": said.names, "times": np.bincount(said.token, minlength=len(said.names)), "feature": feature,
+        "score": observed[feature, token], "z": verdict.z[feature, token], "q": verdict.q[feature, token],
+        "features": verdict.found().sum(axis=0),
+    })  # fmt: skip
+    tested, found = int(np.isfinite(verdict.p).sum()), int(verdict.found().sum())
+    return rows, {"tested": tested, "found": found, "dealt": int(others.found().sum())}
