@@ -162,3 +162,10 @@ def test_what_was_stored_for_the_figures_is_not_learnt_from(run, monkeypatch):
     stored, _ = dictionaries.frames_of(run, clips, store.make(recipes.activations(run, 0)), SITES[1], "train")
     assert len(rows) == len(stored) == len(voices) > few.facts["frames"]
     assert torch.equal(rows.sample(50, 0), stored.sample(50, 0))
+
+
+def test_a_split_without_clips_is_said(run_for, small_whisper, corpus, data):
+    run = run_for(small_whisper, corpus(voices=1, clips=3))
+    clips, acts = store.make(recipes.clips(run, 0)), store.make(recipes.activations(run, 0))
+    with pytest.raises(ValueError, match=r"none are of validation speakers; three speakers are needed"):
+        feeding.fed(run, clips, acts, (run.focus,)).rows(run.focus, "validation")
