@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "selectivity": {"codes"},  # their entries, and what is known of the frames
     "detectors": {"codes", "selectivity"},  # the best thresholds of each feature
     "timing": {"codes"},
+    "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
+    "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"narrow", "rows", "shards"},
