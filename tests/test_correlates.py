@@ -107,6 +107,7 @@ def test_measures_gone_round_in_every_clip_give_no_flags(world, seed):
     (order,) = chance.shifts(clip, 1, 100 + seed)
     shifted = correlates.correlates(made, padded.iloc[order], speaker, clip, draws=0, seed=seed)
     assert not shifted.flagged().any()
+    assert not shifted.flagged_shifted().any() and not shifted.worn().shifted.any()
     assert shifted.flagged(least=-np.inf).sum() <= 3, "nor is much beyond chance, however little"
 
 

@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning"}
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "explained"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "detectors": {"codes", "selectivity"},  # the best thresholds of each feature
     "timing": {"codes"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
+    "sounds": {"codes"},
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
@@ -51,6 +52,8 @@ MAY_IMPORT = {
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
                 "index", "examples"},
+    "explained": {"acoustics", "activations", "alignments", "chance", "codes", "correlates", "excerpts", "index",
+                  "listening", "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "store"},
 }  # fmt: skip
 
 

@@ -69,6 +69,9 @@ class Correlates(NamedTuple):
     """The share of variance that the measure explains in speakers that taught nothing; below 0 for worse than none."""
     q: np.ndarray
     """The false discovery rate at which that is more than chance."""
+    explained_shifted: np.ndarray
+    q_shifted: np.ndarray
+    """Both of the same measures once gone round in every clip, judged like the true ones: a control."""
     frames: np.ndarray
     """(measure,) frames on which it is known."""
     fires: np.ndarray
@@ -79,6 +82,11 @@ class Correlates(NamedTuple):
         with np.errstate(invalid="ignore"):
             return (self.explained >= least) & (self.q <= rate)
 
+    def flagged_shifted(self, least: float = EXPLAINED, rate: float = 0.05) -> np.ndarray:
+        """Which would wear it had the measures gone round once: (feature, measure) bool. All of these are wrong."""
+        with np.errstate(invalid="ignore"):
+            return (self.explained_shifted >= least) & (self.q_shifted <= rate)
+
     def table(self, least: float = EXPLAINED, rate: float = 0.05) -> pd.DataFrame:
         """A row a feature: its flag, "" for none, and the measure that explains it best, with what is known of both.
 
@@ -86,7 +94,7 @@ class Correlates(NamedTuple):
         comes before any other measure that explains less than SIMPLER more.
         """
         worn, event = self.flagged(least, rate), np.isfinite(self.auc).any(axis=0)
-        order = np.argsort(-np.nan_to_num(self.explained + SIMPLER * event + 9 * worn, nan=-np.inf), axis=1)
+        order = np.argsort(-np.nan_to_num(self.explained + (9 + SIMPLER * event) * worn, nan=-np.inf), axis=1)
         best, rows = order[:, 0], np.arange(len(order))
         names = np.array([FLAGS.get(name, name) for name in self.names])
         wears = [", ".join(names[mine[there[mine]]]) for mine, there in zip(order, worn, strict=True)]
@@ -98,13 +106,15 @@ class Correlates(NamedTuple):
         return pd.DataFrame({"flag": flag, "measure": measure} | told).rename_axis("feature")
 
     def worn(self, least: float = EXPLAINED, rate: float = 0.05) -> pd.DataFrame:
-        """A row a measure: how many features wear its flag, how many it explains best, how many could be asked."""
+        """A row a measure: how many `features` wear its flag, how many it explains `best`, how many would wear it had
+        the measures gone round (`shifted`), and how many could be `asked`."""
         best = self.table(least, rate)
         told = {
             "flag": [FLAGS.get(name, name) for name in self.names],
             "measure": self.names,
             "features": self.flagged(least, rate).sum(axis=0),
             "best": best[best.flag != ""].measure.value_counts().reindex(self.names, fill_value=0).to_numpy(),
+            "shifted": self.flagged_shifted(least, rate).sum(axis=0),
             "asked": np.isfinite(self.explained).sum(axis=0),
         }
         return pd.DataFrame(told)
@@ -128,7 +138,7 @@ def correlates(
     shape = (codes.shape[1], measures.shape[1])
     found = {name: np.full(shape, np.nan) for name in ("correlation", "low", "high", "auc", "explained")}
     spread, size = np.full(shape, np.nan), np.full(shape, np.nan)
-    by_chance = np.full((shifts, *shape), np.nan, dtype=np.float32)
+    by_chance = np.full((shifts + 1, *shape), np.nan, dtype=np.float32)
     known = np.isfinite(measures.to_numpy(float))
     for column in progress(range(shape[1])):
         here = known[:, column]
@@ -146,11 +156,13 @@ def correlates(
         if explainer := _explainer(inner, value, teaching[here], event):
             found["explained"][:, column] = explainer.share(explainer.bin)
             spread[:, column], size[:, column] = explainer.spread, explainer.firings
-            for row, order in enumerate(chance.shifts(frames.clip, shifts, seed)):
+            for row, order in enumerate(chance.shifts(frames.clip, shifts + 1, seed)):
                 by_chance[row, :, column] = explainer.share(explainer.bin[order])
-    q = chance.judge(found["explained"], by_chance, spread, size).q
+    found |= {"explained_shifted": by_chance[0].astype(float)}
+    for name, there in {"q": "explained", "q_shifted": "explained_shifted"}.items():
+        found[name] = chance.judge(found[there], by_chance[1:], spread, size).q
     fires = np.bincount(feature_of(codes)[codes.data > 0], minlength=shape[0]) / max(codes.shape[0], 1)
-    return Correlates(np.array(list(measures), dtype=str), **found, q=q, frames=known.sum(axis=0), fires=fires)
+    return Correlates(np.array(list(measures), dtype=str), **found, frames=known.sum(axis=0), fires=fires)
 
 
 def _checked(codes: csc_array, measures: pd.DataFrame, speaker, clip) -> tuple[np.ndarray, np.ndarray]:
