@@ -76,7 +76,8 @@ def boundaries(words: pd.DataFrame | None, moments: np.ndarray) -> np.ndarray:
     edges = np.sort(np.concatenate([words.start, words.end]))
     after = np.searchsorted(edges, moments)
     before = moments - np.append(-np.inf, edges)[after]
-    return (np.minimum(before, np.append(edges, np.inf)[after] - moments) <= REACH).astype(float)
+    near = np.minimum(before, np.append(edges, np.inf)[after] - moments)
+    return (np.round(near, 6) <= REACH).astype(float)
 
 
 def measures(step: Step) -> pd.DataFrame:
