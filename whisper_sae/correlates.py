@@ -147,12 +147,8 @@ def correlates(
             continue
         inner, event = only(codes, here), np.isin(value, (0, 1)).all()
         frames = Frames((value > value.min()).astype(int), np.array(["", "there"]), unit[here], clip[here])
-        ranks = ranked(inner, frames)
-        sides = _spearman(ranks, value, frames.speaker, draws, seed)
-        for name, each in zip(("correlation", "low", "high"), sides, strict=True):
+        for name, each in _goes_with(inner, frames, value, event, draws, seed).items():
             found[name][:, column] = each
-        if event:
-            found["auc"][:, column] = ranks.auc(frames.label)[:, 1]
         if explainer := _explainer(inner, value, teaching[here], event):
             found["explained"][:, column] = explainer.share(explainer.bin)
             spread[:, column], size[:, column] = explainer.spread, explainer.firings
@@ -238,6 +234,13 @@ def spearman(codes: csc_array, value: np.ndarray) -> np.ndarray:
     """
     none = np.zeros(len(value), dtype=int)
     return _spearman(ranked(codes, Frames(none, np.array([""]), none, none)), np.asarray(value, float), none, 0, 0)[0]
+
+
+def _goes_with(codes: csc_array, frames: Frames, value: np.ndarray, event: bool, draws: int, seed: int) -> dict:
+    """The correlation with its interval and, of an event, the AUC: (feature,) each."""
+    ranks = ranked(codes, frames)
+    found = dict(zip(("correlation", "low", "high"), _spearman(ranks, value, frames.speaker, draws, seed), strict=True))
+    return found | ({"auc": ranks.auc(frames.label)[:, 1]} if event else {})
 
 
 def _spearman(ranks: Ranked, value: np.ndarray, unit: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, ...]:

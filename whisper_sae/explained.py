@@ -6,10 +6,12 @@ These stand on the indexes of `meaning`, and are used like them:
     inputs, classes = explained.kinds_of_sounds(run, seed, site)    # a row an input; a row an input and class
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csc_array, hstack
 from tqdm import tqdm
 
 from whisper_sae import (
@@ -110,9 +112,8 @@ def correlates_of(
         clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), np.diff(known.starts))
         here = np.isin(clip, _drawn(heard.speaker, np.bincount(clip, minlength=len(heard)), most, seed))
         voice = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
-        every = known.columns(0, len(known.firings) - 1)
         found = correlates.correlates(
-            entries.only(every, here), measures(acoustics)[here].reset_index(drop=True), voice[here], clip[here],
+            hstack(list(_codes(known, here)), format="csc"), measures(acoustics)[here], voice[here], clip[here],
             shifts=shifts, seed=seed, progress=lambda columns: tqdm(columns, desc=f"correlates at {site}"),
         )  # fmt: skip
         found.table().to_csv(folder / "features.csv")
@@ -127,9 +128,16 @@ def correlates_of(
     return Recipe(
         "correlates", ask, {"most": most, "shifts": shifts, "seed": seed},
         needs=needs | {"codes": made, "acoustics": acoustics_of(run, seed)}, by=made_by(run, "06"),
-        code=(correlates, chance, selectivity, entries, correlates_of, _drawn, measures),
+        code=(correlates, chance, selectivity, entries, correlates_of, _drawn, _codes, measures),
         label=f"acoustic correlates of the {of} of {site}",
     )  # fmt: skip
+
+
+def _codes(known: index.Index, here: np.ndarray) -> Iterator[csc_array]:
+    """What an index says of the rows of a mask, some sides at a time: (row, side)."""
+    sides = len(known.firings) - 1
+    for first in range(0, sides, 256):
+        yield entries.only(known.columns(first, min(first + 256, sides)), here)
 
 
 def _drawn(speaker: pd.Series, counts: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -176,13 +184,8 @@ def sounds_of(
         clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), np.diff(known.starts))
         place = np.full(len(heard), -1)
         place[asked] = np.arange(len(asked))
-        here, sides = place[clip] >= 0, len(known.firings) - 1
-        parts = [
-            sounds.by_clip(
-                entries.only(known.columns(a, min(a + 256, sides)), here), place[clip[here]], len(asked), way
-            )
-            for a in range(0, sides, 256)
-        ]
+        here = place[clip] >= 0
+        parts = [sounds.by_clip(part, place[clip[here]], len(asked), way) for part in _codes(known, here)]
         fold, source = (_column(heard, names)[asked] for names in (("fold",), RECORDINGS))
         fold = fold if (fold != "").all() else sounds.folds(label[asked], seed)
         found = sounds.score(
@@ -192,12 +195,16 @@ def sounds_of(
         found.table.to_csv(folder / "classes.csv", index=False)
         np.save(folder / "draws.npy", found.draws)
         told = {name: getattr(found, name) for name in ("auc", "low", "high", "p", "by_chance")}
-        return {name: round(value, 4) for name, value in told.items()} | {"sides": sides, "clips": len(asked)}
+        return {name: round(value, 4) for name, value in told.items()} | {
+            "sides": len(known.firings) - 1,
+            "clips": len(asked),
+        }
 
     needs = {name: made.needs[name] for name in ("clips", "activations")}
     return Recipe(
         "sounds", ask, {"way": way, "shuffles": shuffles, "seed": seed}, needs=needs | {"codes": made},
-        code=(sounds, entries, sounds_of, _column), by=made_by(run, "06"), label=f"sounds in the {of} of {site}",
+        code=(sounds, entries, sounds_of, _codes, _column), by=made_by(run, "06"),
+        label=f"sounds in the {of} of {site}",
     )  # fmt: skip
 
 
