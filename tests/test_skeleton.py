@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "phonetics", "wording"}
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "phonetics", "wording", "explained"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -29,6 +29,9 @@ MAY_IMPORT = {
     "selectivity": {"codes"},  # their entries, and what is known of the frames
     "detectors": {"codes", "selectivity"},  # the best thresholds of each feature
     "timing": {"codes"},
+    "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
+    "sounds": {"codes"},
+    "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"narrow", "rows", "shards"},
@@ -54,6 +57,8 @@ MAY_IMPORT = {
     "figures_of_meaning": {"by_label", "figures"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
+    "explained": {"acoustics", "activations", "alignments", "chance", "codes", "correlates", "excerpts", "index",
+                  "listening", "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "store"},
 }  # fmt: skip
 
 

@@ -1,0 +1,163 @@
+"""What can be measured of the sound under each frame: loudness, pitch, colour of the spectrum, and where the frame is.
+
+A feature that a single one of these explains is no discovery about language, so they are measured before anything is
+called a word or a phone. Frames are those of the encoder, as `speech.kinds` has them: frame i holds the samples from
+320 i to 320 (i + 1). Pitch and spectrum are of a longer stretch around the middle of the frame.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.fft import irfft, rfft
+
+from whisper_sae import speech
+from whisper_sae.speech import RATE
+
+FRAME = 320
+"""Samples a frame."""
+
+MEASURES = {
+    "energy": "dB of full scale",
+    "pitch": "Hz",
+    "voicing": "0 to 1",
+    "centroid": "Hz",
+    "tilt": "dB per octave",
+    "crossings": "per second",
+    "position": "s",
+    "since silence": "s",
+    "until silence": "s",
+    "until padding": "s",
+}
+"""What `measured` measures, and its units."""
+
+EVENTS = ("start of sound", "start of speech", "end of speech", "padding edge")
+"""Of `measured`, what is there (1) or not (0); NaN where it cannot be asked."""
+
+PITCHES = (60.0, 500.0)
+"""Hz, the lowest and the highest voice that is looked for."""
+
+PAUSE = 8
+"""Frames of silence in a row that make a pause; fewer may be the closure of a stop."""
+
+NEAR = 3
+"""Frames that an event lasts: the first ones of speech after a pause, the last ones of speech before one, …"""
+
+_SPECTRUM, _PITCH = 512, 1024
+"""Samples around the middle of a frame that its spectrum and its pitch are taken of."""
+
+
+def measured(sound: np.ndarray, frames: int) -> pd.DataFrame:
+    """MEASURES and EVENTS of each frame of a window that begins with a sound, 16 kHz samples: a row a frame.
+
+    A frame that the sound does not reach is padding, and has nothing but `until padding`, which is below 0 there.
+    NaN where a measure has no meaning: `pitch` where nothing is voiced, spectra of digital silence, `since silence` in
+    a pause and before the first one, `until silence` in one and after the last; `until padding` and `padding edge`
+    where the sound fills the window. Times are of the frame's middle. Raises ValueError for a sound that is longer.
+    """
+    sound = np.asarray(sound, dtype=np.float64)
+    valid = -(-len(sound) // FRAME)
+    found = pd.DataFrame(np.nan, index=range(frames), columns=[*MEASURES, *EVENTS]).rename_axis("frame")
+    if frames > valid:
+        found["until padding"] = (valid - np.arange(frames) - 0.5) * FRAME / RATE
+    if not valid:
+        return found
+    quiet = speech.kinds(sound, FRAME, frames)[:valid] == speech.SILENCE
+    within = np.zeros(valid * FRAME)
+    within[: len(sound)] = sound
+    blocks, silent = within.reshape(valid, FRAME), pauses(quiet)
+    columns = {"energy": 10 * np.log10(np.square(blocks).mean(axis=1) + 1e-12), "crossings": crossings(blocks)}
+    columns["centroid"], columns["tilt"] = colour(_around(within, valid, _SPECTRUM))
+    columns["pitch"], columns["voicing"] = pitch(_around(within, valid, _PITCH))
+    columns["pitch"][quiet] = np.nan
+    columns["position"] = (np.arange(valid) + 0.5) * FRAME / RATE
+    columns["since silence"], columns["until silence"] = _since(silent), _since(silent[::-1])[::-1]
+    columns["start of sound"] = np.arange(valid) < NEAR
+    columns["start of speech"], columns["end of speech"] = (
+        np.nan_to_num(columns[name], nan=np.inf) < NEAR * FRAME / RATE for name in ("since silence", "until silence")
+    )
+    if frames > valid:
+        columns["padding edge"] = np.arange(valid) >= valid - NEAR
+    for name, values in columns.items():
+        found.loc[: valid - 1, name] = values.astype(float)
+    return found
+
+
+def pauses(silent: np.ndarray) -> np.ndarray:
+    """Which frames lie in a run of at least PAUSE silent ones: (frame,) bool of (frame,) bool."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], silent, [False]])))
+    first, last = edges[::2], edges[1::2]
+    found = np.zeros(len(silent), dtype=bool)
+    for a, b in zip(first, last, strict=True):
+        found[a:b] = b - a >= PAUSE
+    return found
+
+
+def _since(silent: np.ndarray) -> np.ndarray:
+    """Seconds from the end of the last silent frame to the middle of each: (frame,), NaN in silence and before any."""
+    frame = np.arange(len(silent))
+    last = np.maximum.accumulate(np.where(silent, frame, -1))
+    return np.where(silent | (last < 0), np.nan, (frame - last - 0.5) * FRAME / RATE)
+
+
+def _around(sound: np.ndarray, frames: int, length: int) -> np.ndarray:
+    """`length` samples around the middle of each frame, zeros beyond the ends: (frame, length)."""
+    side = (length - FRAME) // 2
+    padded = np.pad(sound, side)
+    return np.lib.stride_tricks.sliding_window_view(padded, length)[::FRAME][:frames]
+
+
+def crossings(blocks: np.ndarray) -> np.ndarray:
+    """How often a second the sound changes its sign within each block, (block, sample): (block,)."""
+    positive = blocks > 0
+    return (positive[:, 1:] != positive[:, :-1]).sum(axis=1) * RATE / blocks.shape[1]
+
+
+def colour(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The centroid of each block's power spectrum in Hz, and its tilt in dB per octave: (block,) each; NaN for zeros.
+
+    The tilt is the slope of a straight line through the spectrum from 100 Hz to 7 kHz, every octave counted alike.
+    """
+    length = blocks.shape[1]
+    power = np.square(np.abs(rfft(blocks * np.hanning(length), axis=1)))
+    frequency = np.arange(power.shape[1]) * RATE / length
+    total = power.sum(axis=1)
+    some = total > 1e-12
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centroid = np.where(some, power @ frequency / total, np.nan)
+    inside = (frequency >= 100) & (frequency <= 7000)
+    weight = 1 / frequency[inside]
+    octave = np.log2(frequency[inside])
+    octave -= (weight * octave).sum() / weight.sum()
+    level = 10 * np.log10(power[:, inside] + 1e-12)
+    tilt = level @ (weight * octave) / (weight * octave**2).sum()
+    return centroid, np.where(some, tilt, np.nan)
+
+
+def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The fundamental frequency of each block in Hz, NaN where nothing is voiced, and how periodic it is, 0 to 1.
+
+    The highest peak of the autocorrelation, over that of the window (Boersma 1993): a little lower one at half the lag
+    or less is preferred, for a sound of period T has that of 2 T too. Its height is the voicing; from 0.5 on it counts.
+    """
+    length = blocks.shape[1]
+    window = np.hanning(length)
+    lags = np.arange(int(RATE / PITCHES[1]) - 1, int(RATE / PITCHES[0]) + 2)
+    whole = _autocorrelation(window[None])[0]
+    own = _autocorrelation((blocks - blocks.mean(axis=1, keepdims=True)) * window)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        height = np.nan_to_num(own / own[:, :1] / (whole / whole[0]))[:, lags[0] : lags[-1] + 1]
+    height[own[:, 0] < 1e-9] = 0
+    middle = height[:, 1:-1]
+    peak = (middle >= height[:, :-2]) & (middle > height[:, 2:]) & (middle > 0)
+    liked = np.where(peak, middle - 0.02 * np.log2(lags[1:-1] / lags[1]), -np.inf)
+    best = liked.argmax(axis=1)
+    before, at, after = (np.take_along_axis(height, best[:, None] + step, axis=1)[:, 0] for step in range(3))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        aside = np.nan_to_num((before - after) / (before - 2 * at + after) / 2).clip(-0.5, 0.5)  # of a parabola
+    voicing = np.where(peak.any(axis=1), at - (before - after) * aside / 4, 0).clip(0, 1)
+    return np.where(voicing >= 0.5, RATE / (lags[1:-1][best] + aside), np.nan), voicing
+
+
+def _autocorrelation(blocks: np.ndarray) -> np.ndarray:
+    """Of each block, (block, sample), at lags from 0: (block, lag)."""
+    size = 2 * blocks.shape[1]
+    return irfft(np.square(np.abs(rfft(blocks, n=size, axis=1))), n=size, axis=1)[:, : blocks.shape[1]]

@@ -1,0 +1,237 @@
+"""What plain acoustics explain of a site's features, and which stand for environmental sounds: results as recipes.
+
+These stand on the indexes of `meaning`, and are used like them:
+
+    table = explained.features(run, seed, site)                     # feature, flag, measure, correlation, low, high, …
+    inputs, classes = explained.kinds_of_sounds(run, seed, site)    # a row an input; a row an input and class
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csc_array, hstack
+from tqdm import tqdm
+
+from whisper_sae import (
+    acoustics,
+    alignments,
+    chance,
+    correlates,
+    excerpts,
+    index,
+    listening,
+    meaning,
+    selectivity,
+    sounds,
+    speech,
+)
+from whisper_sae import activations as frames
+from whisper_sae import codes as entries
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import _lying_here, activations, made_by, phones_of, table
+from whisper_sae.store import Recipe, Step, make
+
+WORD = "word boundary"
+"""The event of `measures` that words tell, where a corpus knows when they sound."""
+
+REACH = 0.03
+"""Seconds from a word's start or end to the middle of a frame that is still at the boundary."""
+
+
+# ------------------------------------------------------------------------------------------------ measures
+
+
+def acoustics_of(run: Profile, seed: int) -> Recipe:
+    """`measures.npy`: what is measured of the sound under each recorded row, (row, measure) float32, and
+    `measures.csv`, the names of its columns. `word boundary` is NaN in clips of whose words nobody told the time."""
+
+    def measure(folder: Path, clips: Step, activations: Step) -> dict:
+        heard, windows, held = table(run, clips), activations.table("windows.csv"), frames.Activations(activations.path)
+        words = dict(list(meaning.words_of(run, seed, heard).groupby("clip")))
+        found = []
+        for number, count in enumerate(tqdm(held.counts, desc="acoustics", unit=" windows")):
+            clip, first, at = windows.loc[number, ["clip", "first", "at"]]
+            padded = int(at + count < held.kinds.shape[1])  # silence follows, be it padding or a gap
+            told = acoustics.measured(listening.sound_of(heard, windows, number), int(count) + padded)[:count]
+            told[WORD] = boundaries(words.get(clip), first / speech.RATE + told.position.to_numpy())
+            found.append(told.to_numpy(np.float32))
+        pd.DataFrame({"measure": list(told)}).to_csv(folder / "measures.csv", index=False)
+        np.save(folder / "measures.npy", np.concatenate(found))
+        return {"rows": int(held.counts.sum()), "clips_with_words": len(words)}
+
+    heard = activations(run, seed)
+    told_by = {name: [alignments.digest(folder, kind) for kind in ("phones", "words")]
+               for name, folder in _lying_here(run).items()}  # fmt: skip
+    return Recipe(
+        "acoustics", measure, {"told": told_by}, needs={"clips": heard.needs["clips"], "activations": heard},
+        code=(acoustics, speech, excerpts, alignments, phones_of, meaning.words_of, acoustics_of, boundaries),
+        by=made_by(run, "06"), label="acoustics",
+    )  # fmt: skip
+
+
+def boundaries(words: pd.DataFrame | None, moments: np.ndarray) -> np.ndarray:
+    """Whether a word starts or ends within REACH seconds of each moment: (moment,) 0 or 1; NaN without words."""
+    if words is None or words.empty:
+        return np.full(len(moments), np.nan)
+    edges = np.sort(np.concatenate([words.start, words.end]))
+    after = np.searchsorted(edges, moments)
+    before = moments - np.append(-np.inf, edges)[after]
+    near = np.minimum(before, np.append(edges, np.inf)[after] - moments)
+    return (np.round(near, 6) <= REACH).astype(float)
+
+
+def measures(step: Step) -> pd.DataFrame:
+    """What `acoustics_of` measured, a row a recorded frame."""
+    return pd.DataFrame(step.array("measures.npy"), columns=step.table("measures.csv").measure.tolist())
+
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+TABLES = ("correlation", "explained", "q", "auc")
+"""What of `correlates.Correlates` is kept of every feature × measure."""
+
+
+def correlates_of(
+    run: Profile, seed: int, site: str, of: str = "dictionary", *, most: int = 200_000, shifts: int = 40, **which
+) -> Recipe:
+    """`features.csv`, a row a feature with its flag; `flags.csv`, how many wear each; `correlation.npy` and the other
+    TABLES, (feature, measure). What `of` and `which` may be, `meaning.codes` says.
+
+    Of clips with a speaker, where some have one; whole clips, drawn at random, with about `most` frames. Raises
+    ValueError for a site of the decoder.
+    """
+    if site.startswith("decoder"):
+        raise ValueError(f"site: rows of {site} are tokens, which have no sound of their own")
+    made = meaning.codes(run, seed, site, of, **which)
+
+    def ask(folder: Path, clips: Step, activations: Step, codes: Step, acoustics: Step) -> dict:
+        heard, known = table(run, clips), index.Index(codes.path)
+        clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), np.diff(known.starts))
+        here = np.isin(clip, _drawn(heard.speaker, np.bincount(clip, minlength=len(heard)), most, seed))
+        voice = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
+        found = correlates.correlates(
+            hstack(list(_codes(known, here)), format="csc"), measures(acoustics)[here], voice[here], clip[here],
+            shifts=shifts, seed=seed, progress=lambda columns: tqdm(columns, desc=f"correlates at {site}"),
+        )  # fmt: skip
+        found.table().to_csv(folder / "features.csv")
+        found.worn().to_csv(folder / "flags.csv", index=False)
+        for name in TABLES:
+            np.save(folder / f"{name}.npy", getattr(found, name).astype(np.float32))
+        flagged = int((found.table().flag != "").sum())
+        return {"frames": int(here.sum()), "speakers": len(set(voice[here])), "features": len(found.fires),
+                "flagged": flagged, "flagged_shifted": int(found.flagged_shifted().any(axis=1).sum())}  # fmt: skip
+
+    needs = {name: made.needs[name] for name in ("clips", "activations")}
+    return Recipe(
+        "correlates", ask, {"most": most, "shifts": shifts, "seed": seed},
+        needs=needs | {"codes": made, "acoustics": acoustics_of(run, seed)}, by=made_by(run, "06"),
+        code=(correlates, chance, selectivity, entries, correlates_of, _drawn, _codes, measures),
+        label=f"acoustic correlates of the {of} of {site}",
+    )  # fmt: skip
+
+
+def _codes(known: index.Index, here: np.ndarray) -> Iterator[csc_array]:
+    """What an index says of the rows of a mask, some sides at a time: (row, side)."""
+    sides = len(known.firings) - 1
+    for first in range(0, sides, 256):
+        yield entries.only(known.columns(first, min(first + 256, sides)), here)
+
+
+def _drawn(speaker: pd.Series, counts: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Clips with about `most` frames: those with a speaker, where there are such, in a random order."""
+    asked = np.flatnonzero(speaker != "") if (speaker != "").any() else np.arange(len(speaker))
+    order = np.random.default_rng(seed).permutation(asked)
+    return order[np.cumsum(counts[order]) - counts[order] < most]
+
+
+def features(run: Profile, seed: int, site: str, of: str = "dictionary", **how) -> pd.DataFrame:
+    """A row a feature: flag ("" for none), measure, correlation, low, high, auc, explained, q, fires, wears; made if it
+    is not there. Its index has to be made before. `correlates.Correlates.table` says what the columns are."""
+    make(acoustics_of(run, seed))
+    step = make(correlates_of(run, seed, site, of, **how))
+    numbers = ("correlation", "low", "high", "auc", "explained", "q")
+    return step.table("features.csv", na_values={name: [""] for name in numbers}).set_index("feature")
+
+
+# -------------------------------------------------------------------------------------------------- sounds
+
+
+CLASSES = ("label", "category")
+RECORDINGS = ("src_file", "freesound_id")
+"""Columns of a corpus that name the class of a clip, and the recording it was cut from; the first that there is."""
+
+
+def sounds_of(
+    run: Profile, seed: int, site: str, of: str = "dictionary", *, way: str = "mean", shuffles: int = 200, **which
+) -> Recipe:
+    """`classes.csv`, a row a class of environmental sounds, and `draws.npy`, as `sounds.score` tells them.
+
+    Of all clips that have a class: a `label` or `category`. Folds are those of the corpus, or else dealt out. `way` is
+    the mean or the maximum over a clip's frames. Both sides of a signed input are asked: side features + feature is
+    what is below zero.
+    """
+    if site.startswith("decoder"):
+        raise ValueError(f"site: rows of {site} are tokens, which have no sound of their own")
+    made = meaning.codes(run, seed, site, of, **which)
+
+    def ask(folder: Path, clips: Step, activations: Step, codes: Step) -> dict:
+        heard, known = table(run, clips), index.Index(codes.path)
+        label = _column(heard, CLASSES)
+        asked = np.flatnonzero(label != "")
+        clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), np.diff(known.starts))
+        place = np.full(len(heard), -1)
+        place[asked] = np.arange(len(asked))
+        here = place[clip] >= 0
+        parts = [sounds.by_clip(part, place[clip[here]], len(asked), way) for part in _codes(known, here)]
+        fold, source = (_column(heard, names)[asked] for names in (("fold",), RECORDINGS))
+        fold = fold if (fold != "").all() else sounds.folds(label[asked], seed)
+        found = sounds.score(
+            np.concatenate(parts, axis=1), label[asked], fold, source=source if (source != "").all() else None,
+            shuffles=shuffles, seed=seed,
+        )  # fmt: skip
+        found.table.to_csv(folder / "classes.csv", index=False)
+        np.save(folder / "draws.npy", found.draws)
+        told = {name: getattr(found, name) for name in ("auc", "low", "high", "p", "by_chance")}
+        return {name: round(value, 4) for name, value in told.items()} | {
+            "sides": len(known.firings) - 1,
+            "clips": len(asked),
+        }
+
+    needs = {name: made.needs[name] for name in ("clips", "activations")}
+    return Recipe(
+        "sounds", ask, {"way": way, "shuffles": shuffles, "seed": seed}, needs=needs | {"codes": made},
+        code=(sounds, entries, sounds_of, _codes, _column), by=made_by(run, "06"),
+        label=f"sounds in the {of} of {site}",
+    )  # fmt: skip
+
+
+def _column(heard: pd.DataFrame, names: tuple[str, ...]) -> np.ndarray:
+    """The first of these columns that there is, (clip,) str; "" throughout where there is none."""
+    there = [name for name in names if name in heard]
+    return heard[there[0]].astype(str).to_numpy() if there else np.full(len(heard), "")
+
+
+def classes(step: Step) -> pd.DataFrame:
+    """The `classes.csv` of a step of `sounds_of`."""
+    return step.table("classes.csv", na_values={name: [""] for name in ("auc", "low", "high", "p", "q")})
+
+
+def kinds_of_sounds(run: Profile, seed: int, site: str, **how) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How well the best features tell kinds of sounds, made if it is not there: a row an input, and a row an input and
+    class. `ahead`, with its interval over clips, is how much higher the dictionary's mean AUC is. The indexes of all of
+    `meaning.INPUTS` have to be made before."""
+    steps = {of: make(sounds_of(run, seed, site, of, **how)) for of in meaning.INPUTS}
+    first, rows = steps["dictionary"], []
+    for of, step in steps.items():
+        ahead = first.array("draws.npy") - step.array("draws.npy")
+        low, high = np.quantile(ahead, [0.025, 0.975])
+        rows.append(
+            {"input": of}
+            | step.facts
+            | {"ahead": first.facts["auc"] - step.facts["auc"], "ahead_low": low, "ahead_high": high}
+        )
+    every = [classes(step).assign(input=of) for of, step in steps.items()]
+    return pd.DataFrame(rows), pd.concat(every, ignore_index=True)
