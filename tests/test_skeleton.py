@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
+    "labels": {"findings"},  # which writes a file whole or not at all
     "excerpts": {"speech"},  # a part of what it reads whole
     "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
