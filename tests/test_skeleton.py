@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning"}
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "galleries"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -50,6 +50,9 @@ MAY_IMPORT = {
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
                 "index", "examples"},
+    "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
+    "galleries": {"recipes", "dictionaries", "meaning", "profiles", "store", "codes", "examples", "excerpts",
+                  "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
 }  # fmt: skip
 
 
