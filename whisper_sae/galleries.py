@@ -78,8 +78,8 @@ def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *
     drawn = "" if chosen is not None or len(shown) >= step.facts["alive"] else "drawn at random from "
     about = (
         f"{len(shown):,} features, {drawn}the {step.facts['alive']:,} that fire, of the {of} of {site}. "
-        f"Each with its {each} examples: the loudest flatter a feature, so others come from weaker deciles of the "
-        "clips it fires in."
+        f"Each has up to {each} examples: the loudest flatter a feature, so the others come from weaker deciles of the "
+        "clips in which it fires."
     )
     path = findings.folder(run.name) / f"features-{site}{'' if of == 'dictionary' else '-' + of.replace(' ', '-')}.html"
     facts = gallery.write(
@@ -111,7 +111,7 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
     parts = (gallery.packed, gallery.opus, gallery.picture, codes, selectivity, timing, speech, excerpts, logmel)
     return Recipe(
         "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
-        code=(*parts, gathered, phone_scores, _chosen, _rows, _examples, _one, _trace, Examples),
+        code=(*parts, gathered, phone_scores, _best, _chosen, _rows, _examples, _one, _trace, Examples),
     )  # fmt: skip
 
 
@@ -131,9 +131,9 @@ def _chosen(alive: np.ndarray, many: int, most: int, features, also, seed: int) 
 def phone_scores(drawn: Examples, heard: pd.DataFrame, told: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The best phone of every feature, a row each: `phone`, `f1`, `chance`, `stage`, `phones` (the three best).
 
-    Thresholds are chosen on half of the speakers, F1 is that of the others; `chance` is the F1 of always saying the
-    phone. Of a signed input only what is above zero is asked. No columns where phones are told of fewer than two
-    speakers.
+    Phone and threshold are chosen on half of the speakers, F1 is that of the others; `chance` is the F1 of always
+    saying the phone, and a phone that is no better is not told. Of a signed input only what is above zero is asked. No
+    columns where phones are told of fewer than two speakers.
     """
     index = drawn.index
     clip, moment = _moments(drawn)
@@ -146,19 +146,30 @@ def phone_scores(drawn: Examples, heard: pd.DataFrame, told: pd.DataFrame, seed:
     every = every if (np.diff(order) == 1).all() else every.tocsr()[order].tocsc()
     asked, frames = codes.known(every, names[order], drawn.voice[clip][order], clip[order])
     scores = selectivity.scores(asked, frames, codes.half_of(frames.speaker, seed))
-    best = scores.best()
     third = where.third[order][names[order] != ""]
-    rows = np.arange(index.features)
-    label = scores.f1_chosen.argmax(axis=1)
-    stage = np.nan_to_num(timing.stages(asked, frames, third)[rows, label]).argmax(axis=1)
-    top = np.argsort(-np.nan_to_num(scores.f1), axis=1)[:, :3]
-    share = frames.count[label] / len(frames.label)
-    return pd.DataFrame({
-        "phone": best.label, "f1": best.f1, "chance": 2 * share / (1 + share),
-        "stage": np.array(timing.STAGES)[stage],
-        "phones": [[[str(scores.names[n]), round(float(scores.f1[row, n]), 4)] for n in mine if scores.f1[row, n] > 0]
-                   for row, mine in enumerate(top)],
-    })  # fmt: skip
+    fires = np.nan_to_num(timing.stages(asked, frames, third))
+    return _best(scores, fires)
+
+
+def _best(scores: selectivity.Scores, fires: np.ndarray, many: int = 3) -> pd.DataFrame:
+    """The phones that were best where thresholds were chosen, and what they are worth; none where that is chance.
+
+    `fires` is (feature, label, third) as `timing.stages` tells it.
+    """
+    share = scores.count / scores.count.sum()
+    chance, rows = 2 * share / (1 + share), []
+    for feature, order in enumerate(np.argsort(-scores.f1_chosen, axis=1, kind="stable")[:, :many]):
+        top = order[0]
+        f1 = np.nan_to_num(scores.f1[feature])
+        if f1[top] <= chance[top]:
+            rows.append({})
+            continue
+        stage = timing.STAGES[fires[feature, top].argmax()]
+        told = [[str(scores.names[n]), round(float(f1[n]), 4)] for n in order]
+        rows.append(
+            {"phone": str(scores.names[top]), "f1": f1[top], "chance": chance[top], "stage": stage, "phones": told}
+        )
+    return pd.DataFrame(rows, columns=["phone", "f1", "chance", "stage", "phones"])
 
 
 def _moments(drawn: Examples) -> tuple[np.ndarray, np.ndarray]:

@@ -264,7 +264,7 @@
     if (now === it && !sound.paused) sound.pause();
     else { load(it); play(); }
   };
-  const play = () => sound.play().catch((error) => { if (now && error.name !== "AbortError") complain(now); });
+  const play = () => sound.play().catch((error) => { if (now && error.name === "NotSupportedError") complain(now); });
   const move = (it, second, on) => {
     const fresh = now !== it, go = () => { sound.currentTime = Math.max(0, Math.min(it.part.seconds - 0.02, second)); draw(); };
     load(it);
