@@ -51,8 +51,8 @@ MAY_IMPORT = {
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
                 "index", "examples"},
     "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
-    "galleries": {"recipes", "dictionaries", "meaning", "profiles", "store", "codes", "examples", "excerpts",
-                  "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
+    "galleries": {"recipes", "dictionaries", "meaning", "profiles", "store", "alignments", "codes", "examples",
+                  "excerpts", "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
 }  # fmt: skip
 
 

@@ -18,14 +18,28 @@ import pandas as pd
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
 
-from whisper_sae import codes, excerpts, findings, gallery, labels, logmel, phones, selectivity, speech, store, timing
+from whisper_sae import (
+    alignments,
+    codes,
+    examples,
+    excerpts,
+    findings,
+    gallery,
+    labels,
+    logmel,
+    phones,
+    selectivity,
+    speech,
+    store,
+    timing,
+)
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.examples import Examples
 from whisper_sae.gallery import FRAME, RATE, Example
 from whisper_sae.meaning import codes as index_of
-from whisper_sae.meaning import examples_in
+from whisper_sae.meaning import examples_in, words_of
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import made_by, phones_of, table
+from whisper_sae.recipes import corpora, made_by, phones_of, table
 from whisper_sae.store import Recipe, Step
 
 AROUND = 50
@@ -73,7 +87,7 @@ def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *
     noted = kept.notes()
     chosen = None if features is None else sorted({int(number) for number in features})
     step = store.make(gathered(run, seed, site, most=most, each=each, features=chosen, also=noted, of=of, **which))
-    shown = pd.read_json(step.path / "features.json", orient="records", dtype=False, convert_dates=False)
+    shown = pd.DataFrame(_json(step.path / "features.json"))
     shown = _named(_joined(shown, told), noted)
     drawn = "" if chosen is not None or len(shown) >= step.facts["alive"] else "drawn at random from "
     about = (
@@ -83,7 +97,7 @@ def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *
     )
     path = findings.folder(run.name) / f"features-{site}{'' if of == 'dictionary' else '-' + of.replace(' ', '-')}.html"
     facts = gallery.write(
-        path, shown, json.loads((step.path / "examples.json").read_text(encoding="utf-8")),
+        path, shown, _json(step.path / "examples.json"),
         title=f"What the features of {site} answer to", about=about, banner=run.banner, aside=f"profile {run.name}",
     )  # fmt: skip
     return Page(path, facts["features"], facts["examples"], facts["bytes"])
@@ -95,7 +109,7 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
     indexed = index_of(run, seed, site, of, **which)
     needs = {"indexed": indexed} | {name: indexed.needs[name] for name in ("clips", "activations")}
     params = {"site": site, "seed": seed, "most": most, "each": each, "features": features, "also": sorted(also)}
-    params["phones"] = {str(place): phones.digest(place) for place in run.corpus if Path(place).is_dir()}
+    params["told"] = _told_by(run, seed)
 
     def write(folder: Path, indexed: Step, clips: Step, activations: Step) -> dict:
         drawn = examples_in(run, seed, site, of, **which)
@@ -108,11 +122,22 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
         (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
         return {"features": len(numbers), "alive": len(alive)}
 
-    parts = (gallery.packed, gallery.opus, gallery.picture, codes, selectivity, timing, speech, excerpts, logmel)
+    parts = (phone_scores, _best, _moments, _chosen, _rows, _examples, _one, _trace, words_of, phones_of, table)
     return Recipe(
         "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
-        code=(*parts, gathered, phone_scores, _best, _chosen, _rows, _examples, _one, _trace, Examples),
+        code=(gallery, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
     )  # fmt: skip
+
+
+def _told_by(run: Profile, seed: int) -> dict[str, list[str]]:
+    """One number each for what the corpora that lie here tell of phones and of words."""
+    here = {name: place for name, place in corpora(run, seed).items() if isinstance(place, Path)}
+    folder = {name: place.parent if place.is_file() else place for name, place in here.items()}
+    return {name: [alignments.digest(place, kind) for kind in ("phones", "words")] for name, place in folder.items()}
+
+
+def _json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _chosen(alive: np.ndarray, many: int, most: int, features, also, seed: int) -> list[int]:
