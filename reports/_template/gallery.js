@@ -237,7 +237,7 @@
     return [tag];
   }));
   const said = (clip, chosen, middle) => {
-    if (!clip.words.length) return clip.text ? make("p", { class: "said" }, clip.text.length > 320 ? `${clip.text.slice(0, 320)}…` : clip.text) : "";
+    if (!clip.words.length) return clip.text ? make("p", { class: "said untimed", title: clip.text }, clip.text) : "";
     const near = chosen >= 0 ? chosen : Math.max(0, clip.words.findIndex(([, end]) => end > middle));
     const from = Math.max(0, near - 14), to = Math.min(clip.words.length, near + 15), parts = [from ? "… " : ""];
     for (let at = from; at < to; at++) parts.push(at === chosen ? make("mark", {}, clip.words[at][2]) : clip.words[at][2], " ");
@@ -347,6 +347,7 @@
 
   for (const one of data.features) rows.set(one.feature, row(one));
   $(".rows thead tr").append(...heads());
+  $(".rows table").classList.toggle("no-phones", !data.features.some((one) => one.phone));
   options("phone", several("phone"), (phone) => [phone, spoken(phone)]);
   options("flag", several("flag"), (flag) => [flag, flag]);
   options("by", several("category"), (category) => [`is ${category}`, `a person: ${category}`]);
