@@ -49,7 +49,7 @@ def test_an_excerpt_is_the_sound_around_the_peak(made, windows):
     page = galleries.page(run, 0, SITE, most=3, each=3)
     data, drawn = held(page), meaning.examples_in(run, 0, SITE)
     heard = recipes.table(run, store.need(recipes.clips(run, 0))).set_index("id")
-    assert page.features == len(data["features"]) == 4 and page.bytes == page.path.stat().st_size
+    assert page.features == len(data["features"]) == 3 and page.bytes == page.path.stat().st_size
     assert page.path == page.path.parent / f"features-{SITE}.html" and page.path.parent.name == "test"
     for number, some in data["examples"].items():
         assert len({data["excerpts"][one["excerpt"]]["clip"] for one in some}) == len(some) <= 3
