@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "phonetics", "wording", "explained"}
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "phonetics", "wording", "explained", "galleries"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
+    "labels": {"findings"},  # which writes a file whole or not at all
     "excerpts": {"speech"},  # a part of what it reads whole
     "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
     "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
@@ -59,6 +60,9 @@ MAY_IMPORT = {
                 "untimed"},
     "explained": {"acoustics", "activations", "alignments", "chance", "codes", "correlates", "excerpts", "index",
                   "listening", "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "store"},
+    "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
+    "galleries": {"recipes", "dictionaries", "meaning", "profiles", "store", "alignments", "codes", "examples",
+                  "excerpts", "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
 }  # fmt: skip
 
 

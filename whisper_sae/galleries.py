@@ -1,0 +1,282 @@
+"""The gallery of a run and a site: features, their scores and their examples, gathered and put on one page.
+
+    galleries.page(run, seed, site)                            # reports/<profile>/features-encoder.2.resid.html
+    galleries.page(run, seed, site, told)                      # with a table of scores of one's own
+    galleries.notes(run, seed, site).put(labels.Note(30, "phone", "/s/", 0.8))      # what a person thinks
+
+Sounds and pictures are a step of the store; notes are read each time, so that the page can be written anew in a moment.
+"""
+
+import html
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+from transformers import WhisperFeatureExtractor
+
+from whisper_sae import (
+    alignments,
+    codes,
+    examples,
+    excerpts,
+    findings,
+    gallery,
+    labels,
+    logmel,
+    phones,
+    selectivity,
+    speech,
+    store,
+    timing,
+)
+from whisper_sae.dictionaries import dictionary
+from whisper_sae.examples import Examples
+from whisper_sae.gallery import FRAME, RATE, Example
+from whisper_sae.meaning import codes as index_of
+from whisper_sae.meaning import examples_in, words_of
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import corpora, made_by, phones_of, table
+from whisper_sae.store import Recipe, Step
+
+AROUND = 50
+"""Frames of 20 ms on each side of the peak: an excerpt lasts 2.02 s."""
+
+BINS = 32
+"""Of a histogram."""
+
+
+class Page(NamedTuple):
+    """A page that was written; a notebook shows it as a link, beside its own page."""
+
+    path: Path
+    features: int
+    examples: int
+    bytes: int
+
+    def _repr_html_(self) -> str:
+        name = html.escape(self.path.name)
+        return (
+            f'<p class="reading"><a href="{name}">{self.features:,} features to look through and listen to</a> '
+            f"({self.examples:,} examples; one file, {name} beside this page, {self.bytes / 1e6:.1f} MB)</p>"
+        )
+
+
+def notes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -> labels.Labels:
+    """What people think of the features of a dictionary: `data/labels/<site>-<key>.toml`, see `labels`.
+
+    The key is that of the dictionary's step, or for other inputs (see `meaning.codes`) that of the index.
+    """
+    recipe = dictionary(run, seed, site, **which) if of == "dictionary" else index_of(run, seed, site, of, **which)
+    return labels.Labels(store.root() / "labels", recipe.key, site)
+
+
+def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *, most: int = 300, each: int = 5,
+         features: Sequence[int] | None = None, of: str = "dictionary", **which) -> Page:  # fmt: skip
+    """Write the gallery of a site to the folder of the report, `features-<site>.html`.
+
+    `told` has a row a feature, whose number is its index or in `feature`: columns of `gallery.SHOWN` and any others,
+    such as flags and correlates; it goes before what is computed here. Shown are `features`, or those with a note and
+    as many as `most` others, drawn among all that fire. `each` examples of a feature, two the loudest and the others
+    from deciles below. Raises NotMade where there is no index.
+    """
+    kept = notes(run, seed, site, of, **which)
+    noted = kept.notes()
+    chosen = None if features is None else sorted({int(number) for number in features})
+    step = store.make(gathered(run, seed, site, most=most, each=each, features=chosen, also=noted, of=of, **which))
+    shown = pd.DataFrame(_json(step.path / "features.json"))
+    shown = _named(_joined(shown, told), noted)
+    drawn = "" if chosen is not None or len(shown) >= step.facts["alive"] else "drawn at random from "
+    about = (
+        f"{len(shown):,} features, {drawn}the {step.facts['alive']:,} that fire, of the {of} of {site}. "
+        f"Each has up to {each} examples: the loudest flatter a feature, so the others come from weaker deciles of the "
+        "clips in which it fires."
+    )
+    path = findings.folder(run.name) / f"features-{site}{'' if of == 'dictionary' else '-' + of.replace(' ', '-')}.html"
+    facts = gallery.write(
+        path, shown, _json(step.path / "examples.json"),
+        title=f"What the features of {site} answer to", about=about, banner=run.banner, aside=f"profile {run.name}",
+    )  # fmt: skip
+    return Page(path, facts["features"], facts["examples"], facts["bytes"])
+
+
+def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int = 5, features=None, also=(),
+             of: str = "dictionary", **which) -> Recipe:  # fmt: skip
+    """`features.json` and `examples.json`, as `gallery.write` takes them, of some features of a site; see `page`."""
+    indexed = index_of(run, seed, site, of, **which)
+    needs = {"indexed": indexed} | {name: indexed.needs[name] for name in ("clips", "activations")}
+    params = {"site": site, "seed": seed, "most": most, "each": each, "features": features, "also": sorted(also)}
+    params["told"] = _told_by(run, seed)
+
+    def write(folder: Path, indexed: Step, clips: Step, activations: Step) -> dict:
+        drawn = examples_in(run, seed, site, of, **which)
+        heard = table(run, clips)
+        alive = np.flatnonzero(drawn.index.rates > 0)
+        numbers = _chosen(alive, drawn.index.features, most, features, also, seed)
+        scored = phone_scores(drawn, heard, phones_of(run, heard), seed)
+        _rows(drawn, numbers, scored).to_json(folder / "features.json", orient="records", double_precision=6)
+        made = gallery.packed(_examples(drawn, heard, numbers, each))
+        (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
+        return {"features": len(numbers), "alive": len(alive)}
+
+    parts = (phone_scores, _best, _moments, _chosen, _rows, _examples, _one, _trace, words_of, phones_of, table)
+    return Recipe(
+        "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
+        code=(gallery, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
+    )  # fmt: skip
+
+
+def _told_by(run: Profile, seed: int) -> dict[str, list[str]]:
+    """One number each for what the corpora that lie here tell of phones and of words."""
+    here = {name: place for name, place in corpora(run, seed).items() if isinstance(place, Path)}
+    folder = {name: place.parent if place.is_file() else place for name, place in here.items()}
+    return {name: [alignments.digest(place, kind) for kind in ("phones", "words")] for name, place in folder.items()}
+
+
+def _json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _chosen(alive: np.ndarray, many: int, most: int, features, also, seed: int) -> list[int]:
+    """The numbers of the features to show, in order; ValueError for one that is not there."""
+    if features is None:
+        drawn = np.random.default_rng(seed).permutation(alive)[:most]
+        features = {*drawn.tolist(), *also}
+    if wrong := [number for number in features if not 0 <= number < many]:
+        raise ValueError(f"features: there is no {wrong[0]}; there are {many}")
+    return sorted(features)
+
+
+# ---------------------------------------------------------------------------------------------------- scores
+
+
+def phone_scores(drawn: Examples, heard: pd.DataFrame, told: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The best phone of every feature, a row each: `phone`, `f1`, `chance`, `stage`, `phones` (the three best).
+
+    Phone and threshold are chosen on half of the speakers, F1 is that of the others; `chance` is the F1 of always
+    saying the phone, and a phone that is no better is not told. Of a signed input only what is above zero is asked. No
+    columns where phones are told of fewer than two speakers.
+    """
+    index = drawn.index
+    clip, moment = _moments(drawn)
+    where = phones.placed(told, clip, moment)
+    names = phones.labels(told, where, "ipa")
+    every = index.columns(0, index.features)
+    if len(set(drawn.voice[clip[names != ""]])) < 2:
+        return pd.DataFrame(index=range(index.features))
+    order = np.lexsort([moment, clip])
+    every = every if (np.diff(order) == 1).all() else every.tocsr()[order].tocsc()
+    asked, frames = codes.known(every, names[order], drawn.voice[clip][order], clip[order])
+    scores = selectivity.scores(asked, frames, codes.half_of(frames.speaker, seed))
+    third = where.third[order][names[order] != ""]
+    fires = np.nan_to_num(timing.stages(asked, frames, third))
+    return _best(scores, fires)
+
+
+def _best(scores: selectivity.Scores, fires: np.ndarray, many: int = 3) -> pd.DataFrame:
+    """The phones that were best where thresholds were chosen, and what they are worth; none where that is chance.
+
+    `fires` is (feature, label, third) as `timing.stages` tells it.
+    """
+    share = scores.count / scores.count.sum()
+    chance, rows = 2 * share / (1 + share), []
+    for feature, order in enumerate(np.argsort(-scores.f1_chosen, axis=1, kind="stable")[:, :many]):
+        top = order[0]
+        f1 = np.nan_to_num(scores.f1[feature])
+        if f1[top] <= chance[top]:
+            rows.append({})
+            continue
+        stage = timing.STAGES[fires[feature, top].argmax()]
+        told = [[str(scores.names[n]), round(float(f1[n]), 4)] for n in order]
+        rows.append(
+            {"phone": str(scores.names[top]), "f1": f1[top], "chance": chance[top], "stage": stage, "phones": told}
+        )
+    return pd.DataFrame(rows, columns=["phone", "f1", "chance", "stage", "phones"])
+
+
+def _moments(drawn: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """The clip of each row of the index and the middle of its frame, in seconds from the clip's start: (row,) twice."""
+    piece, position = drawn.index.where(np.arange(drawn.index.rows))
+    return drawn.clip_of[piece], (drawn.first[piece] + FRAME * position + FRAME // 2) / RATE
+
+
+def _rows(drawn: Examples, numbers: list[int], scored: pd.DataFrame) -> pd.DataFrame:
+    """What is known of the features without listening, a row each."""
+    index, rows = drawn.index, []
+    rates, low, high = index.rates, index.minima, index.maxima
+    for number in numbers:
+        _, values = index.activations(number)
+        counts, _ = np.histogram(values, BINS, (float(low[number]), float(high[number]) or 1.0))
+        ends = {"low": float(low[number]), "high": float(high[number])}
+        rows.append({"feature": number, "rate": float(rates[number]), "histogram": counts.tolist()} | ends)
+    found = pd.DataFrame(rows, columns=["feature", "rate", "histogram", "low", "high"])
+    return found.join(scored, on="feature")
+
+
+def _joined(shown: pd.DataFrame, told: pd.DataFrame | None) -> pd.DataFrame:
+    """The table with what is told besides, which goes before what it has."""
+    if told is None:
+        return shown
+    told = told.set_index("feature") if "feature" in told else told
+    if told.index.duplicated().any():
+        raise ValueError(f"told: feature {told.index[told.index.duplicated()][0]} is there twice")
+    return shown.drop(columns=[name for name in told if name in shown]).join(told, on="feature")
+
+
+def _named(shown: pd.DataFrame, noted: dict[int, labels.Note]) -> pd.DataFrame:
+    """The table with a label for each feature: the note on it, or else a draft."""
+    found = []
+    for row in shown.to_dict("records"):
+        note = noted.get(row["feature"])
+        if note is None:
+            found.append({"label": labels.draft(row), "by": "draft"})
+        else:
+            told = {"category": note.category, "confidence": note.confidence, "evidence": note.evidence}
+            found.append({"label": note.description or note.category, "by": "note"} | told)
+    columns = ["label", "by", "category", "confidence", "evidence"]
+    return shown.drop(columns=[name for name in columns if name in shown]).join(pd.DataFrame(found, columns=columns))
+
+
+# -------------------------------------------------------------------------------------------------- examples
+
+
+def _examples(drawn: Examples, heard: pd.DataFrame, numbers: list[int], each: int) -> Iterator[Example]:
+    """`each` examples of every feature, of as many clips: two the loudest, then from ever weaker deciles."""
+    filters = WhisperFeatureExtractor().mel_filters
+    below = np.linspace(9, 1, max(each - 2, 0) + 2).round().astype(int)[1:-1]
+    for number in tqdm(numbers, desc="gallery", unit=" features"):
+        lower = drawn.deciles(number)
+        wanted = [drawn.loudest(number, n=2)[:each], *(lower[lower.kind == f"decile {n}"] for n in below), lower]
+        rows = pd.concat(wanted, ignore_index=True).drop_duplicates("clip")[:each]
+        for row in rows.sort_values("value", key=abs, ascending=False, kind="stable").itertuples():
+            yield _one(drawn, heard, number, row, filters)
+
+
+def _one(drawn: Examples, heard: pd.DataFrame, number: int, row, filters: np.ndarray) -> Example:
+    first = round(row.seconds * RATE) - FRAME // 2 - AROUND * FRAME
+    samples = (2 * AROUND + 1) * FRAME
+    sound = np.zeros(samples, np.float32)
+    inside = excerpts.excerpt(heard.path[row.clip], max(first, 0), first + samples - max(first, 0))
+    sound[max(-first, 0) : max(-first, 0) + len(inside)] = inside
+    mel = logmel.log_mel([sound], filters, window=samples, n_fft=400, hop=160)[0].numpy()
+    told = None if drawn.words is None else drawn.words.get(row.clip)
+    words = () if told is None else tuple(told.itertuples(index=False, name=None))
+    clip = heard.loc[row.clip]
+    return Example(
+        number, row.kind, float(row.value), first / RATE, sound, mel, _trace(drawn, number, row.clip, first),
+        str(clip["id"]), str(clip.speaker), float(clip.duration), str(clip.text), words,
+    )  # fmt: skip
+
+
+def _trace(drawn: Examples, number: int, clip: int, first: int) -> np.ndarray:
+    """What a feature says on each frame of an excerpt that begins at a sample of a clip: (frame,)."""
+    found = np.zeros(2 * AROUND + 1, dtype=np.float32)
+    for piece in np.flatnonzero(drawn.clip_of == clip):
+        said = drawn.index.trace(number, piece)
+        at = (drawn.first[piece] - first) // FRAME
+        if -len(said) < at < len(found):
+            found[max(at, 0) : max(at + len(said), 0)] = said[max(-at, 0) : max(-at, 0) + len(found) - max(at, 0)]
+    return found
