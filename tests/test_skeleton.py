@@ -17,7 +17,8 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "phonetics", "wording", "explained", "galleries"}
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
+ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
