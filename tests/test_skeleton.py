@@ -30,6 +30,10 @@ MAY_IMPORT = {
     "detectors": {"codes", "selectivity"},  # the best thresholds of each feature
     "timing": {"codes"},
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
+    "intervals": {"effects"},  # of the effect sizes there
+    "relabelling": {"effects"},
+    "confounds": {"effects"},
+    "power": {"effects"},  # tidy labels
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"shards"},

@@ -149,11 +149,11 @@ def between(means: np.ndarray, labels, groups: tuple[str, str] | None = None) ->
     groups, side = pair(labels, groups)
     means = np.asarray(means, dtype=np.float64)
     parts = [means[side == 0], means[side == 1]]
-    (n1, m1, _), (n2, m2, _) = sums = [_sums(part) for part in parts]
+    (n1, m1, _), (n2, m2, _) = parts = [sums(part) for part in parts]
     least = ROUNDING * _greatest(means[side >= 0])
-    d = _d(*sums, least)
+    d = _d(*parts, least)
     with np.errstate(invalid="ignore", divide="ignore"):
-        e1, e2 = (np.where(s <= least, 0, s) / (n - 1) / n for n, _, s in sums)
+        e1, e2 = (np.where(s <= least, 0, s) / (n - 1) / n for n, _, s in parts)
         t = np.where(np.isfinite(d), (m1 - m2) / np.sqrt(e1 + e2), np.nan)
         df = np.square(e1 + e2) / (np.square(e1) / (n1 - 1) + np.square(e2) / (n2 - 1))
         p = 2 * stats.t.sf(np.abs(t), df)
@@ -163,7 +163,7 @@ def between(means: np.ndarray, labels, groups: tuple[str, str] | None = None) ->
 
 
 def _d(one: tuple, other: tuple, least: np.ndarray) -> np.ndarray:
-    """Cohen's d of two groups told by their `_sums`."""
+    """Cohen's d of two groups told by their `sums`."""
     (n1, m1, s1), (n2, m2, s2) = one, other
     square = np.where(s1 + s2 <= least, 0, s1 + s2)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -171,7 +171,7 @@ def _d(one: tuple, other: tuple, least: np.ndarray) -> np.ndarray:
         return np.where((n1 > 1) & (n2 > 1), gap / np.sqrt(square / (n1 + n2 - 2)), np.nan)
 
 
-def _sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each column: how many values, their mean, and the sum of squares about it."""
     known = np.isfinite(x)
     n = known.sum(axis=0).astype(np.float64)
@@ -182,7 +182,7 @@ def _sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _spread(x: np.ndarray) -> np.ndarray:
     """The sum of squares about the mean, 0 where only rounding is left."""
-    _, _, square = _sums(x)
+    _, _, square = sums(x)
     return np.where(square <= ROUNDING * _greatest(x), 0, square)
 
 
@@ -231,7 +231,7 @@ def among(means: np.ndarray, labels) -> Among:
     here = told != ""
     total, inside, count, groups = _spread(means[here]), 0.0, 0.0, 0.0
     for name in names:
-        n, _, square = _sums(means[told == name])
+        n, _, square = sums(means[told == name])
         inside, count, groups = inside + square, count + n, groups + (n > 0)
     inside = np.where(inside <= ROUNDING * _greatest(means[here]), 0, inside)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -252,7 +252,7 @@ def pairwise(means: np.ndarray, labels, least: int = 2) -> tuple[tuple[str, ...]
     told = tidy(labels)
     names = [str(name) for name in np.unique(told[told != ""]) if (told == name).sum() >= max(2, least)]
     x = np.asarray(means, dtype=np.float64)
-    parts = [_sums(x[told == name]) for name in names]
+    parts = [sums(x[told == name]) for name in names]
     found = np.zeros((len(names), len(names), x.shape[1]))
     for (i, one), (j, other) in itertools.combinations(enumerate(parts), 2):
         found[i, j] = _d(one, other, ROUNDING * _greatest(x))
@@ -297,7 +297,7 @@ def within(means: np.ndarray, labels, strata, groups: tuple[str, str] | None = N
     n, strata_seen, cells, spread = 0.0, 0.0, 0.0, 0.0
     for one in range(number.max() + 1):
         mine = number == one
-        (n1, m1, s1), (n2, m2, s2) = (_sums(x[mine & side]) for side in (first, ~first))
+        (n1, m1, s1), (n2, m2, s2) = (sums(x[mine & side]) for side in (first, ~first))
         both = np.where((n1 > 0) & (n2 > 0), n1 * n2 / np.maximum(n1 + n2, 1), 0)
         gap = np.where(both > 0, m1 - m2, 0)
         slope, weight, square = slope + both * gap, weight + both, square + s1 + s2 + both * np.square(gap)
