@@ -51,13 +51,13 @@ def voices(values: np.ndarray, speaker, labels: pd.DataFrame | None = None) -> V
     `values` (clip, feature), NaN where a clip has none; `speaker` (clip,) names; `labels` a row a clip. Raises
     ValueError where a speaker has two different labels, naming both, and for infinite values.
     """
-    values, who = np.asarray(values, dtype=np.float64), np.asarray(speaker, dtype=object)
+    values, who = np.asarray(values, dtype=np.float64), named_as(speaker)
     if values.ndim != 2 or len(values) != len(who):
         raise ValueError(f"values: {values.shape} is not (clip, feature) for {len(who)} clips")
     if np.isinf(values).any():
         raise ValueError("values: some are infinite; a clip without a value has NaN")
-    named = np.array([bool(str(name).strip()) and name == name and name is not None for name in who], dtype=bool)
-    number, names = pd.factorize(pd.Series([str(name).strip() for name in who[named]], dtype=object), sort=True)
+    named = who != ""
+    number, names = pd.factorize(who[named], sort=True)
     if not len(names):
         raise ValueError("speaker: no clip names one, and without speakers there is nothing to compare")
     values, clips = values[named], np.bincount(number)
@@ -70,7 +70,20 @@ def voices(values: np.ndarray, speaker, labels: pd.DataFrame | None = None) -> V
     table = pd.DataFrame(index=pd.Index(names, name="speaker"))
     for name in () if labels is None else labels.columns:
         table[name] = _one_each(name, tidy(labels[name])[named], number, names)
-    return Voices(means, table, clips, int((~named).sum()))
+    return Voices(means, table, np.bincount(number), int((~named).sum()))
+
+
+def named_as(speaker) -> np.ndarray:
+    """Names of speakers without spaces around them, "" for None and NaN: an array of str. Case is kept."""
+    told = pd.Series(np.asarray(speaker, dtype=object))
+    return told.where(told.notna(), "").astype(str).str.strip().to_numpy(dtype=str)
+
+
+def sums_by(number: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many values rows of each number 0, 1, … have, and their sums: (number, feature) each."""
+    member = sparse.csr_matrix((np.ones(len(number)), (number, np.arange(len(number)))))  # (number, row)
+    known = np.isfinite(x)
+    return member @ known.astype(np.float64), member @ np.where(known, x, 0.0)
 
 
 def _one_each(name: str, told: np.ndarray, number: np.ndarray, names: Sequence) -> np.ndarray:

@@ -24,12 +24,15 @@ LEAST = 6
 AT_ONCE = 2**20
 """Features times draws that are worked on at a time."""
 
+OPEN = 0.75
+"""The most of s² that its own doubt may take: at 1, nothing would bound δ on one side, and intervals had an open end."""
+
 SAME = 1e-3
 """A draw whose SD is below so much of the sample's drew one speaker, or ones alike, over and over: it tells nothing."""
 
 
 class Interval(NamedTuple):
-    """An effect size and its interval, (feature,) each; NaN where there is none, ±inf for an end that is open."""
+    """An effect size and its interval, (feature,) each; NaN where there is none."""
 
     value: np.ndarray
     low: np.ndarray
@@ -219,11 +222,9 @@ def _sorted_quantile(values: np.ndarray, share: float) -> np.ndarray:
 
 
 def _solved(alone: Gap, tail: np.ndarray) -> np.ndarray:
-    """The δ, (feature,), at which (mean₁ - mean₂ - δ s) in its own deviations is `tail`; ±inf where there is none."""
+    """The δ, (feature,), at which (mean₁ - mean₂ - δ s) in its own deviations is `tail`."""
     gap, sd, of_gap, of_sd, of_both = (np.ravel(part) for part in alone)
     square = np.square(tail)
+    of_sd = np.minimum(of_sd, OPEN * sd**2 / np.maximum(square, 1e-9))
     a, b, c = sd**2 - square * of_sd, gap * sd - square * of_both, gap**2 - square * of_gap
-    with np.errstate(invalid="ignore", divide="ignore"):
-        root = np.sqrt(np.maximum(b * b - a * c, 0))
-        end = (b - np.sign(tail) * root) / a
-    return np.where(a > 0, end, np.where(np.isnan(tail), np.nan, -np.sign(tail) * np.inf))
+    return (b - np.sign(tail) * np.sqrt(np.maximum(b * b - a * c, 0))) / a

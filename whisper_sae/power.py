@@ -138,7 +138,7 @@ def likeness(values: np.ndarray, speaker, labels=None) -> Likeness:
     out first: MSB is then of speakers within groups, and clips without a label are left out. A clip of no value is no
     clip. Raises ValueError where no speaker has two clips.
     """
-    values, who = np.asarray(values, dtype=np.float64), effects.tidy(speaker)
+    values, who = np.asarray(values, dtype=np.float64), effects.named_as(speaker)
     group = effects.tidy(labels) if labels is not None else np.full(len(who), "all")
     here = (who != "") & (group != "")
     values, number = values[here], np.unique(who[here], return_inverse=True)[1]
@@ -146,25 +146,18 @@ def likeness(values: np.ndarray, speaker, labels=None) -> Likeness:
     if not here.any() or np.bincount(number).max() < 2:
         raise ValueError("speaker: no one has two clips, so how alike they are cannot be told")
     known = np.isfinite(values)
-    n, total = _by(number, known.astype(np.float64)), _by(number, np.where(known, values, 0))
+    n, total = effects.sums_by(number, values)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total / n
         inside = np.square(np.where(known, values - np.nan_to_num(mean)[number], 0)).sum(axis=0)
         side_of = np.zeros(len(n), dtype=int)
         side_of[number] = side
-        clips = _by(side_of, n)
-        centre = _by(side_of, total) / clips
+        clips, squares = (effects.sums_by(side_of, each)[1] for each in (n, np.square(n)))
+        centre = effects.sums_by(side_of, total)[1] / clips
         between = (n * np.square(np.where(n > 0, mean - centre[side_of], 0))).sum(axis=0)
         df_between, df_inside = (n > 0).sum(axis=0) - (clips > 0).sum(axis=0), (n - 1).clip(0).sum(axis=0)
-        rest = n.sum(axis=0) - np.nansum(_by(side_of, np.square(n)) / clips, axis=0)
+        rest = n.sum(axis=0) - np.nansum(squares / clips, axis=0)
         size = rest / df_between
         msb, msw = between / df_between, inside / df_inside
         icc = (msb - msw) / (msb + (size - 1) * msw)
         return Likeness(icc, (msb - msw) / size, msw, float(np.nanmedian(size)))
-
-
-def _by(number: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sums of rows (row, feature) by their number: (number, feature)."""
-    found = np.zeros((number.max() + 1, values.shape[1]))
-    np.add.at(found, number, values)
-    return found

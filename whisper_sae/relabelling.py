@@ -71,8 +71,8 @@ def relabelled(
     """Two groups of speakers compared in every feature, and what `deals` random labellings give.
 
     `means` (speaker, feature), `labels` and `strata` (speaker,); speakers without either are left out. `tested`
-    (feature,) says which features count, such as `effects.live(means)`. If no more than `deals` are possible, all are made.
-    Raises ValueError where labels could be dealt in fewer than 1 / `level` ways, so that nothing could ever be found.
+    (feature,) says which features count, such as `effects.live(means)`. Where `deals` or fewer are possible, all are
+    made. Raises ValueError where labels can be dealt in fewer than 1 / `level` ways, so that nothing could be found.
     """
     groups, side = effects.pair(labels, groups)
     told = effects.tidy(strata) if strata is not None else np.full(len(side), "all")
