@@ -24,10 +24,12 @@ def clips(rng, kind: str, icc: float, speakers: int, each: int, features: int, o
 def two_groups(rng, kind: str, icc: float, speakers: int, each: int, features: int, differ: str = "") -> np.ndarray:
     """Means of speakers, (2 · speaker, feature): the first group as `differ` says, then the second.
 
-    "" is no difference, "shifted" by half an SD of clips, "stronger" twice as strong, "more often" in 60 % of clips.
+    "" is no difference, "shifted" by about half an SD of clips, "shifted far" by about one, "stronger" twice as
+    strong, "more often" in 60 % of clips.
     """
+    shift = {"shifted": 0.5, "shifted far": 1.1}.get(differ, 0.0)
     first = clips(rng, kind, icc, speakers, each, features, often=0.6 if differ == "more often" else OFTEN)
-    first = first.mean(axis=1) * (2 if differ == "stronger" else 1) + (0.5 if differ == "shifted" else 0)
+    first = first.mean(axis=1) * (2 if differ == "stronger" else 1) + shift
     return np.concatenate([first, clips(rng, kind, icc, speakers, each, features).mean(axis=1)])
 
 

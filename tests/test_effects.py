@@ -6,7 +6,7 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import sparse, stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.oneway import anova_oneway
@@ -192,6 +192,14 @@ def test_a_speaker_counts_once_however_many_clips():
     found = effects.between(cast.means, cast.labels.gender)
     assert found.n[:, 0].tolist() == [3, 2]
     np.testing.assert_allclose(found.means[0], cast.means[2:].mean(axis=0), **EXACT)
+
+
+def test_what_features_say_of_clips():
+    codes = np.array([[0, 2.0], [4, 0], [0, 0], [1, 0], [3, 0]])
+    found = effects.of_clips(sparse.csc_array(codes), np.array([0, 2, 3, 5]))
+    assert found.rate.tolist() == [[0.5, 0.5], [0, 0], [1, 0]]
+    np.testing.assert_array_equal(found.when_firing, [[4, 2], [np.nan, np.nan], [2, np.nan]])
+    assert found.mean.tolist() == [[2, 1], [0, 0], [2, 0]]
 
 
 def test_clips_without_a_value_do_not_count_and_may_leave_a_speaker_without():

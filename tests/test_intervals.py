@@ -50,6 +50,25 @@ def test_coverage(kind, icc, n, differ):
     assert 0.93 <= d <= 0.97 and 0.93 <= auc <= 0.97
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [10, 20, 60])
+@pytest.mark.parametrize(
+    ("differ", "icc", "each"), [("stronger", 0.0, CLIPS), ("stronger", 0.3, CLIPS), ("stronger", 0.0, 1), ("", 0.0, 1)]
+)
+def test_coverage_where_it_is_harder(n, differ, icc, each):
+    """Groups of unlike spread, and codes of single clips: a little too wide, if anything."""
+    d, auc = covered("codes", icc, n, differ, each)
+    assert 0.93 <= d <= 0.98 and 0.93 <= auc <= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [6, 10, 20, 60])
+def test_where_no_interval_of_d_covers(n):
+    """Codes of single clips, all of them shifted by an SD: d rests on an SD that so few cannot tell. AUC is better."""
+    d, auc = covered("codes", 0.0, n, "shifted far", 1)
+    assert 0.8 <= d < 0.95 and auc > 0.9
+
+
 def test_ends_are_where_the_noncentral_t_has_its_tails():
     d = np.array([-3.0, -0.2, 0.0, 0.7, 9.0])
     for weight, df, level in ((3.0, 10, 0.95), (30.0, 118, 0.9), (1.5, 4, 0.95)):

@@ -38,6 +38,31 @@ class Voices(NamedTuple):
     """Clips left out because they name no speaker: two of them may be of one voice."""
 
 
+class OfClips(NamedTuple):
+    """What features say of clips, (clip, feature) each: values for `voices`."""
+
+    rate: np.ndarray
+    """The share of the clip's frames that the feature fires on."""
+    when_firing: np.ndarray
+    """Its mean on those, NaN where there is none."""
+    mean: np.ndarray
+    """Its mean over all frames: the product of the two, or 0."""
+
+
+def of_clips(codes, starts: np.ndarray) -> OfClips:
+    """Means over the frames of each clip: `codes` (frame, feature) sparse, `starts` (clip + 1,) first frames and end.
+
+    Of an index that is `found.columns(first, last)` and `found.starts`. A clip without frames has NaN.
+    """
+    frames = np.diff(starts)
+    member = sparse.csr_matrix(
+        (np.ones(starts[-1]), np.arange(starts[-1]), starts), shape=(len(frames), codes.shape[0])
+    )
+    total, fired = ((member @ sparse.csr_matrix(each)).toarray() for each in (codes, codes != 0))
+    with np.errstate(invalid="ignore"):
+        return OfClips(fired / frames[:, None], total / fired, total / frames[:, None])
+
+
 def tidy(labels) -> np.ndarray:
     """Labels without stray spaces and in lower case, "" where they say nothing (see MISSING): an array of str."""
     told = pd.Series(np.asarray(labels, dtype=object))
