@@ -115,9 +115,11 @@ def _one_each(name: str, told: np.ndarray, number: np.ndarray, names: Sequence) 
     """The label of each speaker, from those of the clips; a clip without one takes its speaker's."""
     pairs = pd.DataFrame({"number": number, "told": told})[told != ""].drop_duplicates()
     if (twice := pairs[pairs.number.duplicated(keep=False)]).size:
-        who = twice.number.iloc[0]
+        who = int(twice.number.iloc[0])
         both = " and ".join(sorted(twice.told[twice.number == who]))
-        raise ValueError(f"{name}: speaker {names[who]!r} is both {both}; correct the table or leave the speaker out")
+        raise ValueError(
+            f"{name}: speaker {str(names[who])!r} is both {both}; correct the table or leave the speaker out"
+        )
     return pairs.set_index("number").told.reindex(range(len(names)), fill_value="").to_numpy(dtype=str)
 
 
