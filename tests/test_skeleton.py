@@ -34,6 +34,10 @@ MAY_IMPORT = {
     "sounds": {"codes"},
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
+    "intervals": {"effects"},  # of the effect sizes there
+    "relabelling": {"effects"},
+    "confounds": {"effects"},
+    "power": {"effects"},  # tidy labels
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"shards"},

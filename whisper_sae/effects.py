@@ -1,0 +1,374 @@
+"""Who is speaking: how far groups of speakers differ in each feature, all features at once.
+
+The speaker is the unit. Clips of one voice are no independent draws, so each speaker's clips are averaged first and
+every number here is of speakers: n is how many there are. A feature that one speaker has no value for (how strongly it
+fires, where it never does) is judged on those who have one.
+
+    cast = effects.voices(firing_rate, clips.speaker, clips[["gender", "accent"]])    # clip by clip -> speaker
+    found = effects.between(cast.means, cast.labels.gender)                           # d, g, AUC, t, p of each feature
+    many = effects.among(cast.means, cast.labels.accent)                              # η², ω², F
+    found = effects.within(cast.means, cast.labels.gender, cast.labels.accent)        # d within accents
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse, stats
+
+MISSING = {"", "nan", "none", "null", "unknown", "n/a", "na", "?", "-"}
+"""What stands for no label, stray spaces and case aside."""
+
+ROUNDING = 1e-24
+"""A variance below so many times the feature's greatest square is what rounding leaves of a constant."""
+
+
+class Voices(NamedTuple):
+    """A row a speaker, in order of their names."""
+
+    means: np.ndarray
+    """(speaker, feature) float64: the mean over a speaker's clips, NaN where none of them has a value."""
+    labels: pd.DataFrame
+    """Their labels, tidied, "" where none is known; the index is the speaker."""
+    clips: np.ndarray
+    """(speaker,) how many clips each has."""
+    nameless: int
+    """Clips left out because they name no speaker: two of them may be of one voice."""
+
+
+class OfClips(NamedTuple):
+    """What features say of clips, (clip, feature) each: values for `voices`."""
+
+    rate: np.ndarray
+    """The share of the clip's frames that the feature fires on."""
+    when_firing: np.ndarray
+    """Its mean on those, NaN where there is none."""
+    mean: np.ndarray
+    """Its mean over all frames: the product of the two, or 0."""
+
+
+def of_clips(codes, starts: np.ndarray) -> OfClips:
+    """Means over the frames of each clip: `codes` (frame, feature) sparse, `starts` (clip + 1,) first frames and end.
+
+    Of an index that is `found.columns(first, last)` and `found.starts`. A clip without frames has NaN.
+    """
+    frames = np.diff(starts)
+    member = sparse.csr_matrix(
+        (np.ones(starts[-1]), np.arange(starts[-1]), starts), shape=(len(frames), codes.shape[0])
+    )
+    total, fired = ((member @ sparse.csr_matrix(each)).toarray() for each in (codes, codes != 0))
+    with np.errstate(invalid="ignore"):
+        return OfClips(fired / frames[:, None], total / fired, total / frames[:, None])
+
+
+def tidy(labels) -> np.ndarray:
+    """Labels without stray spaces and in lower case, "" where they say nothing (see MISSING): an array of str."""
+    told = pd.Series(np.asarray(labels, dtype=object))
+    told = told.where(told.notna(), "").astype(str).str.split().str.join(" ").str.casefold()
+    return told.mask(told.isin(MISSING), "").to_numpy(dtype=str)
+
+
+def voices(values: np.ndarray, speaker, labels: pd.DataFrame | None = None) -> Voices:
+    """Clip means to speaker means: each speaker counts once, however many clips there are.
+
+    `values` (clip, feature), NaN where a clip has none; `speaker` (clip,) names; `labels` a row a clip. Raises
+    ValueError where a speaker has two different labels, naming both, and for infinite values.
+    """
+    values, who = np.asarray(values, dtype=np.float64), named_as(speaker)
+    if values.ndim != 2 or len(values) != len(who):
+        raise ValueError(f"values: {values.shape} is not (clip, feature) for {len(who)} clips")
+    if np.isinf(values).any():
+        raise ValueError("values: some are infinite; a clip without a value has NaN")
+    named = who != ""
+    number, names = pd.factorize(who[named], sort=True)
+    if not len(names):
+        raise ValueError("speaker: no clip names one, and without speakers there is nothing to compare")
+    values, clips = values[named], np.bincount(number)
+    member = sparse.csr_matrix((np.ones(len(number)), (number, np.arange(len(number)))))  # (speaker, clip)
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        means = (member @ np.where(known, values, 0)) / (
+            clips[:, None] if known.all() else member @ known.astype(float)
+        )
+    table = pd.DataFrame(index=pd.Index(names, name="speaker"))
+    for name in () if labels is None else labels.columns:
+        table[name] = _one_each(name, tidy(labels[name])[named], number, names)
+    return Voices(means, table, np.bincount(number), int((~named).sum()))
+
+
+def named_as(speaker) -> np.ndarray:
+    """Names of speakers without spaces around them, "" for None and NaN: an array of str. Case is kept."""
+    told = pd.Series(np.asarray(speaker, dtype=object))
+    return told.where(told.notna(), "").astype(str).str.strip().to_numpy(dtype=str)
+
+
+def sums_by(number: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many values rows of each number 0, 1, … have, and their sums: (number, feature) each."""
+    member = sparse.csr_matrix((np.ones(len(number)), (number, np.arange(len(number)))))  # (number, row)
+    known = np.isfinite(x)
+    return member @ known.astype(np.float64), member @ np.where(known, x, 0.0)
+
+
+def _one_each(name: str, told: np.ndarray, number: np.ndarray, names: Sequence) -> np.ndarray:
+    """The label of each speaker, from those of the clips; a clip without one takes its speaker's."""
+    pairs = pd.DataFrame({"number": number, "told": told})[told != ""].drop_duplicates()
+    if (twice := pairs[pairs.number.duplicated(keep=False)]).size:
+        who = int(twice.number.iloc[0])
+        both = " and ".join(sorted(twice.told[twice.number == who]))
+        raise ValueError(
+            f"{name}: speaker {str(names[who])!r} is both {both}; correct the table or leave the speaker out"
+        )
+    return pairs.set_index("number").told.reindex(range(len(names)), fill_value="").to_numpy(dtype=str)
+
+
+def live(means: np.ndarray, least: int = 6) -> np.ndarray:
+    """Which features can be asked about, (feature,) bool: at least `least` speakers differ from 0, and they vary."""
+    seen = np.isfinite(means) & (means != 0)
+    return (seen.sum(axis=0) >= least) & (np.nan_to_num(_spread(means)) > 0)
+
+
+# ----------------------------------------------------------------------------------------------- two groups
+
+
+class Between(NamedTuple):
+    """Two groups compared; all but `groups` are (feature,), NaN where nothing can be said."""
+
+    groups: tuple[str, str]
+    d: np.ndarray
+    """Cohen's d = (mean of the first - mean of the second) / pooled SD.
+
+    ±inf, with neither t nor p, where the two differ and neither varies in itself.
+    """
+    g: np.ndarray
+    """Hedges' g = d · (1 - 3 / (4 (n₁ + n₂) - 9)), which small groups do not inflate (Hedges 1981)."""
+    auc: np.ndarray
+    """The probability that a speaker of the first has the greater value, ties half; rank-biserial is 2 AUC - 1."""
+    t: np.ndarray
+    """Welch's t, which does not take the variances to be equal."""
+    df: np.ndarray
+    """Its degrees of freedom (Welch-Satterthwaite)."""
+    p: np.ndarray
+    """Its two-sided p, of speakers; not corrected for the number of features."""
+    means: np.ndarray
+    """(2, feature)."""
+    n: np.ndarray
+    """(2, feature) speakers that have a value."""
+
+    @property
+    def rank_biserial(self) -> np.ndarray:
+        """2 AUC - 1, from -1 to 1."""
+        return 2 * self.auc - 1
+
+
+def pair(labels, groups: tuple[str, str] | None = None) -> tuple[tuple[str, str], np.ndarray]:
+    """The two groups, and who is in them: (speaker,) 0 for the first, 1 for the second, -1 for neither.
+
+    Without `groups` the labels must have exactly two values: in order of the alphabet. Raises ValueError for any
+    other number, and for a group of fewer than two speakers.
+    """
+    told = tidy(labels)
+    if groups is None:
+        groups = tuple(np.unique(told[told != ""]).tolist())
+        if len(groups) != 2:
+            raise ValueError(f"labels: {len(groups)} groups ({', '.join(groups)}), not two: name two, or use `among`")
+    one, other = tidy(groups).tolist()
+    for name in (one, other):
+        if (count := int((told == name).sum())) < 2:
+            raise ValueError(f"labels: {count} speakers are {name!r}; at least 2 of each group are needed")
+    return (one, other), np.select([told == one, told == other], [0, 1], -1)
+
+
+def between(means: np.ndarray, labels, groups: tuple[str, str] | None = None) -> Between:
+    """How far two groups of speakers differ in each feature: `means` (speaker, feature), `labels` (speaker,).
+
+    Speakers of no group are left out. `groups` names the two, d > 0 where the first has more; see `pair`. A feature
+    that fewer than two speakers of a group have a value for, or that is constant, has NaN.
+    """
+    groups, side = pair(labels, groups)
+    means = np.asarray(means, dtype=np.float64)
+    parts = [means[side == 0], means[side == 1]]
+    (n1, m1, _), (n2, m2, _) = parts = [sums(part) for part in parts]
+    least = ROUNDING * _greatest(means[side >= 0])
+    d = _d(*parts, least)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        e1, e2 = (np.where(s <= least, 0, s) / (n - 1) / n for n, _, s in parts)
+        t = np.where(np.isfinite(d), (m1 - m2) / np.sqrt(e1 + e2), np.nan)
+        df = np.square(e1 + e2) / (np.square(e1) / (n1 - 1) + np.square(e2) / (n2 - 1))
+        p = 2 * stats.t.sf(np.abs(t), df)
+        auc = np.where(np.isnan(d), np.nan, _auc(means[side >= 0], side[side >= 0] == 0))
+    g = d * (1 - 3 / (4 * (n1 + n2) - 9))
+    return Between(groups, d, g, auc, t, df, p, np.stack([m1, m2]), np.stack([n1, n2]))
+
+
+def _d(one: tuple, other: tuple, least: np.ndarray) -> np.ndarray:
+    """Cohen's d of two groups told by their `sums`."""
+    (n1, m1, s1), (n2, m2, s2) = one, other
+    square = np.where(s1 + s2 <= least, 0, s1 + s2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gap = np.where((square == 0) & (np.square(m1 - m2) <= least), 0, m1 - m2)
+        return np.where((n1 > 1) & (n2 > 1), gap / np.sqrt(square / (n1 + n2 - 2)), np.nan)
+
+
+def sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each column: how many values, their mean, and the sum of squares about it."""
+    known = np.isfinite(x)
+    n = known.sum(axis=0).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(known, x, 0).sum(axis=0) / n
+    return n, mean, np.square(np.where(known, x - mean, 0)).sum(axis=0)
+
+
+def _spread(x: np.ndarray) -> np.ndarray:
+    """The sum of squares about the mean, 0 where only rounding is left."""
+    _, _, square = sums(x)
+    return np.where(square <= ROUNDING * _greatest(x), 0, square)
+
+
+def _greatest(x: np.ndarray) -> np.ndarray:
+    return np.square(np.where(np.isfinite(x), x, 0)).max(axis=0, initial=0) * max(len(x), 1)
+
+
+def _auc(x: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Mann & Whitney's U of the rows `first` over n₁n₂."""
+    known = np.isfinite(x)
+    ranks = stats.rankdata(np.where(known, x, np.inf), axis=0)  # those without a value rank last, so they do not count
+    n1, n2 = (known & first[:, None]).sum(axis=0), (known & ~first[:, None]).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((ranks * (known & first[:, None])).sum(axis=0) - n1 * (n1 + 1) / 2) / (n1 * n2)
+
+
+# ---------------------------------------------------------------------------------------------- many groups
+
+
+class Among(NamedTuple):
+    """Many groups compared; all but `groups` are (feature,), NaN where nothing can be said."""
+
+    groups: tuple[str, ...]
+    eta_squared: np.ndarray
+    """The share of the variance of speakers that lies between groups; (groups - 1) / (n - 1) of it by chance."""
+    omega_squared: np.ndarray
+    """The same less what chance gives (Hays 1963); below 0 where chance gives more."""
+    f: np.ndarray
+    p: np.ndarray
+    """Of Fisher's F, of speakers; not corrected for the number of features."""
+    n: np.ndarray
+    """Speakers that have a value and a label."""
+
+
+def among(means: np.ndarray, labels) -> Among:
+    """How far any number of groups differ in each feature (one-way analysis of variance over speakers).
+
+    Speakers without a label are left out. Raises ValueError for fewer than two groups, or where nobody shares one.
+    """
+    told, means = tidy(labels), np.asarray(means, dtype=np.float64)
+    names = np.unique(told[told != ""])
+    if len(names) < 2 or (told != "").sum() <= len(names):
+        raise ValueError(
+            f"labels: {len(names)} groups of {(told != '').sum()} speakers; two and some who share are needed"
+        )
+    here = told != ""
+    total, inside, count, groups = _spread(means[here]), 0.0, 0.0, 0.0
+    for name in names:
+        n, _, square = sums(means[told == name])
+        inside, count, groups = inside + square, count + n, groups + (n > 0)
+    inside = np.where(inside <= ROUNDING * _greatest(means[here]), 0, inside)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = np.where((total > 0) & (groups > 1) & (count > groups), total, np.nan)
+        apart, noise = (total - inside) / (groups - 1), inside / (count - groups)
+        f = apart / noise
+        omega = (total - inside - (groups - 1) * noise) / (total + noise)
+        return Among(
+            tuple(map(str, names)), 1 - inside / total, omega, f, stats.f.sf(f, groups - 1, count - groups), count
+        )
+
+
+def pairwise(means: np.ndarray, labels, least: int = 2) -> tuple[tuple[str, ...], np.ndarray]:
+    """Cohen's d between any two groups: their names, and (group, group, feature), row less column, 0 on the diagonal.
+
+    A group of fewer than `least` speakers is left out.
+    """
+    told = tidy(labels)
+    names = [str(name) for name in np.unique(told[told != ""]) if (told == name).sum() >= max(2, least)]
+    x = np.asarray(means, dtype=np.float64)
+    parts = [sums(x[told == name]) for name in names]
+    found = np.zeros((len(names), len(names), x.shape[1]))
+    for (i, one), (j, other) in itertools.combinations(enumerate(parts), 2):
+        found[i, j] = _d(one, other, ROUNDING * _greatest(x))
+        found[j, i] = -found[i, j]
+    return tuple(names), found
+
+
+# ------------------------------------------------------------------------------------------- crossed factors
+
+
+class Within(NamedTuple):
+    """Two groups compared where other things are held fixed; all but `groups` are (feature,)."""
+
+    groups: tuple[str, str]
+    d: np.ndarray
+    """The coefficient of the first group over the residual SD: partial d; Cohen's d where nothing is held fixed."""
+    t: np.ndarray
+    df: np.ndarray
+    p: np.ndarray
+    """Two-sided, of the coefficient; not corrected for the number of features."""
+    left: np.ndarray
+    """The share of the grouping's own variance that what is held fixed does not tell: small is little to go by."""
+    n: np.ndarray
+    """Speakers that count."""
+    interaction: np.ndarray | None = None
+    """p of F that the difference is not the same in all strata; NaN where strata do not allow to ask."""
+
+
+def within(means: np.ndarray, labels, strata, groups: tuple[str, str] | None = None) -> Within:
+    """Two groups compared within strata, such as gender within accents: two-way least squares without interaction.
+
+    The coefficient is the mean over strata of the difference there, weighted by n₁n₂ / (n₁ + n₂): a stratum that has
+    one group only tells nothing. `interaction` asks whether one number says it (Yates 1934). Shapes as in `between`.
+    """
+    told, (groups, side) = tidy(strata), pair(labels, groups)
+    here = (side >= 0) & (told != "")
+    x, number = np.asarray(means, dtype=np.float64)[here], np.unique(told[here], return_inverse=True)[1]
+    first = side[here] == 0
+    if not set(number[first]) & set(number[~first]):
+        raise ValueError(f"strata: none has both {groups[0]} and {groups[1]}, so the two cannot be told apart")
+    slope, weight, square, inside = 0.0, 0.0, 0.0, 0.0
+    n, strata_seen, cells, spread = 0.0, 0.0, 0.0, 0.0
+    for one in range(number.max() + 1):
+        mine = number == one
+        (n1, m1, s1), (n2, m2, s2) = (sums(x[mine & side]) for side in (first, ~first))
+        both = np.where((n1 > 0) & (n2 > 0), n1 * n2 / np.maximum(n1 + n2, 1), 0)
+        gap = np.where(both > 0, m1 - m2, 0)
+        slope, weight, square = slope + both * gap, weight + both, square + s1 + s2 + both * np.square(gap)
+        inside, n = inside + s1 + s2, n + n1 + n2
+        strata_seen, cells = strata_seen + (n1 + n2 > 0), cells + (n1 > 0) + (n2 > 0)
+    spread = _share_left(x, first, weight)
+    least = ROUNDING * _greatest(x)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.where(weight > 0, slope / weight, np.nan)
+        rest, df = square - weight * np.square(slope), n - strata_seen - 1
+        spare, extra = n - cells, cells - strata_seen - 1
+        f = (rest - inside) / extra / (inside / spare)
+        crossed = np.where((extra > 0) & (spare > 0) & (inside > least), stats.f.sf(f, extra, spare), np.nan)
+    return judged(groups, slope, rest, df, weight, least)._replace(left=spread, n=n, interaction=crossed)
+
+
+def judged(groups, slope: np.ndarray, rest: np.ndarray, df, weight, least: np.ndarray) -> Within:
+    """Partial d, t and p of coefficients (feature,): `rest`: squares left over, `weight`: those of the grouping."""
+    rest = np.where(rest <= least, 0, rest)
+    slope = np.where((rest == 0) & (np.square(slope) <= least), 0, slope)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        d = slope / np.sqrt(np.where(df > 0, rest / df, np.nan))
+        t = np.where(np.isfinite(d), d, np.nan) * np.sqrt(weight)
+        p = 2 * stats.t.sf(np.abs(t), df)
+    same = np.full(len(d), np.nan)
+    return Within(groups, d, t, df + 0 * d, p, same, same)
+
+
+def _share_left(x: np.ndarray, first: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What is left of Σ (first - mean)², over the speakers that have a value."""
+    known = np.isfinite(x)
+    n1, n = known[first].sum(axis=0), known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return weight / (n1 * (n - n1) / n)
