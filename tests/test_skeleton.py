@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning"}
+ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding", "meaning", "atlas"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -49,6 +49,9 @@ MAY_IMPORT = {
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
                 "index", "examples"},
+    "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
+              "codes", "maps", "clusters", "forest"},
+    "figures_of_clusters": {"figures"},  # the same inks
 }  # fmt: skip
 
 
