@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
                 "index", "examples"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
-              "codes", "maps", "clusters", "forest"},
+              "codes", "maps", "clusters", "forest", "trees", "excerpts"},
     "figures_of_clusters": {"figures"},  # the same inks
 }  # fmt: skip
 

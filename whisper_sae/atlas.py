@@ -6,16 +6,19 @@ features of the dictionary say, and come from the index of a site, some features
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import hstack
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import clusters, forest, index, maps, sae, speech
+from whisper_sae import clusters, forest, index, maps, sae, speech, trees
 from whisper_sae import codes as sparse_codes
 from whisper_sae.dictionaries import dictionary
+from whisper_sae.excerpts import excerpt
 from whisper_sae.meaning import codes
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
@@ -81,6 +84,12 @@ def drawn(step: Step, heard: pd.DataFrame, spoken: bool, seed: int) -> tuple[np.
     return x[:, (x != x[:1]).any(axis=0)] if len(x) else x, clip[some]
 
 
+def rows_of(step: Step, clips) -> np.ndarray:
+    """The means of some clips, by their rows in the table of clips: (clip, feature) float64."""
+    row = pd.Series(np.arange(step.facts["clips"]), step.table("clips.csv")["clip"])
+    return np.asarray(step.array("means.npy")[row.loc[np.asarray(clips)].to_numpy()], dtype=np.float64)
+
+
 def grouped(run: Profile, seed: int, site: str, spoken: bool) -> Recipe:
     """`silhouettes.csv` and `clusters.csv`: how k-means divides clips by their means; see `clusters.find`.
 
@@ -105,6 +114,77 @@ def grouped(run: Profile, seed: int, site: str, spoken: bool) -> Recipe:
         needs={"clips": averaged.needs["activations"].needs["clips"], "averaged": averaged},
         code=(grouped, drawn, clusters), label=f"clusters of clips at {site}" + (", spoken" if spoken else ""),
     )  # fmt: skip
+
+
+NO_LABELS = {"id", "path", "split"}
+"""Columns of the table of clips that tell nothing of the sound."""
+
+
+def labels_of(heard: pd.DataFrame, averaged: pd.DataFrame) -> pd.DataFrame:
+    """All that is told of clips, as labels: a row a clip of `averaged`, the `clips.csv` of `means`, text alone.
+
+    Columns of numbers, the share of silence too, become quarters. What is the same everywhere is left out.
+    """
+    told = heard.iloc[averaged["clip"].to_numpy()].drop(columns=NO_LABELS & set(heard)).reset_index(drop=True)
+    told["silence"] = averaged.silence.to_numpy()
+    found = {}
+    for name, column in told.items():
+        text = column.astype(str).where(column.notna(), "")
+        numbers = pd.to_numeric(column.where(text != ""), errors="coerce")
+        if numbers.nunique() > 12 and numbers.notna().sum() == (text != "").sum():
+            text = pd.Series(clusters.quarters(numbers))
+        if text[text != ""].nunique() > 1:
+            found[name] = text
+    return pd.DataFrame(found, dtype=str).set_index(averaged["clip"].to_numpy())
+
+
+def sounds(heard: pd.DataFrame, middle: dict[int, np.ndarray], seconds: float = 6) -> list[tuple[str, np.ndarray]]:
+    """What there is to hear of each cluster: its number, counted from 1, who says what, and the clip's beginning.
+
+    `middle` has the rows in `heard` of the clips of each cluster; for `figures.voices` at 16 kHz.
+    """
+    found = []
+    for number, places in middle.items():
+        for one in heard.loc[places].itertuples():
+            who = " ".join(value for value in (one.gender, one.accent) if value) or one.speaker or "nobody"
+            words = f"“{one.text[:60]}{'…' if len(one.text) > 60 else ''}”" if one.text else "no words"
+            found.append((f"cluster {number + 1} · {who}: {words}", excerpt(one.path, 0, int(seconds * speech.RATE))))
+    return found
+
+
+class Joint(NamedTuple):
+    """How some features go together over all rows."""
+
+    features: np.ndarray
+    """(feature,) their numbers, the most frequent first."""
+    correlation: np.ndarray
+    """(feature, feature)."""
+    pairs: pd.DataFrame
+    """A row a pair: `one`, `other`, `correlation`, the `cosine` of their directions, and on what share of the rows on
+    which either fires `both` do; the strongest correlation first."""
+    chance: float
+    """What one in twenty |correlations| exceeds where each feature is slid in time by its own lot."""
+
+
+def joint(codes: Step, trained: Step, most: int = 40, seed: int = 0) -> Joint:
+    """The `most` most frequent features of an index, correlated over its rows. ValueError if fewer than two fire."""
+    of = index.Index(codes.path)
+    features = np.argsort(-of.rates, kind="stable")[: min(most, int((of.rates > 0).sum()))]
+    if len(features) < 2:
+        raise ValueError(f"features: {len(features)} ever fire, two are needed to go together")
+    columns = hstack([of.columns(feature, feature + 1) for feature in features], format="csc")  # (row, feature)
+    found, slid = trees.together(columns), trees.together(trees.slid(columns, seed))
+    with torch.no_grad():
+        direction = sae.load(trained.path).W_dec[torch.from_numpy(features)].numpy()
+    fires = (columns > 0).astype(np.float64)
+    both = (fires.T @ fires).toarray()
+    either = np.add.outer(both.diagonal(), both.diagonal()) - both
+    one, other = np.triu_indices(len(features), 1)
+    pairs = {"one": features[one], "other": features[other], "correlation": found[one, other]}
+    pairs = pd.DataFrame(pairs | {"cosine": (direction @ direction.T)[one, other], "both": (both / either)[one, other]})
+    strongest = pairs.correlation.abs().sort_values(ascending=False, kind="stable").index
+    chance = float(np.quantile(np.abs(slid[one, other]), 0.95))
+    return Joint(features, found, pairs.loc[strongest].reset_index(drop=True), chance)
 
 
 def mapped(run: Profile, seed: int, site: str) -> Recipe:
@@ -148,11 +228,25 @@ def mapped(run: Profile, seed: int, site: str) -> Recipe:
     )  # fmt: skip
 
 
+def tables_of(maps_step: Step) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The tables of a step of `mapped`: clips, directions, and how far to trust them; empty where there is none."""
+    read = {}
+    for name, columns in {"clips": ["clip", *_PLACE], "directions": ["feature", *_PLACE], "trust": _TRUST}.items():
+        there = (maps_step.path / f"{name}.csv").exists()
+        read[name] = (
+            maps_step.table(f"{name}.csv", na_values={"kept": [""]}) if there else pd.DataFrame(columns=columns)
+        )
+    return read["clips"], read["directions"], read["trust"][_TRUST]
+
+
+_PLACE, _TRUST = ["x0", "y0", "x1", "y1"], ["of", "map", "points", "trustworthiness", "kept"]
+
+
 def forests(run: Profile, seed: int, site: str, label: str = "gender") -> Recipe:
     """`read.csv`: how often a random forest names a label of the speaker from the codes of a frame; see `forest.read`.
 
-    Of at most MOST_FRAMES frames of speech, the first of each speaker who has the label, about as many of each. Where it cannot be asked
-    no table is there, and the facts say `why`.
+    Of at most MOST_FRAMES frames of speech, the first of each speaker who has the label, about as many of each. Where
+    it cannot be asked no table is there, and the facts say `why`.
     """
     said = codes(run, seed, site)
 

@@ -8,12 +8,14 @@ one normal cloud, whatever its shape, that is exact. Dealing each feature's valu
 the shape, and then every long cloud would seem to have clumps; `tests/test_clusters.py` has both.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances, silhouette_score
 
@@ -105,11 +107,29 @@ def told(cluster, label, unit=None, draws: int = 500, seed: int = 0) -> Told:
     as many labels as points, or lies in one cluster.
     """
     cluster, label, unit = _known(cluster, label, unit)
+    cluster, label = (np.unique(one, return_inverse=True)[1] for one in (cluster, label))
     seen = _share(cluster, label)
     chance = np.array([_share(cluster, other) for other in dealt(label, unit, draws, seed)])
     p = (1 + (chance >= seen - 1e-12).sum()) / (1 + draws)
     units = len(np.unique(unit)) if _of_units(label, unit) else len(label)
     return Told(seen, float(chance.mean()), float(np.quantile(chance, 0.95)), float(p), units)
+
+
+def told_by(cluster, labels: pd.DataFrame, unit=None, draws: int = 500, seed: int = 0) -> tuple[pd.DataFrame, dict]:
+    """`told` of every column of `labels`, a row each, what tells most beyond chance first; why others were not asked.
+
+    `q` is the false discovery rate at which a label is found (Benjamini & Hochberg 1995), over all that were asked.
+    """
+    rows, unasked = [], {}
+    for name in labels:
+        try:
+            rows.append({"label": name, **told(cluster, labels[name], unit, draws, seed)._asdict()})
+        except ValueError as why:
+            unasked[name] = str(why)
+    found = pd.DataFrame(rows, columns=["label", *Told._fields])
+    found["q"] = stats.false_discovery_control(found.p) if len(found) else found.p
+    best = (found.chance - found.share).sort_values(kind="stable").index
+    return found.loc[best].reset_index(drop=True), unasked
 
 
 def foremost(cluster, label, unit=None, draws: int = 500, seed: int = 0) -> pd.DataFrame:
@@ -133,12 +153,26 @@ def foremost(cluster, label, unit=None, draws: int = 500, seed: int = 0) -> pd.D
     })  # fmt: skip
 
 
+def foremost_by(cluster, labels: pd.DataFrame, unit=None, draws: int = 500, seed: int = 0) -> pd.DataFrame:
+    """`foremost` of every column of `labels`, by cluster; columns of which nothing can be asked are left out."""
+    parts = []
+    for name in labels:
+        with contextlib.suppress(ValueError):
+            found = foremost(cluster, labels[name], unit, draws, seed)
+            found.insert(1, "label", name)
+            parts.append(found)
+    if not parts:
+        return pd.DataFrame(columns=["cluster", "label", "value", "share", "everywhere", "chance_95"])
+    return pd.concat(parts).sort_values("cluster", kind="stable", ignore_index=True)
+
+
 def dealt(label: np.ndarray, unit: np.ndarray | None = None, draws: int = 500, seed: int = 0) -> Iterator[np.ndarray]:
     """Labels dealt anew, (point,) `draws` times, so that all else that makes points alike stays as it is.
 
     With `unit`, (point,): labels that all points of a unit share, such as the accent of a speaker, go to another unit
     as a whole. Labels that differ within units are dealt within each; units of a single point are one. Where every unit
-    has a label of its own, as the speaker has its name, and without units, all points are dealt.
+    has a label of its own, as the speaker has its name, and without units, all points are dealt. A point of unit "",
+    such as a sound without a speaker, is a unit by itself.
     """
     rng = np.random.default_rng(seed)
     if unit is not None and _of_units(label, unit):
@@ -210,11 +244,16 @@ def _known(cluster, label, unit) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
         raise ValueError("labels: two labels and two clusters are needed, to ask whether they go together")
     if len(np.unique(label[here])) == here.sum():
         raise ValueError("labels: every point has its own, which tells its cluster whatever that is")
-    return cluster[here], label[here].astype(str), None if unit is None else np.asarray(unit).astype(str)[here]
+    if unit is not None:
+        unit = np.asarray(unit).astype(str)
+        unit = np.where(unit == "", np.char.add("\0", np.arange(len(unit)).astype(str)), unit)[here]
+    return cluster[here], label[here].astype(str), unit
 
 
 def _share(cluster: np.ndarray, label: np.ndarray) -> float:
-    table = pd.crosstab(cluster, label).to_numpy() / len(cluster)
+    """Mutual information of numbers (point,) over the entropy of the first."""
+    width = label.max() + 1
+    table = np.bincount(cluster * width + label, minlength=(cluster.max() + 1) * width).reshape(-1, width) / len(label)
     rows, columns = table.sum(axis=1, keepdims=True), table.sum(axis=0, keepdims=True)
     some = table > 0
     mutual = (table[some] * np.log(table[some] / (rows * columns)[some])).sum()
@@ -222,8 +261,9 @@ def _share(cluster: np.ndarray, label: np.ndarray) -> float:
 
 
 def _shares(cluster: np.ndarray, number: np.ndarray, groups: np.ndarray, labels: int) -> np.ndarray:
-    counts = [np.bincount(number[cluster == name], minlength=labels) for name in groups]
-    return np.array([count / count.sum() for count in counts])
+    place = np.searchsorted(groups, cluster)
+    counts = np.bincount(place * labels + number, minlength=len(groups) * labels).reshape(-1, labels)
+    return counts / counts.sum(axis=1, keepdims=True)
 
 
 def _of_units(label: np.ndarray, unit: np.ndarray | None) -> bool:

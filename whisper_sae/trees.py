@@ -66,6 +66,12 @@ def tree(voices: np.ndarray, group, draws: int = 200, shuffles: int = 40, seed: 
     )  # fmt: skip
 
 
+def told(found: Tree) -> pd.DataFrame:
+    """The splits of a tree, a row each but the last, which joins all: its `groups`, and its `support`."""
+    groups = [", ".join(sorted(found.names[leaf] for leaf in under)) for under in splits(found.links)]
+    return pd.DataFrame({"groups": groups, "support": found.support})[:-1]
+
+
 def splits(links: np.ndarray) -> list[frozenset]:
     """The leaves under each link: (group - 1,) sets of their numbers, the last of all."""
     under: list[frozenset] = [frozenset([leaf]) for leaf in range(len(links) + 1)]
