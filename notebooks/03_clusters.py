@@ -57,7 +57,7 @@ figures.say(
 
 # %% tags=["show-code"]
 laid = store.make(atlas.mapped(run, seed, run.focus))
-islands, way, trust = atlas.tables_of(laid)  # clip or feature, x0, y0, x1, y1; a row a map
+islands, way, trust = atlas.tables_of(laid)
 seeds = [f"t-SNE, seed {seed}", f"t-SNE, seed {seed + 1}"]
 hoped = [name for name in ("accent", "gender") if name in labels]
 
@@ -98,10 +98,11 @@ if len(way):
 # lies farthest above. Where a corpus has clips without words, speech is looked at by itself, too.
 
 # %% tags=["show-code"]
-wordless = int((heard.text[labels.index] == "").sum())
-looks = {"all clips": False} | ({"clips of speech": True} if 0 < wordless < len(labels) else {})
+looks = {"all clips": False, "clips of speech": True}  # whether only clips with words are looked at
+if (heard.text[labels.index] == "").nunique() == 1:
+    looks.pop("clips of speech")  # they are all the clips, or none
 grouped = {name: store.make(atlas.grouped(run, seed, run.focus, spoken)) for name, spoken in looks.items()}
-tables = {name: step.table("silhouettes.csv") for name, step in grouped.items() if step.facts["clusters"]}
+tables = atlas.silhouettes_of(grouped)  # a row a number of clusters
 
 # %% tags=["hide-input"]
 for name, table in tables.items():
@@ -133,11 +134,11 @@ if tables:
 # ready for less: how long a clip is, or how much of it is silence, also moves a mean.
 
 # %% tags=["show-code"]
-found = {name: grouped[name].table("clusters.csv").set_index("clip").cluster for name in tables}  # (clip,)
-telling = {
-    name: clusters.told_by(cluster, labels.loc[cluster.index], heard.speaker[cluster.index], seed=seed)
-    for name, cluster in found.items()
-}
+found = atlas.clusters_of(grouped)  # (clip,) each
+telling = {}
+for name, cluster in found.items():
+    asked, voice = labels.loc[cluster.index], heard.speaker[cluster.index]
+    telling[name] = clusters.told_by(cluster, asked, voice, seed=seed)
 
 # %% tags=["hide-input"]
 for name, (table, unasked) in telling.items():
@@ -174,10 +175,10 @@ if found and len(islands):
 
 # %% tags=["show-code"]
 if found:
-    voice = heard.speaker[cluster.index]
-    middle = clusters.medoids(atlas.rows_of(averaged, cluster.index), cluster.to_numpy(), 3, voice)
-    near = {number: cluster.index[places] for number, places in sorted(middle.items())[:3]}
-    caption = f"Clips from the middle of the largest clusters of {name}, the first 6 s at most."
+    x = atlas.rows_of(averaged, cluster.index)  # (clip, feature)
+    middle = clusters.medoids(x, cluster.to_numpy(), 3, voice)
+    near = {n: cluster.index[middle[n]] for n in sorted(middle)[:3]}
+    caption = f"From the middle of the largest clusters of {name}, at most 6 s."
     figures.voices(atlas.sounds(heard, near), excerpts.RATE, caption=caption)
 
 # %% tags=["hide-input"]
@@ -195,15 +196,14 @@ if found:
 # ## Which accents are alike?
 #
 # Now people instead of clips. A speaker is the mean of their clips, an accent the mean of its speakers, and Ward's method
-# joins accents two at a time. Any six means make a tree, so each split has its **support**: speakers are drawn anew
+# joins accents two at a time. Any means make a tree, so each split has its **support**: speakers are drawn anew
 # within each accent, and the support is the share of such trees that have the split too. Beside it stands what the
 # best split reaches where speakers have accents by lot. The second figure is the correlation between accents, less
 # what all have in common, which makes it negative on average.
 
 # %% tags=["show-code"]
-voices, (who, accent) = trees.voices_of(
-    averaged.array("means.npy"), *heard.loc[labels.index, ["speaker", "accent"]].T.to_numpy()
-)
+means, cast = averaged.array("means.npy"), heard.loc[labels.index]
+voices, (who, accent) = trees.voices_of(means, cast.speaker, cast.accent)
 try:
     grown, why = trees.tree(voices, accent, seed=seed), ""
 except ValueError as too_few:
@@ -220,7 +220,7 @@ if grown:
         caption="In brackets the speakers of each accent. At a split its support, bold where it is above that of accents by lot.",
     )
     figures.show(
-        draw.matrix(grown.alike.iloc[order, order], "correlation", 1),
+        draw.matrix(grown.alike.iloc[order, order], "Accents, less what all share", 1),
         alt=f"By lot 95 % of the correlations lie between {low:.2f} and {high:.2f}.",
         caption="Correlation over features of the accents' means, less the mean of all accents.",
     )
@@ -248,7 +248,7 @@ joint = atlas.joint(codes, store.need(meaning.codes(run, seed, run.focus).needs[
 pairs, order = joint.pairs, trees.in_order(joint.correlation)
 together = pd.DataFrame(joint.correlation, joint.features, joint.features).iloc[order, order]
 figures.show(
-    draw.matrix(together, "correlation", 0.5),
+    draw.matrix(together, "Features that fire together", 0.5),
     alt=f"Of {len(pairs)} pairs {(pairs.correlation > 0.5).sum()} correlate above 0.5; the highest is {pairs.correlation.max():.2f}.",
     caption="Features by number, ordered by Ward so that those that go together are neighbours. Colours end at ±0.5.",
 )
@@ -265,8 +265,8 @@ figures.say(
 )
 
 # %% [markdown]
-# How strongly does a feature fire when it does? Mostly weakly: its mean, which this page uses, is made of few loud
-# frames and many silent ones. From frequent to rare:
+# A mean hides how strongly a feature fires, and on how many frames. Expect silence almost everywhere, and, where the
+# dictionary has a threshold, a gap between silence and the weakest call, the wider the rarer a feature. From frequent to rare:
 
 # %% tags=["figure"]
 ranked = np.argsort(-said.rates, kind="stable")[: int((said.rates > 0).sum())]
@@ -350,7 +350,7 @@ saved = {"trust": trust, "foremost": foremost, "accents": splits, "pairs": pairs
 for name in tables:
     saved |= {f"silhouettes_{name.replace(' ', '_')}": tables[name], f"told_{name.replace(' ', '_')}": telling[name][0]}
 steps = [clips, codes, averaged, laid, *grouped.values(), asked_thrice]
-findings.save("03_clusters", run.name, headline="; ".join(news) + ".", tables=saved, steps=steps)
+findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables=saved, steps=steps)
 
 # %% [markdown]
 # ## What we found, what we dropped, what is next

@@ -138,6 +138,17 @@ def labels_of(heard: pd.DataFrame, averaged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, dtype=str).set_index(averaged["clip"].to_numpy())
 
 
+def silhouettes_of(steps: dict[str, Step]) -> dict[str, pd.DataFrame]:
+    """`silhouettes.csv` of each step of `grouped` that has one."""
+    return {name: step.table("silhouettes.csv") for name, step in steps.items() if step.facts["clusters"]}
+
+
+def clusters_of(steps: dict[str, Step]) -> dict[str, pd.Series]:
+    """The cluster of each clip, by its row in the table of clips, of each step of `grouped` that found any."""
+    made = {name: step.table("clusters.csv") for name, step in steps.items() if step.facts["clusters"]}
+    return {name: table.set_index("clip").cluster for name, table in made.items()}
+
+
 def sounds(heard: pd.DataFrame, middle: dict[int, np.ndarray], seconds: float = 6) -> list[tuple[str, np.ndarray]]:
     """What there is to hear of each cluster: its number, counted from 1, who says what, and the clip's beginning.
 

@@ -46,7 +46,7 @@ def find(x: np.ndarray, most: int = 8, draws: int = DRAWS, seed: int = 0, progre
     Features that do not vary count for nothing. Raises ValueError where fewer than 4 points differ.
     """
     y, lengths = _turned(x)
-    distinct = len(np.unique(np.round(y / max(np.abs(y).max(initial=0), 1e-300), 9), axis=0)) if y.shape[1] else 1
+    distinct = len(np.unique(np.round(y / max(np.abs(y).max(initial=0), 1e-300), 9), axis=0)) if y.shape[1] else min(1, len(x))
     if distinct < 4:
         raise ValueError(f"points: {distinct} of {len(x)} differ, too few to look for clusters")
     numbers = range(2, min(most, distinct - 1) + 1)
@@ -213,6 +213,8 @@ def _turned(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x = np.asarray(x, dtype=np.float64)
     if not np.isfinite(x).all():
         raise ValueError("points: some hold what is not a number")
+    if not x.size:
+        return np.zeros((len(x), 0)), np.zeros(0)
     left, lengths, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
     lengths = np.where(lengths > 1e-12 * np.abs(x).max(initial=0) * x.size**0.5, lengths, 0)
     share = np.cumsum(lengths**2) / max((lengths**2).sum(), 1e-300)

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import dendrogram
 
 from whisper_sae.figures import BLUE, DIFFERENCE, GREY, INK, MAGNITUDE, ORANGE
@@ -25,19 +26,22 @@ def maps(places: pd.DataFrame, labels: dict[str, np.ndarray] | pd.DataFrame, tit
     `labels` are (point,), in the order of `places`; "" is drawn in grey and has no name in the legend.
     """
     labels = dict(labels.items()) or {"nothing": np.full(len(places), "")}
-    fig, axes = plt.subplots(len(labels), 2, figsize=(7.6, 3.3 * len(labels)), squeeze=False)
-    for row, (name, label) in zip(axes, labels.items(), strict=True):
+    fig = plt.figure(figsize=(6.6, 3.5 * len(labels)))
+    for part, (name, label) in zip(fig.subfigures(len(labels), 1, squeeze=False).flat, labels.items(), strict=True):
         if len(label) != len(places):
             raise ValueError(f"{name}: {len(label)} labels for {len(places)} points")
-        groups = _groups(label)
+        row, groups = part.subplots(1, 2), _groups(label)
         for turn, (axis, title) in enumerate(zip(row, titles, strict=True)):
             for group, (marker, colour, here) in groups.items():
                 at = places[here]
                 axis.scatter(at[f"x{turn}"], at[f"y{turn}"], s=13, marker=marker, color=colour, label=group or None,
                              linewidths=0, alpha=0.8, zorder=1 if group in ("", "others") else 2)  # fmt: skip
-            axis.set(title=title if row is axes[0] else None, xticks=[], yticks=[])
+            _frame(axis)
+            axis.set_title(title)
         row[0].set_ylabel(f"coloured by {name}")
-        row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2, markerscale=1.6)
+        if any(groups):
+            part.legend(*row[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, handletextpad=0.1,
+                        markerscale=1.6, columnspacing=1)  # fmt: skip
     return fig
 
 
@@ -60,10 +64,19 @@ def shaded(places: pd.DataFrame, amount: np.ndarray, titles: list[str], name: st
     for turn, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         drawn = axis.scatter(places[f"x{turn}"], places[f"y{turn}"], c=np.log10(amount), s=11, cmap=MAGNITUDE,
                              linewidths=0)  # fmt: skip
-        axis.set(title=title, xticks=[], yticks=[])
+        _frame(axis)
+        axis.set_title(title)
     bar = fig.colorbar(drawn, ax=axes, shrink=0.9, label=name)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
+    bar.locator = MaxNLocator(integer=True)
+    bar.formatter = lambda value, _: f"{10**value:.0%}" if value > -2.5 else f"{10 ** (value + 2):g}%"
+    bar.update_ticks()
     return fig
+
+
+def _frame(axis) -> None:
+    """A box around a map, without numbers: its axes mean nothing."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(visible=True, color=GREY, linewidth=0.6)
 
 
 def silhouettes(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -84,24 +97,24 @@ def tree(found) -> Figure:
     """A `trees.Tree`: groups to the right, and on each split but the last its support."""
     fig, axis = plt.subplots(figsize=(7.2, 0.9 + 0.34 * len(found.names)))
     names = [f"{name} ({count})" for name, count in zip(found.names, found.speakers, strict=True)]
-    drawn = dendrogram(found.links, labels=names, orientation="left", ax=axis, color_threshold=0,
+    drawn = dendrogram(found.links, labels=names, orientation="left", ax=axis, color_threshold=0, leaf_font_size=9,
                        above_threshold_color=INK)  # fmt: skip
     support = dict(zip(np.round(found.links[:, 2], 9), found.support, strict=True))
     last = found.links[-1, 2]
     for height, places in zip(drawn["dcoord"], drawn["icoord"], strict=True):
         if height[1] < last:
             share = support[round(height[1], 9)]
-            axis.annotate(f"{share:.0%}", (height[1], (places[1] + places[2]) / 2), xytext=(-3, 0), fontsize=9,
-                          textcoords="offset points", ha="right", va="center", color=INK if share > 0.5 else GREY,
+            axis.annotate(f"{share:.0%}", (height[1], (places[1] + places[2]) / 2), xytext=(-3, 2), fontsize=9,
+                          textcoords="offset points", ha="right", va="bottom", color=INK,
                           fontweight="bold" if share > found.chance else "normal")  # fmt: skip
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel("distance at which two groups are joined")
+    axis.set(title="Who joins whom, and how surely", xlabel="distance at which two are joined")
     return fig
 
 
-def matrix(table: pd.DataFrame, name: str, most: float | None = None) -> Figure:
-    """A symmetric table of numbers around 0, in colours, with the numbers where there are at most a dozen rows.
+def matrix(table: pd.DataFrame, title: str, most: float | None = None) -> Figure:
+    """A symmetric table of correlations, in colours, with the numbers where there are at most a dozen rows.
 
     The colours end at ± `most`, by default the largest number off the diagonal; the diagonal is left white.
     """
@@ -123,7 +136,8 @@ def matrix(table: pd.DataFrame, name: str, most: float | None = None) -> Figure:
             axis.text(
                 j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color="white" if strong else INK
             )
-    fig.colorbar(drawn, ax=axis, shrink=0.8, label=name)
+    fig.colorbar(drawn, ax=axis, shrink=0.8, label="correlation")
+    axis.set_title(title)
     return fig
 
 
