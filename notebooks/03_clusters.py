@@ -143,7 +143,7 @@ for name, cluster in found.items():
 # %% tags=["hide-input"]
 for name, (table, unasked) in telling.items():
     figures.table(
-        table.drop(columns="p").head(10),
+        table.drop(columns="p").rename(columns={"chance_95": "chance 95 %"}).head(10),
         caption=f"What tells the cluster of {name}: share told, chance and its 95 %, how many units were dealt, and q, the false discovery rate.",
     )
     told = [
@@ -187,7 +187,7 @@ if found:
     asked = [label for label in dict.fromkeys([*tellers, *hoped, "speaker", "text"]) if label in labels]
     foremost = clusters.foremost_by(cluster + 1, labels.loc[cluster.index, asked], voice, seed=seed)
     figures.table(
-        foremost[foremost.cluster <= 3],
+        foremost[foremost.cluster <= 3].rename(columns={"chance_95": "chance 95 %"}),
         caption="The label that is in a cluster most above its share everywhere. Chance 95 %: what one in twenty dealings gives to "
         "whichever label then is most above its own share.",
     )
@@ -213,7 +213,7 @@ splits = trees.told(grown) if grown else pd.DataFrame()
 # %% tags=["figure"]
 if grown:
     low, high = grown.alike_by_chance
-    order = trees.in_order(grown.alike.to_numpy())
+    order = trees.leaves(grown)
     figures.show(
         draw.tree(grown),
         alt="Support: " + "; ".join(f"{row.groups} {row.support:.0%}" for row in splits.itertuples()),
@@ -360,7 +360,10 @@ findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables
 # speaks: the means of clips are no place to look for voices, which is why the next page asks each feature, speaker by
 # speaker.
 #
-# Tried and dropped: dealing each feature's values anew as the null of k-means, which any long cloud beats; standardised
+# That the length of a clip moves its mean was tried: of means over the first part of every clip, as long for all, it tells
+# next to nothing, and the silence before the first word tells most.
+#
+# Dropped: dealing each feature's values anew as the null of k-means, which any long cloud beats; standardised
 # features, of which the rarest decided the distance; means over frames of speech alone, in which one cluster was of
 # clips whose silence is hard to tell; t-SNE begun from principal directions, which makes all seeds agree.
 #

@@ -34,10 +34,25 @@ def test_groups_by_lot_are_seldom_beyond_chance():
     assert beyond <= 3
 
 
+def test_leaves_are_in_the_order_of_the_drawing():
+    found = trees.tree(*cast(3), draws=5, shuffles=0)
+    assert sorted(trees.leaves(found)) == [0, 1, 2, 3]
+    assert {frozenset(trees.leaves(found)[:2]), frozenset(trees.leaves(found)[2:])} == set(
+        trees.splits(found.links)[:2]
+    )
+
+
 def test_a_speaker_counts_once_however_much_they_talk():
     x = np.array([[0.0], [0.0], [0.0], [3.0], [10.0]])
     voices, (who, accent) = trees.voices_of(x, ["p", "p", "p", "q", ""], ["s", "s", "s", "s", "t"])
     assert who.tolist() == ["p", "q"] and accent.tolist() == ["s", "s"] and voices.ravel().tolist() == [0, 3]
+
+
+def test_without_speakers_there_are_no_voices():
+    voices, (who, accent) = trees.voices_of(np.ones((3, 2)), ["", "", ""], ["", "", ""])
+    assert voices.shape == (0, 2) and not len(who) and not len(accent)
+    with pytest.raises(ValueError, match="groups: 0 have"):
+        trees.tree(voices, accent)
 
 
 def test_correlations_of_groups_are_symmetric_and_negative_on_average():

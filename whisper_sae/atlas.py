@@ -158,7 +158,11 @@ def sounds(heard: pd.DataFrame, middle: dict[int, np.ndarray], seconds: float = 
     for number, places in middle.items():
         for one in heard.loc[places].itertuples():
             who = " ".join(value for value in (one.gender, one.accent) if value) or one.speaker or "nobody"
-            words = f"“{one.text[:60]}{'…' if len(one.text) > 60 else ''}”" if one.text else "no words"
+            words = (
+                f"“{one.text[:48]}{'…' if len(one.text) > 48 else ''}”"
+                if one.text
+                else getattr(one, "label", "") or "no words"
+            )
             found.append((f"cluster {number + 1} · {who}: {words}", excerpt(one.path, 0, int(seconds * speech.RATE))))
     return found
 

@@ -46,7 +46,8 @@ def find(x: np.ndarray, most: int = 8, draws: int = DRAWS, seed: int = 0, progre
     Features that do not vary count for nothing. Raises ValueError where fewer than 4 points differ.
     """
     y, lengths = _turned(x)
-    distinct = len(np.unique(np.round(y / max(np.abs(y).max(initial=0), 1e-300), 9), axis=0)) if y.shape[1] else min(1, len(x))
+    near = np.round(y / max(np.abs(y).max(initial=0), 1e-300), 9)
+    distinct = len(np.unique(near, axis=0)) if near.size else min(1, len(x))
     if distinct < 4:
         raise ValueError(f"points: {distinct} of {len(x)} differ, too few to look for clusters")
     numbers = range(2, min(most, distinct - 1) + 1)

@@ -26,7 +26,7 @@ def maps(places: pd.DataFrame, labels: dict[str, np.ndarray] | pd.DataFrame, tit
     `labels` are (point,), in the order of `places`; "" is drawn in grey and has no name in the legend.
     """
     labels = dict(labels.items()) or {"nothing": np.full(len(places), "")}
-    fig = plt.figure(figsize=(6.6, 3.5 * len(labels)))
+    fig, size = plt.figure(figsize=(6.6, 3.5 * len(labels))), 13 if len(places) > 200 else 28
     for part, (name, label) in zip(fig.subfigures(len(labels), 1, squeeze=False).flat, labels.items(), strict=True):
         if len(label) != len(places):
             raise ValueError(f"{name}: {len(label)} labels for {len(places)} points")
@@ -34,13 +34,14 @@ def maps(places: pd.DataFrame, labels: dict[str, np.ndarray] | pd.DataFrame, tit
         for turn, (axis, title) in enumerate(zip(row, titles, strict=True)):
             for group, (marker, colour, here) in groups.items():
                 at = places[here]
-                axis.scatter(at[f"x{turn}"], at[f"y{turn}"], s=13, marker=marker, color=colour, label=group or None,
+                axis.scatter(at[f"x{turn}"], at[f"y{turn}"], s=size, marker=marker, color=colour, label=group or None,
                              linewidths=0, alpha=0.8, zorder=1 if group in ("", "others") else 2)  # fmt: skip
             _frame(axis)
             axis.set_title(title)
         row[0].set_ylabel(f"coloured by {name}")
         if any(groups):
-            part.legend(*row[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, handletextpad=0.1,
+            many = 6 if len(groups) < 8 else 5
+            part.legend(*row[0].get_legend_handles_labels(), loc="outside lower left", ncols=many, handletextpad=0.1,
                         markerscale=1.6, columnspacing=1)  # fmt: skip
     return fig
 

@@ -72,6 +72,11 @@ def told(found: Tree) -> pd.DataFrame:
     return pd.DataFrame({"groups": groups, "support": found.support})[:-1]
 
 
+def leaves(found: Tree) -> list[int]:
+    """The numbers of the groups in the order in which the tree is drawn, from above."""
+    return leaves_list(found.links)[::-1].tolist()
+
+
 def splits(links: np.ndarray) -> list[frozenset]:
     """The leaves under each link: (group - 1,) sets of their numbers, the last of all."""
     under: list[frozenset] = [frozenset([leaf]) for leaf in range(len(links) + 1)]
@@ -143,7 +148,7 @@ def _turned(voices: np.ndarray) -> np.ndarray:
 
 
 def _means(x: np.ndarray, number: np.ndarray) -> np.ndarray:
-    weight = np.equal.outer(np.arange(number.max() + 1), number).astype(np.float64)
+    weight = np.equal.outer(np.arange(number.max(initial=-1) + 1), number).astype(np.float64)
     return weight @ x / weight.sum(axis=1, keepdims=True)
 
 
