@@ -48,7 +48,9 @@ def test_02_says_what_to_run_first(elsewhere):
     )
 
 
-@pytest.mark.parametrize("name", ["00_instrument.ipynb", "01_extraction.ipynb", "02_training.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["00_instrument.ipynb", "01_extraction.ipynb", "02_training.ipynb", "03_clusters.ipynb"]
+)
 def test_papermill_runs_them_from_any_folder(elsewhere, name):
     done = papermill(elsewhere, name, "-p", "seed", "0")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,7 @@ TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "n
 OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
-ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries"}
+ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -68,6 +68,9 @@ MAY_IMPORT = {
     "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
     "galleries": {"recipes", "dictionaries", "meaning", "profiles", "store", "alignments", "codes", "examples",
                   "excerpts", "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
+    "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
+              "codes", "maps", "clusters", "forest", "trees", "excerpts"},
+    "figures_of_clusters": {"figures"},  # the same inks
 }  # fmt: skip
 
 

@@ -129,6 +129,11 @@ def score_of(step: Step) -> detectors.DictionaryScore:
     )
 
 
+def compared(steps: dict[str, Step]) -> pd.DataFrame:
+    """Steps of `detection` that asked the same, side by side: see `detectors.beside`."""
+    return detectors.beside({name: score_of(step) for name, step in steps.items()})
+
+
 def read(step: Step, name: str) -> pd.DataFrame:
     """A table of `detection` or `answers`; what could not be said is NaN, and labels are text, "NA" and "null" too."""
     texts = {column: str for column in ("label", "stage")}
