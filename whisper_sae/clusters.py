@@ -232,7 +232,7 @@ def _dealt_anew(points: int, lengths: np.ndarray, rng: np.random.Generator) -> n
 def _silhouettes(y: np.ndarray, numbers: Iterable[int], seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     apart = pairwise_distances(y)
     np.fill_diagonal(apart, 0)
-    labels = [KMeans(k, n_init=2, random_state=seed).fit_predict(y) for k in numbers]
+    labels = [KMeans(k, n_init=4, random_state=seed).fit_predict(y) for k in numbers]
     return labels, np.array([silhouette_score(apart, label, metric="precomputed") for label in labels])
 
 
