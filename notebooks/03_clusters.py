@@ -303,7 +303,8 @@ figures.say(said_of_it)
 # <aside class="doubt"><strong>What would change my mind</strong>
 #
 # *That there are clumps*: the null is one normal cloud. A single cloud with a heavy tail or a bend also beats it, and
-# so would clips by few voices, each a small clump; look at what tells the clusters, not at p alone. *That there are none*: frames
+# so would clips by few voices, each a small clump; look at what tells the clusters, not at p alone. Their
+# *number* is the least certain of all: where silhouettes are low and near each other, another beginning of k-means has another best. *That there are none*: frames
 # instead of clips, or another distance; means are coarse, and loud features weigh most. *That accents
 # are alike as in the tree*: support on other speakers of the same accents, or a tree that changes when gender and microphone
 # are balanced. *That features go together*: correlations within one phone, for what shares a phone shares features.
