@@ -304,3 +304,5 @@ findings.save(
 # learning rate did in part, and lowered FVU as well, and half as many latents cost next to nothing. The demo's profile has both.
 #
 # Back: [1 · What does Whisper's encoder say while it listens?](01_extraction.ipynb)
+#
+# Next: [3 · Do clips lie in clumps, and what are the clumps of?](03_clusters.ipynb)

@@ -323,7 +323,8 @@ assert (joint.correlation == joint.correlation.T).all() and np.isfinite(joint.co
 assert all(draw.counted(values, said.rows)[1].sum() == said.rows for values in firings.values())
 if run.name == "demo":
     q = {name: table.set_index("label").q for name, (table, _) in telling.items()}
-    assert grouped["all clips"].facts["p"] < 0.05 and q["all clips"]["kind"] < 0.05 < q["clips of speech"]["null_label"]
+    assert grouped["all clips"].facts["p"] < 0.05 and q["all clips"]["kind"] < 0.05
+    assert q["clips of speech"]["null_label"] > 0.002  # nothing is in it; 1 run in 20 says q < 0.05
     assert trust.trustworthiness[:2].min() > trust.trustworthiness[2] > trust.trustworthiness[3] and lot > new
 
 # %% [markdown]
@@ -358,8 +359,7 @@ findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables
 #
 # Maps are pictures. Of clusters, those of speech against other sounds are real in the demo. Those within its speech
 # are weak, and what tells them is how long a clip is, because the layer says where in the window a frame lies, and not who
-# speaks: the means of clips are no place to look for voices, which is why the next page asks each feature, speaker by
-# speaker.
+# speaks: the means of clips are no place to look for voices: features have to be asked one by one, speaker by speaker.
 #
 # That the length of a clip moves its mean was tried: of means over the first part of every clip, as long for all, it tells
 # next to nothing, and the silence before the first word tells most.
@@ -369,3 +369,5 @@ findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables
 # clips whose silence is hard to tell; t-SNE begun from principal directions, which makes all seeds agree.
 #
 # Back: [2 · Can a few directions at a time re-say what a layer says?](02_training.ipynb)
+#
+# Next: [6 · What does a feature mean?](06_meaning.ipynb)
