@@ -122,7 +122,10 @@ if len(told):
     equal = ~better & ~worse & (compared.index > 0)
     named = {"better": better, "worse": worse, "not clearly better or worse": equal}
     said = [f"{how} than {', '.join(compared.name[which])}" for how, which in named.items() if which.any()]
-    figures.say(f"The dictionary finds phones {'; '.join(said)}.")
+    asked = heard.loc[told["clip"].unique()]
+    voices = asked.speaker[asked.split != "train"].nunique()
+    order = f"The dictionary finds phones {'; '.join(said)}." if voices > 5 else "Too few for any order to be shown."
+    figures.say(f"Scored on {voices} speakers on whom nothing was chosen. {order}")
 else:
     figures.say("No corpus of this profile tells when phones sound, so nothing is asked about phones.")
 
