@@ -19,7 +19,7 @@ seed = 0  # one seed for everything random here
 # %% tags=["setup"]
 import pandas as pd
 
-from whisper_sae import figures, findings, model, probes, profiles, recipes, speech, store
+from whisper_sae import figures, findings, instrument, model, probes, profiles, recipes, speech, spoken, store
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -35,16 +35,16 @@ figures.use_style()
 # %%
 clips = store.make(recipes.clips(run, seed))
 heard = recipes.table(run, clips)
-spoken = heard[heard.text != ""]
+speaking = heard[heard.text != ""]
 
 # %% tags=["hide-input"]
-voices = spoken.drop_duplicates("speaker")
+voices = speaking.drop_duplicates("speaker")
 if voices.accent.nunique() > 1:
     across = voices.groupby(["accent", "gender"]).size().unstack(fill_value=0).reset_index()
     figures.table(across, caption="Speakers of each accent and gender, as recorded in the dataset.")
 figures.say(
-    f"{len(spoken):,} clips of speech by {voices.speaker.nunique()} speakers, {spoken.duration.sum() / 60:.0f} minutes; "
-    f"{len(heard) - len(spoken):,} clips have no transcript."
+    f"{len(speaking):,} clips of speech by {voices.speaker.nunique()} speakers, {speaking.duration.sum() / 60:.0f} minutes; "
+    f"{len(heard) - len(speaking):,} clips have no transcript."
 )
 
 # %% tags=["hide-input"]
@@ -67,7 +67,7 @@ figures.voices(
 # so listen, and then look at the next figure.
 
 # %%
-told = recipes.phones_of(run, heard)  # a row a phone: clip, start, end, phone; empty where a corpus tells none
+told = spoken.phones_of(run, heard)  # a row a phone: clip, start, end, phone; empty where a corpus tells none
 whisper = model.load(run.model, run.device)
 
 # %% tags=["figure"]
@@ -84,9 +84,9 @@ if len(told):
 # boundaries, each kind of phone should peak at zero; moments drawn at random must show no peak.
 
 # %%
-known = told[told["clip"].isin(spoken.sample(min(len(spoken), 120), random_state=seed).index)]
+known = told[told["clip"].isin(speaking.sample(min(len(speaking), 120), random_state=seed).index)]
 if len(known):
-    change = recipes.change_at_phones(whisper, heard, known, seed)  # (manner, offset), in steps of 10 ms
+    change = instrument.change_at_phones(whisper, heard, known, seed)  # (manner, offset), in steps of 10 ms
     change = change.loc[
         [kind for kind in ("stop", "fricative", "nasal", "vowel", "phone", "chance") if kind in change.index]
     ]
@@ -125,7 +125,7 @@ if len(known):
 labels = [name for name in ("gender", "accent", "mic", "null_label") if name in voices and voices[name].nunique() > 1]
 plain = [name for name in ("f0_hz", "level_db", "rate_wpm") if name in heard]
 if labels and plain:
-    figures.table(speech.means_by(spoken, labels, plain)[["label", "group", *plain]], caption="Means over clips.")
+    figures.table(speech.means_by(speaking, labels, plain)[["label", "group", *plain]], caption="Means over clips.")
 
 # %% [markdown]
 # ## Does the model hear?
@@ -137,13 +137,13 @@ if labels and plain:
 # %% tags=["show-code"]
 wrote, wer = pd.DataFrame(), pd.DataFrame()
 if whisper.tokenizer is not None:
-    transcripts = store.make(recipes.transcripts(run, seed))
+    transcripts = store.make(instrument.transcripts(run, seed))
     wrote = transcripts.table("transcripts.csv", dtype={"id": str}).merge(heard.drop(columns="text"), on="id")
 
 # %% tags=["hide-input"]
 if len(wrote):
     held, quiet = wrote[(wrote.split != "train") & (wrote.words > 0)], wrote[wrote.words == 0]
-    wer = pd.concat([recipes.word_errors(held), *[recipes.word_errors(wrote, by) for by in ["split", *labels]]])
+    wer = pd.concat([instrument.word_errors(held), *[instrument.word_errors(wrote, by) for by in ["split", *labels]]])
     shown = wer.assign(WER=100 * wer.WER, WER_low=100 * wer.WER_low, WER_high=100 * wer.WER_high)
     shown.columns = ["by", "group", "speakers", "clips", "words", "WER %", "from", "to"]
     figures.table(
@@ -172,9 +172,9 @@ if len(wrote):
 # %% tags=["show-code"]
 acts = store.make(recipes.activations(run, seed))
 rates = pd.DataFrame()
-if recipes.speakers_apart(heard, told):
+if instrument.speakers_apart(heard, told):
     store.make(recipes.activations(recipes.twin(run), seed))
-    probe = store.make(recipes.phone_probe(run, seed))
+    probe = store.make(instrument.phone_probe(run, seed))
     read = probe.table("read.csv")  # input, site, speaker, right: the share of this speaker's frames
     rates = probes.summary(read, ["input", "site"])
 
@@ -219,8 +219,8 @@ if len(rates):
 # %%
 others = {"gender": ["accent"], "accent": ["gender"], "mic": ["gender", "accent"], "null_label": ["gender", "accent"]}
 stored = heard.loc[acts.table("windows.csv")["clip"].unique()]  # all of them, unless training is on the fly
-asked = recipes.askable(stored, {label: others[label] for label in labels})
-labelled = store.make(recipes.label_probe(run, seed, asked))
+asked = instrument.askable(stored, {label: others[label] for label in labels})
+labelled = store.make(instrument.label_probe(run, seed, asked))
 named = labelled.table("read.csv")  # label, site, speaker, right, chance
 voice = probes.summary(named, ["label", "site", "chance"])
 
@@ -257,11 +257,11 @@ figures.say(
 # What must hold: no speaker and no sentence on two sides; phones inside their clips; the same voices in every table.
 
 # %% tags=["checks"]
-assert (spoken[spoken.speaker != ""].groupby("speaker").split.nunique() == 1).all()
+assert (speaking[speaking.speaker != ""].groupby("speaker").split.nunique() == 1).all()
 assert (told.end.to_numpy() <= heard.duration.to_numpy()[told["clip"]] + 1e-3).all()
 assert set(named.speaker) <= set(heard.speaker)
 if run.name == "demo":
-    assert (spoken.groupby("text").split.nunique() == 1).all()
+    assert (speaking.groupby("text").split.nunique() == 1).all()
     assert all_held.WER < 0.1 and ours.mean() > mel.mean() > 0.2 and ours.mean() > twin.mean()
     assert at.right_low["null_label"] < 0.5 < at.right_high["null_label"]
     assert (at.right_low > at.chance).drop("null_label").all()
@@ -271,7 +271,7 @@ if run.name == "demo":
 
 # %% tags=["nbval-check-output"]
 print(
-    f"{len(heard)} clips, {len(spoken)} of speech by {spoken.speaker.nunique()} speakers; {len(told)} phones, {told.phone.nunique()} kinds"
+    f"{len(heard)} clips, {len(speaking)} of speech by {speaking.speaker.nunique()} speakers; {len(told)} phones, {told.phone.nunique()} kinds"
 )
 print("labels asked about:", ", ".join(asked))
 

@@ -130,7 +130,8 @@ if tables:
 #
 # A label tells a cluster if knowing the one leaves less to learn of the other: the share is 0 where it tells nothing, 1 where
 # it tells all. Many small groups tell something by chance, so labels are dealt anew: those of a speaker from speaker to
-# speaker, so that a voice stays a voice; those of a clip within each voice. Expect speakers and accents, and be
+# speaker, so that a voice stays a voice; those of a clip within each voice. One table in twenty has a label below q = 0.05 in which
+# nothing is; in the demo `null_label` is such a one. Expect speakers and accents, and be
 # ready for less: how long a clip is, or how much of it is silence, also moves a mean.
 
 # %% tags=["show-code"]

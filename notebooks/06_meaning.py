@@ -18,8 +18,6 @@ profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of 
 seed = 0  # one seed for everything random here
 
 # %% tags=["setup"]
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
@@ -33,6 +31,7 @@ from whisper_sae import (
     phonetics,
     profiles,
     recipes,
+    spoken,
     store,
     wording,
 )
@@ -57,10 +56,10 @@ figures.use_style()
 # %%
 clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
 heard = recipes.table(run, clips)
-told = recipes.phones_of(run, heard)  # a row a phone; empty where no corpus tells any
+told = spoken.phones_of(run, heard)  # a row a phone; empty where no corpus tells any
 site, twin = run.focus, recipes.twin(run)
 middle = f"{site.rsplit('.', 1)[0]}.mlp_hidden"
-mlp = replace(run, sites=(middle,), focus=middle)
+mlp = recipes.at(run, middle)
 
 # %% tags=["show-code"]
 rivals = {
@@ -87,8 +86,8 @@ figures.say(
 # ## Who finds the phones?
 #
 # For each phone the best detector is looked for: the feature, and the threshold, with the highest **F1**, the harmonic
-# mean of precision and recall. Both are chosen on the training speakers, and scored on all others, so who has more features gains nothing
-# by having more to choose from. Frames within 10 ms of an edge between two phones count for neither. Saying a phone
+# mean of precision and recall. Both are chosen on the training speakers (of few, on half of all), and scored on the others, so who has
+# more features gains nothing by having more to choose from. Of fewer than six speakers no interval is given. Frames within 10 ms of an edge between two phones count for neither. Saying a phone
 # always has an F1 as well: chance.
 
 # %% tags=["show-code"]
@@ -119,12 +118,13 @@ if len(told):
         "over the same draws of speakers. Where it begins above 0, the dictionary is better.",
     )
     better, worse = compared.at_least > 0, compared.at_most < 0
-    equal = ~better & ~worse & (compared.index > 0)
+    equal = ~better & ~worse & compared.at_least.notna() & (compared.index > 0)
     named = {"better": better, "worse": worse, "not clearly better or worse": equal}
     said = [f"{how} than {', '.join(compared.name[which])}" for how, which in named.items() if which.any()]
-    asked = heard.loc[told["clip"].unique()]
-    voices = asked.speaker[asked.split != "train"].nunique()
-    order = f"The dictionary finds phones {'; '.join(said)}." if voices > 5 else "Too few for any order to be shown."
+    voices = steps["dictionary"].facts["speakers"]
+    order = (
+        f"The dictionary finds phones {'; '.join(said)}." if said else "These are too few for any order to be shown."
+    )
     figures.say(f"Scored on {voices} speakers on whom nothing was chosen. {order}")
 else:
     figures.say("No corpus of this profile tells when phones sound, so nothing is asked about phones.")

@@ -52,6 +52,21 @@ def test_marks_of_the_sampa_family_are_passed_over(label, sound):
 
 
 @pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["tasp", "!t", "aI", "-sth", "+lar,-hoe", "<p>", "OY"], ["t", "t", "aɪ", "", "", "", "ɔʏ"]),
+        (["AY1", "SIL", "S", "HH", "t"], ["aɪ", "", "s", "h", "t"]),
+        (["aɪ", "tʰ", "sil", "?!"], ["aɪ", "tʰ", "", "?!"]),  # in IPA already
+        (["NA", "null", "p1", "a:", "6_^"], ["NA", "null", "p1", "aː", "ɐ"]),  # what is no phone is left as it is
+        (["AY1", "S", "T", "HH", "R", "K", "D", "B", "P", "laugh"], ["aɪ", *"sthɹkdbp", "laugh"]),
+        ([], []),
+    ],
+)
+def test_labels_are_spelled_in_ipa(labels, expected):
+    assert articulation.ipa(labels) == expected
+
+
+@pytest.mark.parametrize(
     ("labels", "alphabet"),
     [
         (["AA1", "S", "T", "sil", "HH"], "arpabet"),

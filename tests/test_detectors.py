@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from whisper_sae import codes, detectors
 
 
-def world(seed=0, *, speakers=8, clean=0.8, features=12):
+def world(seed=0, *, speakers=12, clean=0.8, features=12):
     """A dictionary of chance but for features 0, 1 and 2, which follow s, t and i: with probability `clean`."""
     rng = np.random.default_rng(seed)
     rows = speakers * 300
@@ -22,7 +22,7 @@ def world(seed=0, *, speakers=8, clean=0.8, features=12):
 
 def test_the_features_that_were_planted_are_chosen():
     made, frames = world()
-    choosing = frames.speaker < 4
+    choosing = frames.speaker < 6
     found = detectors.dictionary_score(made, frames, choosing)
     table = found.table.set_index("label")
     assert table.feature[["s", "t", "i"]].tolist() == [0, 1, 2] and table.counted.all()
@@ -38,8 +38,8 @@ def test_the_features_that_were_planted_are_chosen():
 
 def test_features_may_come_a_few_at_a_time():
     made, frames = world()
-    whole = detectors.dictionary_score(made, frames, frames.speaker < 4)
-    parts = detectors.dictionary_score((inner for _, inner in codes.blocks(made, 500)), frames, frames.speaker < 4)
+    whole = detectors.dictionary_score(made, frames, frames.speaker < 6)
+    parts = detectors.dictionary_score((inner for _, inner in codes.blocks(made, 500)), frames, frames.speaker < 6)
     assert parts.table.equals(whole.table) and (parts.draws == whole.draws).all()
 
 
@@ -48,7 +48,7 @@ def test_a_better_dictionary_scores_higher_than_a_larger_one():
     good, frames = world(clean=0.7)
     poor, other = world(clean=0.5, features=600)
     assert (frames.label == other.label).all()
-    one, two = (detectors.dictionary_score(made, frames, frames.speaker < 4) for made in (good, poor))
+    one, two = (detectors.dictionary_score(made, frames, frames.speaker < 6) for made in (good, poor))
     mean, low, high = detectors.difference(one, two)
     assert 0.03 < low < mean < high and mean == pytest.approx(one.f1 - two.f1)
     assert high - low < (one.high - one.low) + (two.high - two.low)
@@ -69,7 +69,7 @@ def test_signed_inputs_go_through_the_same_code():
 def test_labels_that_a_side_lacks_are_not_counted():
     made, frames = world()
     e, t = (frames.names.tolist().index(name) for name in "et")
-    choosing = frames.speaker < 4
+    choosing = frames.speaker < 6
     keep = ~((frames.label == e) & choosing) & ~((frames.label == t) & ~choosing)
     made, frames = codes.part(made, frames, keep)
     found = detectors.dictionary_score(made, frames, choosing[keep])
@@ -77,6 +77,14 @@ def test_labels_that_a_side_lacks_are_not_counted():
     assert table.counted.to_dict() == {"e": False, "i": True, "s": True, "t": False}
     assert np.isnan(table.f1["t"]) and table.f1["e"] == 0 and table.feature["e"] == -1
     assert found.f1 == pytest.approx(table.f1[["i", "s"]].mean())
+
+
+def test_of_five_speakers_no_interval_is_given():
+    made, frames = world(speakers=11)
+    five, six = (detectors.dictionary_score(made, frames, frames.speaker < n) for n in (6, 5))
+    assert np.isnan([five.low, five.high, *five.draws]).all() and five.table.f1_low.isna().all() and five.f1 > 0.6
+    assert np.isfinite([six.low, six.high, *six.draws]).all() and six.table.f1_low.notna().all()
+    assert np.isnan(detectors.difference(five, five)[1:]).all() and detectors.difference(five, five)[0] == 0
 
 
 def test_one_speaker_or_nobody_to_ask():
@@ -93,7 +101,7 @@ def test_one_speaker_or_nobody_to_ask():
 def test_dead_dictionaries_score_nothing():
     made, frames = world()
     dead = codes.of_chunks([np.zeros(made.shape)])
-    found = detectors.dictionary_score(dead, frames, frames.speaker < 4)
+    found = detectors.dictionary_score(dead, frames, frames.speaker < 6)
     assert np.isnan(found.f1) and (found.table.feature == -1).all() and (found.table.f1 == 0).all()
 
 
@@ -115,9 +123,9 @@ def test_a_phone_of_one_speaker_does_not_move_the_interval():
     """Nobody hears it; whether its speaker is drawn must not decide whether it counts."""
     made, frames = world(clean=0.8)
     e = frames.names.tolist().index("e")
-    keep = (frames.label != e) | (frames.speaker < 5)
+    keep = (frames.label != e) | (frames.speaker < 7)
     made, frames = codes.part(made, frames, keep)
-    found = detectors.dictionary_score(made, frames, frames.speaker < 4)
+    found = detectors.dictionary_score(made, frames, frames.speaker < 6)
     assert found.table.counted.all()
     assert found.f1 - 0.06 < found.low < found.f1 < found.high < found.f1 + 0.06
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from bs4 import BeautifulSoup
 
-from whisper_sae import dictionaries, galleries, labels, meaning, recipes, speech, store
+from whisper_sae import dictionaries, galleries, labels, meaning, phonetics, recipes, speech, store
 from whisper_sae.galleries import AROUND
 
 SITE = "encoder.1.resid"
@@ -99,23 +99,21 @@ def test_a_table_is_gathered_of_each_feature(made):
 def test_a_planted_phone_is_named(made):
     """Codes that fire on /a/ alone get its name; codes that fire anywhere get none."""
     run = made()
-    drawn = meaning.examples_in(run, 0, SITE)
     heard = recipes.table(run, store.need(recipes.clips(run, 0)))
-    told = recipes.phones_of(run, heard)
-    clip, moment = galleries._moments(drawn)
-    spoken = np.array([(second % 0.08 < 0.04) & (second < 1) for second in moment])
-    rng = np.random.default_rng(0)
-    codes = np.stack([2.0 * spoken, rng.uniform(size=len(clip)) < 0.1], axis=1)
+    recording = store.need(recipes.activations(run, 0))
+    known = phonetics.asked(run, heard, recording)
+    said = np.zeros(len(known.here), bool)
+    said[known.here] = known.frames.names[known.frames.label] == "a"
+    codes = np.stack([2.0 * said, np.random.default_rng(0).uniform(size=len(said)) < 0.1], axis=1)
 
     class Planted:
-        features, rows, where = 2, drawn.index.rows, staticmethod(drawn.index.where)
+        features = 2
 
         def columns(self, first, last):
             return galleries.codes.of_chunks([codes[:, first:last]])
 
-    drawn.index = Planted()
-    found = galleries.phone_scores(drawn, heard, told)
-    assert found.phone[0] == "a" and found.f1[0] > 0.99 and 0.6 < found.chance[0] < 0.7
+    found = galleries.phone_scores(run, Planted(), heard, recording)
+    assert found.phone[0] == "a" and found.f1[0] > 0.99 and 0.6 < found.chance[0] < 0.8
     assert labels.draft(found.loc[0]).startswith("likely /a/") and labels.draft(found.loc[1]) == "unclear"
 
 

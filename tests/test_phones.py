@@ -9,7 +9,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import model, phones, profiles, recipes, speech, store
+from whisper_sae import instrument, model, phones, profiles, recipes, speech, spoken, store
 
 PLAIN = """file_name,start_ms,end_ms,phone
 b.wav,100,180.5,t
@@ -180,11 +180,11 @@ def test_phones_of_two_corpora_go_to_their_own_clips(small_whisper, corpus, data
     tell(two, [("audio/v02_0.flac", 50, 90, "b"), ("audio/v01_0.flac", 0, 90, "two"), ("audio/v02_0.flac", 0, 50, "a")])
     run = run_for(small_whisper, [one, two])
     heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    found = recipes.phones_of(run, heard)
+    found = spoken.phones_of(run, heard)
     clips = ["one/audio/v01_0", "two/audio/v01_0", "two/audio/v02_0", "two/audio/v02_0"]
     assert heard.id[found["clip"]].tolist() == clips
     assert found.phone.tolist() == ["one", "two", "a", "b"]
-    some = recipes.phones_of(run, heard[heard.corpus == "two"])
+    some = spoken.phones_of(run, heard[heard.corpus == "two"])
     assert heard.corpus[some["clip"]].tolist() == ["two"] * 3
 
 
@@ -196,16 +196,25 @@ def test_what_one_corpus_does_not_tell_is_filled_in(small_whisper, corpus, data,
     rows = rows.assign(file_name="audio/v00_0.flac", manner=["vowel", "pause"], word=["in", ""], word_index=["3", ""])
     rows.to_csv(two / "phones.csv", index=False)
     run = run_for(small_whisper, [one, two])
-    found = recipes.phones_of(run, recipes.table(run, store.make(recipes.clips(run, 0))))
+    found = spoken.phones_of(run, recipes.table(run, store.make(recipes.clips(run, 0))))
     assert found.ipa.tolist() == ["a", "b", "ɪ", "_"]
     assert found.manner.tolist() == ["phone", "phone", "vowel", "pause"]
     assert found.word.tolist() == ["", "", "in", ""] and found.word_index.tolist() == [-1, -1, 3, -1]
 
 
+def test_labels_of_another_alphabet_come_as_ipa_and_marks_as_nothing(small_whisper, corpus, data, run_for):
+    folder = corpus("one", voices=1, clips=1)
+    names = ["!t", "tasp", "-sth", "aI"]
+    tell(folder, [("audio/v00_0.flac", 30 * n, 30 * n + 30, name) for n, name in enumerate(names)])
+    run = run_for(small_whisper, folder)
+    found = spoken.phones_of(run, recipes.table(run, store.make(recipes.clips(run, 0))))
+    assert found.ipa.tolist() == ["t", "t", "", "aɪ"] and found.phone.tolist() == names
+
+
 def test_corpora_without_phones_give_none(small_whisper, corpus, data, run_for):
     run = run_for(small_whisper, corpus(voices=1, clips=1))
     heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    assert recipes.phones_of(run, heard).empty
+    assert spoken.phones_of(run, heard).empty
 
 
 @pytest.fixture
@@ -224,7 +233,7 @@ def probed(small_whisper, corpus, data, run_for):
 def made(run):
     for recipe in (recipes.clips(run, 0), recipes.activations(run, 0), recipes.activations(recipes.twin(run), 0)):
         store.make(recipe)
-    return store.make(recipes.phone_probe(run, 0, fitted=400, asked=200))
+    return store.make(instrument.phone_probe(run, 0, fitted=400, asked=200))
 
 
 def test_planted_phones_are_read_off_speakers_that_were_not_fitted(probed):
@@ -242,9 +251,9 @@ def test_planted_phones_are_read_off_speakers_that_were_not_fitted(probed):
 def test_the_sound_changes_where_planted_phones_begin(probed, loaded):
     run, _ = probed
     heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    told = recipes.phones_of(run, heard)
+    told = spoken.phones_of(run, heard)
     inner = told[told.phone != "low"].assign(manner="tone")  # the first one begins with the clip
-    found = recipes.change_at_phones(loaded, heard, inner, seed=0)
+    found = instrument.change_at_phones(loaded, heard, inner, seed=0)
     assert set(found.index) == {"tone", "chance"} and found.shape == (2, 17)
     assert abs(found.loc["tone"].argmax() - 8) <= 1
     assert found.loc["tone"].max() > 2 * found.loc["chance"].max()
@@ -253,22 +262,24 @@ def test_the_sound_changes_where_planted_phones_begin(probed, loaded):
 def test_phones_must_be_told_of_two_voices_and_of_another(probed):
     run, _ = probed
     heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    told = recipes.phones_of(run, heard)
+    told = spoken.phones_of(run, heard)
     of = {voice: told[heard.speaker[told["clip"]].to_numpy() == voice] for voice in ("v00", "v01", "v04", "v05")}
-    assert recipes.speakers_apart(heard, told)
-    assert recipes.speakers_apart(heard, pd.concat([of["v00"], of["v01"], of["v05"]]))
-    assert not recipes.speakers_apart(heard, pd.concat([of["v00"], of["v01"]])), "nobody to be asked about"
-    assert not recipes.speakers_apart(heard, pd.concat([of["v00"], of["v04"], of["v05"]])), "one voice to be fitted on"
-    assert not recipes.speakers_apart(heard, told.head(0))
+    assert instrument.speakers_apart(heard, told)
+    assert instrument.speakers_apart(heard, pd.concat([of["v00"], of["v01"], of["v05"]]))
+    assert not instrument.speakers_apart(heard, pd.concat([of["v00"], of["v01"]])), "nobody to be asked about"
+    assert not instrument.speakers_apart(heard, pd.concat([of["v00"], of["v04"], of["v05"]])), (
+        "one voice to be fitted on"
+    )
+    assert not instrument.speakers_apart(heard, told.head(0))
 
 
 def test_other_phones_are_another_result(probed):
     """A corrected table of times must not be answered from what the old one gave."""
     run, folder = probed
-    before = recipes.phone_probe(run, 0).key
+    before = instrument.phone_probe(run, 0).key
     table = (folder / "phones.csv").read_text()
     (folder / "phones.csv").write_text(table.replace("mid", "middle"))
-    assert recipes.phone_probe(run, 0).key != before
+    assert instrument.phone_probe(run, 0).key != before
 
 
 def test_the_demos_phones_lie_in_its_clips():

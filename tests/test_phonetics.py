@@ -8,7 +8,19 @@ import pandas as pd
 import pytest
 import soundfile
 
-from whisper_sae import detectors, dictionaries, index, meaning, phones, phonetics, recipes, selectivity, store, wording
+from whisper_sae import (
+    detectors,
+    dictionaries,
+    index,
+    meaning,
+    phones,
+    phonetics,
+    recipes,
+    selectivity,
+    spoken,
+    store,
+    wording,
+)
 
 SITE = "encoder.1.resid"
 
@@ -73,7 +85,7 @@ def test_frames_are_those_of_their_phones(prepared):
     heard = recipes.table(run, store.need(recipes.clips(run, 0)))
     recording = store.need(recipes.activations(run, 0))
     known = phonetics.asked(run, heard, recording)
-    told = recipes.phones_of(run, heard)
+    told = spoken.phones_of(run, heard)
     clip, moment = known.clock.clip[known.here], known.clock.moment[known.here]
     for at in range(0, len(clip), 17):
         here = told[(told["clip"] == clip[at]) & (told.start <= moment[at]) & (moment[at] < told.end)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from whisper_sae import activations as frames
-from whisper_sae import probes, recipes, speech, store
+from whisper_sae import instrument, probes, recipes, speech, store
 
 
 def voices(seed=0, groups=4, each=4, clips=4, planted=0.0, width=6):
@@ -245,7 +245,7 @@ BALANCED = [(f"{gender}{accent}{n}", gender, accent) for gender in "fm" for acce
     ],
 )
 def test_only_labels_that_can_be_asked_about_are(rows, found):
-    assert recipes.askable(cast(*rows), {"gender": ["accent"], "accent": []}) == found
+    assert instrument.askable(cast(*rows), {"gender": ["accent"], "accent": []}) == found
 
 
 def test_what_is_askable_can_be_asked():
@@ -253,7 +253,7 @@ def test_what_is_askable_can_be_asked():
     for size in range(4, 30, 3):
         rows = [(f"v{n}", rng.choice(["f", "m"]), rng.choice(["x", "y", "z"])) for n in range(size)]
         heard = cast(*rows)
-        for label, others in recipes.askable(heard, labels).items():
+        for label, others in instrument.askable(heard, labels).items():
             alike = heard[others[0]] if others else None
             probes.unheard(rng.normal(size=(len(heard), 2)), heard[label], heard.speaker, alike, repeats=1)
 
@@ -283,7 +283,7 @@ def test_means_of_clips_are_over_their_frames_of_speech(made):
 
 def test_a_planted_voice_is_read_off_clips_of_unheard_speakers(made):
     """Women hum at 200 Hz and men at 110."""
-    step = store.make(recipes.label_probe(made[0], 0, {"gender": []}))
+    step = store.make(instrument.label_probe(made[0], 0, {"gender": []}))
     read = step.table("read.csv")
     assert list(read) == ["label", "site", "speaker", "right", "chance"]
     assert set(read.site) == {"log-mel", "encoder.0.resid", "encoder.1.resid"}

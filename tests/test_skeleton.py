@@ -18,7 +18,7 @@ TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "n
 OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
-ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "sparse": {"kernels"},
     "alignments": {"corpora"},  # which files are sounds
     "selectivity": {"codes"},  # their entries, and what is known of the frames
-    "detectors": {"codes", "selectivity"},  # the best thresholds of each feature
+    "detectors": {"codes", "intervals", "selectivity"},  # the best thresholds of each feature
     "timing": {"codes"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
     "sounds": {"codes"},
@@ -56,18 +56,22 @@ MAY_IMPORT = {
     "fitting": {"feeding", "measure", "model", "profiles", "rows", "sae", "train"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
-    "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "transpose",
-                "index", "examples", "speech"},
-    "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "meaning",
-                  "phones", "profiles", "recipes", "selectivity", "speech", "store", "timing"},
+    "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
+    "instrument": {"activations", "excerpts", "listening", "measure", "model", "phones", "probes", "profiles",
+                   "recipes", "speech", "spoken", "store", "text"},
+    "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "spoken",
+                "transpose", "index", "examples", "speech"},
+    "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
+                  "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
-    "explained": {"acoustics", "activations", "alignments", "chance", "codes", "correlates", "excerpts", "index",
-                  "listening", "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "store"},
+    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
+                  "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
     "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
-    "galleries": {"recipes", "dictionaries", "meaning", "profiles", "store", "alignments", "codes", "examples",
-                  "excerpts", "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
+    "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
+                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "phones", "selectivity", "speech",
+                  "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "forest", "trees", "excerpts"},
     "figures_of_clusters": {"figures"},  # the same inks

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from whisper_sae import measure, model, profiles, recipes, speech, store, text
+from whisper_sae import instrument, measure, model, profiles, recipes, speech, store, text
 
 WHISPER, CORPUS = profiles.DEMO / "whisper", profiles.DEMO / "corpus"
 PROMPT = ["<|startoftranscript|>", "<|notimestamps|>"]
@@ -218,13 +218,13 @@ def test_word_errors_are_summed_before_they_are_divided():
         ],
         columns=["id", "speaker", "gender", "words", "errors"],
     )
-    found = recipes.word_errors(wrote).iloc[0]
+    found = instrument.word_errors(wrote).iloc[0]
     assert (found.group, found.speakers, found.clips, found.words) == ("all", 5, 6, 25)
     assert found["WER"] == pytest.approx(5 / 25)
     assert (found.WER_low, found.WER_high) == measure.ratio_interval(
         np.array([1, 2, 0, 2, 0]), np.array([15, 2, 3, 4, 1])
     )
-    by = recipes.word_errors(wrote, "gender").set_index("group")
+    by = instrument.word_errors(wrote, "gender").set_index("group")
     assert by.WER.to_dict() == pytest.approx({"female": 1 / 18, "male": 1.0})
     assert by.speakers.to_dict() == {"female": 2, "male": 1} and np.isnan(by.WER_low["male"])
 
@@ -246,7 +246,7 @@ def test_transcripts_say_what_was_said_and_heard(demo, clips, tmp_path, data, ru
     pd.DataFrame({"file_name": list(sounds), "text": said}).to_csv(folder / "metadata.csv", index=False)
     run = run_for(WHISPER, folder)
     table = recipes.table(run, store.make(recipes.clips(run, 0)))
-    step = store.make(recipes.transcripts(run, 0))
+    step = store.make(instrument.transcripts(run, 0))
     found = step.table("transcripts.csv", dtype={"id": str})
     assert found.id.tolist() == table.id.tolist() == ["0", "1", "2", "3", "long"]
     assert found.said.tolist() == table.text.tolist() == said

@@ -41,7 +41,7 @@ def _pairs(text: str) -> dict[str, str]:
 SAMPA = _pairs(
     "T=θ D=ð S=ʃ Z=ʒ C=ç X=χ G=ɣ R=ʁ N=ŋ J=ɲ L=ʎ 4=ɾ r\\=ɹ ?=ʔ h\\=ɦ B=β p\\=ɸ P=ʋ v\\=ʋ F=ɱ H=ɥ W=ʍ M=ɯ K=ɬ "
     "s\\=ɕ z\\=ʑ j\\=ʝ R\\=ʀ l\\=ɺ g=ɡ I=ɪ E=ɛ {=æ A=ɑ Q=ɒ O=ɔ U=ʊ V=ʌ @=ə 3=ɜ 6=ɐ 2=ø 9=œ Y=ʏ 1=ɨ }=ʉ 7=ɤ 8=ɵ &=ɶ "
-    "@`=ɚ 3`=ɝ 0=ɒ"
+    "@`=ɚ 3`=ɝ 0=ɒ :=ː"
 )
 
 ARPABET = _pairs(
@@ -88,6 +88,24 @@ def classes(labels: Iterable[str], alphabet: str = "") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS, index=pd.Index(names, name="label", dtype=str))
 
 
+def ipa(labels: Iterable[str], alphabet: str = "") -> list[str]:
+    """Each label as a whole in IPA, `aɪ` for `aI` and `AY1`: (label,); "" for a pause and for a mark that is no sound,
+    such as Kiel's. What is no phone of the alphabet is left as it is."""
+    names = [str(label) for label in labels]
+    alphabet = alphabet or seems(dict.fromkeys(names))
+    read = {}
+    for name in dict.fromkeys(names):
+        sound = "" if _is_pause(name) else READERS[alphabet](name)
+        read[name] = sound if not sound or _is_one(sound) else name
+    return [read[name] for name in names]
+
+
+def _is_one(ipa: str) -> bool:
+    """Whether this is one phone: one sound of the table, or vowels that glide into each other."""
+    bare = "".join(c for c in ipa if unicodedata.category(c) not in ("Mn", "Lm", "Sk"))
+    return bare in TABLE or (bare != "" and all(TABLE.get(letter, " ")[0] == "vowel" for letter in bare))
+
+
 def seems(labels: Iterable[str]) -> str:
     """The alphabet in which labels seem to be: arpabet if it has nearly all, ipa if any has its letters, else sampa."""
     names = [name for name in labels if name and not _is_pause(name)]
@@ -112,7 +130,7 @@ def _of_sampa(name: str) -> str:
     return "".join(SAMPA.get(part, part) for part in re.findall(r"[@3]`|[a-zA-Z]\\|.", bare))
 
 
-READERS = {"ipa": lambda name: name, "sampa": _of_sampa, "arpabet": lambda name: ARPABET.get(_plain(name), "")}
+READERS = {"ipa": lambda name: name, "sampa": _of_sampa, "arpabet": lambda name: ARPABET.get(_plain(name), name)}
 """From a label to IPA."""
 
 

@@ -81,6 +81,12 @@ def only(codes: csc_array, here: np.ndarray) -> csc_array:
     return csc_array((codes.data[keep], place[codes.indices[keep]], first), shape=shape)
 
 
+def by_parts(index, here: np.ndarray, size: int = 256) -> Iterator[csc_array]:
+    """What an `index.Index` says on the rows of a mask, (row,), some sides at a time: (frame, side)."""
+    for first in range(0, index.sides, size):
+        yield only(index.columns(first, min(first + size, index.sides)), here)
+
+
 def part(codes: csc_array, frames: Frames, here: np.ndarray) -> tuple[csc_array, Frames]:
     """Codes and frames of a mask, (frame,); labels keep their numbers, and one may then have no frame."""
     return only(codes, here), Frames(frames.label[here], frames.names, frames.speaker[here], frames.clip[here])

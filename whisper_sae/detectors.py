@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.sparse import csc_array
 
 from whisper_sae.codes import Frames, only
+from whisper_sae.intervals import LEAST
 from whisper_sae.selectivity import rates, thresholds
 
 
@@ -24,7 +25,7 @@ class DictionaryScore(NamedTuple):
     """The mean over labels of the best feature's F1; NaN where nothing could be asked."""
     low: float
     high: float
-    """A 95 % interval over speakers; NaN for fewer than two."""
+    """A 95 % interval over speakers; NaN for fewer than `intervals.LEAST`."""
     table: pd.DataFrame
     """A row a label, also those left out of the mean (`counted`)."""
     draws: np.ndarray
@@ -60,10 +61,8 @@ def dictionary_score(
     )  # fmt: skip
     if not counted.any():
         return DictionaryScore(np.nan, np.nan, np.nan, table, np.full(draws, np.nan))
-    means = np.where(np.isfinite(drawn), drawn, found.f1)[:, counted].mean(
-        axis=1
-    )  # who was drawn may lack a rare phone
-    means = means if true.shape[1] > 1 else np.full(draws, np.nan)
+    lacking = ~np.isfinite(drawn) & (true.shape[1] >= LEAST)  # who was drawn may lack a rare phone
+    means = np.where(lacking, found.f1, drawn)[:, counted].mean(axis=1)
     return DictionaryScore(float(found.f1[counted].mean()), *map(float, _interval(means)), table, means)
 
 
@@ -105,8 +104,8 @@ def beside(scores: dict[str, DictionaryScore]) -> pd.DataFrame:
 
 
 def f1_by_speakers(codes: csc_array, frames: Frames, features, labels, cuts, draws: int = 2000, seed: int = 0):
-    """The F1 of pairs of a feature and a label at given thresholds, (pair,) each, with its interval over speakers:
-    (f1, low, high)."""
+    """The F1 of pairs of a feature and a label at given thresholds, (pair,) each, with its interval over speakers, NaN
+    for fewer than `intervals.LEAST`: (f1, low, high)."""
     features, labels, cuts = np.asarray(features), np.asarray(labels), np.asarray(cuts)
     right, said = by_speaker(codes, frames, features, labels, cuts)
     true = true_of(frames)[labels]
@@ -134,9 +133,10 @@ def true_of(frames: Frames) -> np.ndarray:
 
 
 def _drawn(right: np.ndarray, said: np.ndarray, true: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """F1 for each draw of the speakers with replacement: (draw, label); NaN for fewer than two speakers."""
+    """F1 for each draw of the speakers with replacement: (draw, label); NaN for fewer than `LEAST` speakers, of whom
+    percentiles are far too narrow."""
     speakers = right.shape[1]
-    if speakers < 2:
+    if speakers < LEAST:
         return np.full((draws, len(right)), np.nan)
     weight = np.random.default_rng(seed).multinomial(speakers, np.full(speakers, 1 / speakers), size=draws)
     return rates(weight @ right.T, weight @ said.T, weight @ true.T).f1

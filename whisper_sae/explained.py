@@ -6,17 +6,15 @@ These stand on the indexes of `meaning`, and are used like them:
     inputs, classes = explained.kinds_of_sounds(run, seed, site)    # a row an input; a row an input and class
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csc_array, hstack
+from scipy.sparse import hstack
 from tqdm import tqdm
 
 from whisper_sae import (
     acoustics,
-    alignments,
     chance,
     correlates,
     excerpts,
@@ -30,7 +28,8 @@ from whisper_sae import (
 from whisper_sae import activations as frames
 from whisper_sae import codes as entries
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import _lying_here, activations, made_by, phones_of, table
+from whisper_sae.recipes import activations, made_by, table
+from whisper_sae.spoken import TELLING, digests, words_of
 from whisper_sae.store import Recipe, Step, make
 
 WORD = "word boundary"
@@ -49,7 +48,7 @@ def acoustics_of(run: Profile, seed: int) -> Recipe:
 
     def measure(folder: Path, clips: Step, activations: Step) -> dict:
         heard, windows, held = table(run, clips), activations.table("windows.csv"), frames.Activations(activations.path)
-        words = dict(list(meaning.words_of(run, seed, heard).groupby("clip")))
+        words = dict(list(words_of(run, heard).groupby("clip")))
         found = []
         for number, count in enumerate(tqdm(held.counts, desc="acoustics", unit=" windows")):
             clip, first, at = windows.loc[number, ["clip", "first", "at"]]
@@ -62,11 +61,9 @@ def acoustics_of(run: Profile, seed: int) -> Recipe:
         return {"rows": int(held.counts.sum()), "clips_with_words": len(words)}
 
     heard = activations(run, seed)
-    told_by = {name: [alignments.digest(folder, kind) for kind in ("phones", "words")]
-               for name, folder in _lying_here(run).items()}  # fmt: skip
     return Recipe(
-        "acoustics", measure, {"told": told_by}, needs={"clips": heard.needs["clips"], "activations": heard},
-        code=(acoustics, speech, excerpts, alignments, phones_of, meaning.words_of, acoustics_of, boundaries),
+        "acoustics", measure, {"told": digests(run)}, needs={"clips": heard.needs["clips"], "activations": heard},
+        code=(acoustics, speech, excerpts, *TELLING, acoustics_of, boundaries),
         by=made_by(run, "06"), label="acoustics",
     )  # fmt: skip
 
@@ -112,8 +109,9 @@ def correlates_of(
         clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), np.diff(known.starts))
         here = np.isin(clip, _drawn(heard.speaker, np.bincount(clip, minlength=len(heard)), most, seed))
         voice = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
+        said = hstack(list(entries.by_parts(known, here)), format="csc")
         found = correlates.correlates(
-            hstack(list(_codes(known, here)), format="csc"), measures(acoustics)[here], voice[here], clip[here],
+            said, measures(acoustics)[here], voice[here], clip[here],
             shifts=shifts, seed=seed, progress=lambda columns: tqdm(columns, desc=f"correlates at {site}"),
         )  # fmt: skip
         found.table().to_csv(folder / "features.csv")
@@ -128,16 +126,9 @@ def correlates_of(
     return Recipe(
         "correlates", ask, {"most": most, "shifts": shifts, "seed": seed},
         needs=needs | {"codes": made, "acoustics": acoustics_of(run, seed)}, by=made_by(run, "06"),
-        code=(correlates, chance, selectivity, entries, correlates_of, _drawn, _codes, measures),
+        code=(correlates, chance, selectivity, entries, correlates_of, _drawn, measures),
         label=f"acoustic correlates of the {of} of {site}",
     )  # fmt: skip
-
-
-def _codes(known: index.Index, here: np.ndarray) -> Iterator[csc_array]:
-    """What an index says of the rows of a mask, some sides at a time: (row, side)."""
-    sides = len(known.firings) - 1
-    for first in range(0, sides, 256):
-        yield entries.only(known.columns(first, min(first + 256, sides)), here)
 
 
 def _drawn(speaker: pd.Series, counts: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -185,7 +176,7 @@ def sounds_of(
         place = np.full(len(heard), -1)
         place[asked] = np.arange(len(asked))
         here = place[clip] >= 0
-        parts = [sounds.by_clip(part, place[clip[here]], len(asked), way) for part in _codes(known, here)]
+        parts = [sounds.by_clip(part, place[clip[here]], len(asked), way) for part in entries.by_parts(known, here)]
         fold, source = (_column(heard, names)[asked] for names in (("fold",), RECORDINGS))
         fold = fold if (fold != "").all() else sounds.folds(label[asked], seed)
         found = sounds.score(
@@ -196,14 +187,14 @@ def sounds_of(
         np.save(folder / "draws.npy", found.draws)
         told = {name: getattr(found, name) for name in ("auc", "low", "high", "p", "by_chance")}
         return {name: round(value, 4) for name, value in told.items()} | {
-            "sides": len(known.firings) - 1,
+            "sides": known.sides,
             "clips": len(asked),
         }
 
     needs = {name: made.needs[name] for name in ("clips", "activations")}
     return Recipe(
         "sounds", ask, {"way": way, "shuffles": shuffles, "seed": seed}, needs=needs | {"codes": made},
-        code=(sounds, entries, sounds_of, _codes, _column), by=made_by(run, "06"),
+        code=(sounds, entries, sounds_of, _column), by=made_by(run, "06"),
         label=f"sounds in the {of} of {site}",
     )  # fmt: skip
 

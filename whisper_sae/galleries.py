@@ -19,7 +19,6 @@ from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
 
 from whisper_sae import (
-    alignments,
     codes,
     examples,
     excerpts,
@@ -28,6 +27,7 @@ from whisper_sae import (
     labels,
     logmel,
     phones,
+    phonetics,
     selectivity,
     speech,
     store,
@@ -36,10 +36,12 @@ from whisper_sae import (
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.examples import Examples
 from whisper_sae.gallery import FRAME, RATE, Example
+from whisper_sae.index import Index
 from whisper_sae.meaning import codes as index_of
-from whisper_sae.meaning import examples_in, words_of
+from whisper_sae.meaning import examples_in
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import corpora, made_by, phones_of, table
+from whisper_sae.recipes import made_by, table
+from whisper_sae.spoken import TELLING, digests
 from whisper_sae.store import Recipe, Step
 
 AROUND = 50
@@ -109,31 +111,24 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
     indexed = index_of(run, seed, site, of, **which)
     needs = {"indexed": indexed} | {name: indexed.needs[name] for name in ("clips", "activations")}
     params = {"site": site, "seed": seed, "most": most, "each": each, "features": features, "also": sorted(also)}
-    params["told"] = _told_by(run, seed)
+    params["told"] = digests(run)
 
     def write(folder: Path, indexed: Step, clips: Step, activations: Step) -> dict:
         drawn = examples_in(run, seed, site, of, **which)
         heard = table(run, clips)
         alive = np.flatnonzero(drawn.index.rates > 0)
         numbers = _chosen(alive, drawn.index.features, most, features, also, seed)
-        scored = phone_scores(drawn, heard, phones_of(run, heard), seed)
+        scored = phone_scores(run, drawn.index, heard, activations, seed)
         _rows(drawn, numbers, scored).to_json(folder / "features.json", orient="records", double_precision=6)
         made = gallery.packed(_examples(drawn, heard, numbers, each))
         (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
         return {"features": len(numbers), "alive": len(alive)}
 
-    parts = (phone_scores, _best, _moments, _chosen, _rows, _examples, _one, _trace, words_of, phones_of, table)
+    parts = (phone_scores, phonetics.asked, _best, _chosen, _rows, _examples, _one, _trace, *TELLING, table)
     return Recipe(
         "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
         code=(gallery, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
     )  # fmt: skip
-
-
-def _told_by(run: Profile, seed: int) -> dict[str, list[str]]:
-    """One number each for what the corpora that lie here tell of phones and of words."""
-    here = {name: place for name, place in corpora(run, seed).items() if isinstance(place, Path)}
-    folder = {name: place.parent if place.is_file() else place for name, place in here.items()}
-    return {name: [alignments.digest(place, kind) for kind in ("phones", "words")] for name, place in folder.items()}
 
 
 def _json(path: Path):
@@ -153,26 +148,22 @@ def _chosen(alive: np.ndarray, many: int, most: int, features, also, seed: int) 
 # ---------------------------------------------------------------------------------------------------- scores
 
 
-def phone_scores(drawn: Examples, heard: pd.DataFrame, told: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def phone_scores(run: Profile, index: Index, heard: pd.DataFrame, recording: Step, seed: int = 0) -> pd.DataFrame:
     """The best phone of every feature, a row each: `phone`, `f1`, `chance`, `stage`, `phones` (the three best).
 
-    Phone and threshold are chosen on half of the speakers, F1 is that of the others; `chance` is the F1 of always
-    saying the phone, and a phone that is no better is not told. Of a signed input only what is above zero is asked. No
-    columns where phones are told of fewer than two speakers.
+    Phone and threshold are chosen on some speakers, and F1 is that of others: see `phonetics.asked`. `chance` is the F1
+    of always saying the phone, and a phone that is no better is not told. Of a signed input only what is above zero is
+    asked. No columns where phones are told of fewer than two speakers.
     """
-    index = drawn.index
-    clip, moment = _moments(drawn)
-    where = phones.placed(told, clip, moment)
-    names = phones.labels(told, where, "ipa")
-    every = index.columns(0, index.features)
-    if len(set(drawn.voice[clip[names != ""]])) < 2:
+    try:
+        known = phonetics.asked(run, heard, recording, seed=seed)
+    except phones.BadPhones:
+        known = None
+    if known is None or known.apart != "speakers":
         return pd.DataFrame(index=range(index.features))
-    order = np.lexsort([moment, clip])
-    every = every if (np.diff(order) == 1).all() else every.tocsr()[order].tocsc()
-    asked, frames = codes.known(every, names[order], drawn.voice[clip][order], clip[order])
-    scores = selectivity.scores(asked, frames, codes.half_of(frames.speaker, seed))
-    third = where.third[order][names[order] != ""]
-    fires = np.nan_to_num(timing.stages(asked, frames, third))
+    mine = codes.only(index.columns(0, index.features), known.here)
+    scores = selectivity.scores(mine, known.frames, known.choosing)
+    fires = np.nan_to_num(timing.stages(mine, known.frames, known.where.third[known.here]))
     return _best(scores, fires)
 
 
@@ -195,12 +186,6 @@ def _best(scores: selectivity.Scores, fires: np.ndarray, many: int = 3) -> pd.Da
             {"phone": str(scores.names[top]), "f1": f1[top], "chance": chance[top], "stage": stage, "phones": told}
         )
     return pd.DataFrame(rows, columns=["phone", "f1", "chance", "stage", "phones"])
-
-
-def _moments(drawn: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """The clip of each row of the index and the middle of its frame, in seconds from the clip's start: (row,) twice."""
-    piece, position = drawn.index.where(np.arange(drawn.index.rows))
-    return drawn.clip_of[piece], (drawn.first[piece] + FRAME * position + FRAME // 2) / RATE
 
 
 def _rows(drawn: Examples, numbers: list[int], scored: pd.DataFrame) -> pd.DataFrame:

@@ -60,6 +60,11 @@ class Index:
     # ------------------------------------------------------------------------------------ all features at once
 
     @property
+    def sides(self) -> int:
+        """How many sides there are: the features, and in a signed index as many again."""
+        return len(self.firings) - 1
+
+    @property
     def rates(self) -> np.ndarray:
         """The share of rows on which each feature is not zero: (feature,)."""
         return np.diff(self.firings).reshape(-1, self.features).sum(axis=0) / self.rows
@@ -77,8 +82,8 @@ class Index:
     def columns(self, first: int, last: int) -> csc_array:
         """Sides `first` to `last`, exclusive, as a sparse array (row, side) of magnitudes; of a signed index the sides
         from `features` on are what is below zero."""
-        if not 0 <= first <= last < len(self.firings):
-            raise IndexError(f"sides: {first} to {last} of {len(self.firings) - 1}")
+        if not 0 <= first <= last <= self.sides:
+            raise IndexError(f"sides: {first} to {last} of {self.sides}")
         passage = slice(self.passages[first], self.passages[last])
         piece, count = (self._of_passage[name][passage] for name in ("piece", "firings"))
         begins = self.firings[first : last + 1]

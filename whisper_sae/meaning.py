@@ -20,7 +20,8 @@ from whisper_sae import activations as frames
 from whisper_sae import examples, index, measure, model, sae, speech, transpose
 from whisper_sae.dictionaries import dictionary, frames_of
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import folders, made_by, phones_of, recorded, table, windows_of
+from whisper_sae.recipes import made_by, recorded, table, windows_of
+from whisper_sae.spoken import words_of
 from whisper_sae.store import Recipe, Step, need
 
 INPUTS = ("dictionary", "neurons", "principal directions", "random dictionary")
@@ -63,7 +64,7 @@ def codes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -
         )  # fmt: skip
 
     return Recipe(
-        "codes", write, {"site": site, "seed": seed, "of": of}, needs=needs, by=made_by(run, "06"),
+        "codes", write, {"site": site, "seed": seed, "of": of}, needs=needs, by=made_by(run, "03"),
         code=(transpose, index, sae, frames, measure.moments, codes, Calls, Turned, _encoder, frames_of, windows_of),
         label=f"index of the {of} of {site}",
     )  # fmt: skip
@@ -124,7 +125,7 @@ def examples_in(run: Profile, seed: int, site: str, of: str = "dictionary", **wh
     recipe = codes(run, seed, site, of, **which)
     clips, heard, made = need(recipe.needs["clips"]), need(recipe.needs["activations"]), need(recipe)
     told = table(run, clips)
-    return examples.Examples(index.Index(made.path), told, heard.table("windows.csv"), words_of(run, seed, told), seed)
+    return examples.Examples(index.Index(made.path), told, heard.table("windows.csv"), words_of(run, told), seed)
 
 
 def index_of(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -> index.Index:
@@ -140,31 +141,3 @@ def sounds(heard: pd.DataFrame, chosen: pd.DataFrame, seconds: float = 1.0) -> l
         sound = examples.excerpt(speech.samples(heard.path[row.clip]), row.seconds, seconds)
         found.append((f"{row.kind}, {row.value:.1f}{word}", sound))
     return found
-
-
-def words_of(run: Profile, seed: int, heard: pd.DataFrame) -> pd.DataFrame:
-    """When each word of the clips `heard` sounds, where their corpora tell: clip (its row), start, end (seconds), word.
-
-    From a `words.csv` beside a corpus's table (`file_name start_ms end_ms word`), else from the words of its phones.
-    """
-    row = pd.Series(heard.index, index=[str(Path(path).resolve()) for path in heard.path])
-    parts = [_of_phones(phones_of(run, heard))]
-    for folder in folders(run, seed).values():
-        if (folder / "words.csv").is_file():
-            told = pd.read_csv(folder / "words.csv", dtype={"word": str, "file_name": str}, keep_default_na=False)
-            if lost := [name for name in ("file_name", "start_ms", "end_ms", "word") if name not in told]:
-                raise ValueError(f"{folder / 'words.csv'}: no column {lost[0]!r}; it has {', '.join(told)}")
-            told["clip"] = [row.get(str((folder / name).resolve()), -1) for name in told.file_name]
-            told["start"], told["end"] = told.start_ms / 1000, told.end_ms / 1000
-            here = heard.index[heard.path.map(lambda path, folder=folder: Path(path).is_relative_to(folder))]
-            parts = [part[~part["clip"].isin(here)] for part in parts] + [told[told["clip"] >= 0]]
-    found = pd.concat([part[["clip", "start", "end", "word"]] for part in parts], ignore_index=True)
-    return found.astype({"clip": int}).sort_values(["clip", "start"], kind="stable", ignore_index=True)
-
-
-def _of_phones(told: pd.DataFrame) -> pd.DataFrame:
-    spoken = told[(told.word != "") & (told.word_index >= 0)]
-    found = spoken.groupby(["clip", "word_index"]).agg(
-        start=("start", "min"), end=("end", "max"), word=("word", "first")
-    )
-    return found.reset_index()

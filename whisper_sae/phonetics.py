@@ -7,7 +7,6 @@ Both ask whatever `meaning.codes` makes an index of: a dictionary, neurons, prin
 Features of a signed index have two sides, the lower ones numbered on from the upper: feature + the number of features.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +18,10 @@ from tqdm import tqdm
 from whisper_sae import activations as frames
 from whisper_sae import articulation, chance, codes, detectors, index, meaning, phones, selectivity, speech, timing
 from whisper_sae.by_label import ByLabel, by_label_histogram
+from whisper_sae.intervals import LEAST
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import alignments_of, made_by, phones_of, table
+from whisper_sae.recipes import made_by, table
+from whisper_sae.spoken import TELLING, digests, phones_of
 from whisper_sae.store import Recipe, Step, need
 
 TOLERANCE = 0.01
@@ -60,8 +61,9 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     """The labelled frames of a recording. `column` of the phones is asked: ipa, manner, word, or a class of
     `articulation`, such as place, voicing or height.
 
-    Chosen is on the training speakers and scored on the others. Where one side has no phones, half of the speakers are
-    the one, and of a single speaker half of the clips. Raises BadPhones where no phone is told.
+    Chosen is on the training speakers and scored on the others. Where either are fewer than `intervals.LEAST`, half of
+    all speakers are the one, and of a single speaker half of the clips. What is no phone, such as a corpus's marks of
+    something else, is not asked. Raises BadPhones where no phone is told.
     """
     windows, counts = recording.table("windows.csv"), frames.Activations(recording.path).counts
     clip = np.repeat(windows["clip"].to_numpy(), counts)
@@ -69,9 +71,8 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     moment = np.repeat(windows["first"].to_numpy(), counts) / speech.RATE + (within + 0.5) * 0.02
     speaker = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
     told = phones_of(run, heard)
-    if column not in told:
-        names = told.ipa.unique()
-        told[column] = told.ipa.map(articulation.classes(names, "ipa")[column]).fillna("")
+    known = articulation.classes(told.ipa.unique(), "ipa")
+    told = told.assign(**{column: told.ipa.map(known[column]).fillna("")}) if column not in told else told
     where = phones.placed(told, clip, moment)
     label = phones.labels(told, where, column, TOLERANCE)
     here = label != ""
@@ -84,17 +85,10 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
 
 
 def _choosing(train: np.ndarray, known: codes.Frames, seed: int) -> tuple[np.ndarray, str]:
-    if train.any() and not train.all():
+    if min(len(np.unique(known.speaker[side])) for side in (train, ~train)) >= LEAST:
         return train, "speakers"
     half = codes.half_of(known.speaker, seed)
     return (half, "speakers") if not half.all() else (codes.half_of(known.clip, seed), "clips")
-
-
-def columns(found: index.Index, here: np.ndarray, size: int = 256) -> Iterator[csc_array]:
-    """The codes of some rows, (row,) bool, a few sides at a time: (frame, side)."""
-    sides = len(found.firings) - 1
-    for first in range(0, sides, size):
-        yield codes.only(found.columns(first, min(first + size, sides)), here)
 
 
 def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column: str = "ipa", **which) -> Recipe:
@@ -105,18 +99,20 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
     def score(folder: Path, clips: Step, activations: Step, built: Step) -> dict:
         known = asked(run, table(run, clips), activations, column, seed)
         found = index.Index(built.path)
-        parts = tqdm(columns(found, known.here), desc=f"asking the {of}", unit=" parts", total=-(-_sides(found) // 256))
+        total = -(-found.sides // 256)
+        parts = tqdm(codes.by_parts(found, known.here), desc=f"asking the {of}", unit=" parts", total=total)
         told = detectors.dictionary_score(parts, known.frames, known.choosing, seed=seed)
         told.table.to_csv(folder / "labels.csv", index=False)
         np.save(folder / "draws.npy", told.draws)
-        facts = {"f1": told.f1, "low": told.low, "high": told.high, "features": _sides(found), "apart": known.apart}
-        counted = told.table[told.table.counted]
-        return facts | {"labels": len(counted), "chance": float(counted.chance.mean()), "frames": len(known.choosing)}
+        facts = {"f1": told.f1, "low": told.low, "high": told.high, "features": found.sides, "apart": known.apart}
+        counted, scored = told.table[told.table.counted], known.frames.speaker[~known.choosing]
+        facts |= {"labels": len(counted), "chance": float(counted.chance.mean()), "speakers": len(np.unique(scored))}
+        return facts | {"frames": len(known.choosing)}
 
     return Recipe(
-        "detection", score, {"seed": seed, "column": column, "phones": alignments_of(run)},
+        "detection", score, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(detectors, codes, phones, articulation, index, detection, asked, _choosing, phones_of, table),
+        code=(detectors, codes, phones, index, detection, asked, _choosing, *TELLING, table),
         by=made_by(run, "06"), label=f"{column} from the {of} of {site}",
     )  # fmt: skip
 
@@ -141,10 +137,6 @@ def read(step: Step, name: str) -> pd.DataFrame:
     return step.table(name, dtype=texts, na_values={column: [""] for column in numbers})
 
 
-def _sides(found: index.Index) -> int:
-    return len(found.firings) - 1
-
-
 def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: str = "ipa", **which) -> Recipe:
     """`features.csv`: a row a side of a feature, the label that goes best with it and its scores, what chance gives,
     and when in the phone it fires; `labels.csv`: frames of each label and how many features were found for it.
@@ -158,7 +150,7 @@ def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: 
     def answer(folder: Path, clips: Step, activations: Step, built: Step) -> dict:
         known = asked(run, table(run, clips), activations, column, seed)
         found = index.Index(built.path)
-        every = found.columns(0, _sides(found))
+        every = found.columns(0, found.sides)
         mine = codes.only(every, known.here)
         scores = selectivity.scores(mine, known.frames, known.choosing)
         verdict, shifted = _against_chance(mine, known.frames, seed)
@@ -180,10 +172,10 @@ def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: 
         return tested | {"features": len(told), "apart": known.apart, "frames": len(known.choosing)}
 
     return Recipe(
-        "answers", answer, {"seed": seed, "column": column, "phones": alignments_of(run)},
+        "answers", answer, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(selectivity, codes, chance, timing, phones, articulation, index, answers, asked, _choosing,
-              _against_chance, _lags, _stage, _f1_of_always, phones_of, table),
+        code=(selectivity, codes, chance, timing, phones, index, answers, asked, _choosing,
+              _against_chance, _lags, _stage, _f1_of_always, *TELLING, table),
         by=made_by(run, "06"), label=f"what the {of} of {site} say of each {column}",
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
@@ -29,11 +28,8 @@ from whisper_sae import (
     hub,
     listening,
     logmel,
-    measure,
     model,
     packing,
-    phones,
-    probes,
     shards,
     speech,
     text,
@@ -115,7 +111,7 @@ def folders(run: Profile, seed: int) -> dict[str, Path]:
     return {name: places.find(place).folder for name, place in _made(run, seed).items()}
 
 
-def _lying_here(run: Profile) -> dict[str, Path]:
+def lying_here(run: Profile) -> dict[str, Path]:
     """The directories of the corpora that are not copied first; of a copy there is nothing but sound and its table."""
     here = {name: place for name, place in corpora(run, 0).items() if isinstance(place, Path)}
     return {name: places.find(place).folder for name, place in here.items()}
@@ -410,228 +406,14 @@ def windows_of(heard: pd.DataFrame, windows: pd.DataFrame, split: str) -> np.nda
     return (heard.split.to_numpy() == split)[windows["clip"].to_numpy()]
 
 
-# ------------------------------------------------------------------------------- what is written, what is known
-
-
-def transcripts(run: Profile, seed: int) -> Recipe:
-    """`transcripts.csv`: what the model writes of each clip, and the word errors in it; the windows of a long clip
-    are written one by one and joined."""
-
-    def write(folder: Path, clips: Step) -> dict:
-        whisper = model.load(run.model, run.device)
-        heard = table(run, clips)
-        windows = speech.windows(heard, whisper.window)
-        normalise = text.normaliser(whisper)
-        wrote = []
-        starts = range(0, len(windows), run.batch_windows)
-        for first in tqdm(starts, desc="writing", unit=" batches"):
-            numbers = range(first, min(first + run.batch_windows, len(windows)))
-            mels = model.mel(whisper, [sound_of(heard, windows, number) for number in numbers])
-            wrote += text.transcribe(whisper, mels)
-        joined = pd.Series(wrote).groupby(windows["clip"].to_numpy()).agg(" ".join)
-        found = text.errors(heard.text.tolist(), joined.tolist(), normalise)
-        found = found.assign(id=heard.id, said=heard.text, heard=joined.to_numpy())
-        found[["id", "said", "heard", *found.columns[:-3]]].to_csv(folder / "transcripts.csv", index=False)
-        return {"clips": len(found), "words": int(found.words.sum()), "device": str(whisper.device)}
-
-    params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
-    return Recipe(
-        "transcripts", write, params, code=(speech, *HEARING, text, transcripts, table),
-        needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
-    )  # fmt: skip
-
-
-def word_errors(wrote: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
-    """Word error rate of clips with speech, in all or in each group of a column: a 95 % interval over speakers."""
-    spoken = wrote[wrote.words > 0]
-    rows = []
-    for name, group in [("all", spoken)] if by is None else spoken[spoken[by] != ""].groupby(by):
-        voices = group.groupby(group.speaker.where(group.speaker != "", group.id))[["errors", "words"]].sum()
-        low, high = measure.ratio_interval(voices.errors.to_numpy(), voices.words.to_numpy())
-        rate = voices.errors.sum() / voices.words.sum()
-        rows.append((by or "", name, len(voices), len(group), int(voices.words.sum()), rate, low, high))
-    return pd.DataFrame(rows, columns=["by", "group", "speakers", "clips", "words", "WER", "WER_low", "WER_high"])
-
-
-def phones_of(run: Profile, heard: pd.DataFrame) -> pd.DataFrame:
-    """When each phone of the clips `heard` sounds, where their corpora tell: `phones.read`, and `clip`, its row.
-
-    `ipa`, `manner` ("phone") and `word`, `word_index` ("", -1) are there whether a corpus tells them or not.
-    """
-    told = [phones.read(folder) for folder in _lying_here(run).values()]
-    told = pd.concat(told or [phones.none()], ignore_index=True)
-    row = pd.Series(heard.index, index=[str(Path(path).resolve()) for path in heard.path])
-    told = told.assign(clip=told.path.map(row)).dropna(subset="clip").astype({"clip": int})
-    for name, value in {"ipa": told.phone, "manner": "phone", "word": ""}.items():
-        told[name] = told[name].fillna(value) if name in told else value
-    number = told.word_index if "word_index" in told else pd.Series(-1, index=told.index)
-    told["word_index"] = pd.to_numeric(number, errors="coerce").fillna(-1).astype(int)
-    return told.reset_index(drop=True)
-
-
-def alignments_of(run: Profile) -> dict[str, str]:
-    """For the key of a result: all that the corpora tell of their phones."""
-    return {name: phones.digest(folder) for name, folder in _lying_here(run).items()}
-
-
-def change_at_phones(whisper: model.Whisper, heard: pd.DataFrame, told: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """How much the sound changes around the start of the phones of each manner: (manner, offset in mel frames).
-
-    "chance" is as many moments drawn at random from the same clips.
-    """
-    rng, lines, kinds = np.random.default_rng(seed), [], []
-    for clip, rows in told.groupby("clip"):
-        mel = model.mel(whisper, [excerpts.excerpt(heard.path[clip], 0, whisper.window)])[0].cpu().numpy()
-        anywhere = rng.uniform(rows.start.min(), rows.end.max(), len(rows))
-        for kind, moments in [*rows.groupby("manner").start, ("chance", anywhere)]:
-            lines.append(phones.change_around(mel, moments))
-            kinds += [kind] * len(moments)
-    return pd.DataFrame(np.concatenate(lines)).groupby(kinds).mean()
-
-
-def speakers_apart(heard: pd.DataFrame, told: pd.DataFrame) -> bool:
-    """Whether phones are told of two training speakers or more, and of another: what `phone_probe` needs."""
-    clips_told = heard.loc[told["clip"].unique()]
-    train = clips_told.split == "train"
-    return clips_told.speaker[train].nunique() > 1 and not train.all()
+def at(run: Profile, site: str) -> Profile:
+    """The same run, of one site alone."""
+    return replace(run, sites=(site,), focus=site)
 
 
 def twin(run: Profile) -> Profile:
     """The same run with a model of the same config that was never trained: what architecture alone gives."""
     return replace(run, model=model.UNTRAINED + run.model)
-
-
-def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_000) -> Recipe:
-    """`read.csv`: how many phones a linear probe reads right, for each speaker it never met and each of its inputs.
-
-    Inputs: log-mel of the frame; log-mel with 80 ms around it, turned down to as many principal directions as the model
-    is wide; each recorded encoder site; the same of the untrained twin; and the commonest phone, said every time. It is
-    fitted on at most `fitted` frames of the training speakers and asked about at most `asked` of all others.
-    """
-    other = twin(run)
-
-    def read(folder: Path, clips: Step, activations: Step, untrained: Step) -> dict:
-        heard, windows = table(run, clips), activations.table("windows.csv")
-        store, nothing = frames.Activations(activations.path), frames.Activations(untrained.path)
-        whisper = model.load(run.model, run.device)
-        window = np.repeat(np.arange(len(windows)), store.spans[:, 2])  # (row,)
-        truth = _phone_of_each_row(run, heard, windows, store.spans[:, 2])
-        clip = windows["clip"].to_numpy()[window]
-        speaker = heard.speaker.to_numpy()[clip]
-        known, train = truth != "", (heard.split == "train").to_numpy()[clip]
-        rng = np.random.default_rng(seed)
-        fit_on, ask = (
-            np.sort(rng.permutation(np.flatnonzero(known & side))[:most])
-            for side, most in ((train, fitted), (~train, asked))
-        )
-        if not len(fit_on) or not len(ask):
-            raise phones.BadPhones("phones: no corpus of this profile tells the phones of both kinds of speakers")
-        mels = _mel_rows(whisper, heard, windows)
-        wide = probes.with_context(mels, window, 4)
-        turned = PCA(whisper.config.d_model, random_state=seed).fit(wide[fit_on])
-        inputs = {
-            ("log-mel", "this frame"): lambda rows: mels[rows],
-            ("log-mel", "±80 ms"): lambda rows: turned.transform(wide[rows]),
-        }
-        for label, held in (("trained", store), ("untrained", nothing)):
-            for site in store.sites:
-                inputs[label, site] = lambda rows, held=held, site=site: held.rows(site).take(rows).numpy()
-        commonest = pd.Series(truth[fit_on]).mode()[0]
-        told = {("chance", "commonest phone"): np.full(len(ask), commonest)}
-        for name, take in tqdm(inputs.items(), desc="reading phones", unit=" probes"):
-            probe = probes.tuned(take(fit_on), truth[fit_on], speaker[fit_on], seed=seed)
-            told[name] = probe.predict(take(ask))
-        rows = [
-            {"input": kind, "site": site, "speaker": who, "right": share}
-            for (kind, site), said in told.items()
-            for who, share in probes.by_speaker(said == truth[ask], speaker[ask]).items()
-        ]
-        pd.DataFrame(rows).to_csv(folder / "read.csv", index=False)
-        return {"phones": len(set(truth[fit_on])), "fitted": len(fit_on), "asked": len(ask)}
-
-    return Recipe(
-        "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "phones": alignments_of(run)},
-        code=(speech, *HEARING, frames, phones, probes, phone_probe, phones_of, _mel_rows, _phone_of_each_row, table),
-        needs={"clips": clips(run, seed), "activations": activations(run, seed), "untrained": activations(other, seed)},
-        by=made_by(run, "00"), label="phone probe",
-    )  # fmt: skip
-
-
-def _phone_of_each_row(run: Profile, heard: pd.DataFrame, windows: pd.DataFrame, count: np.ndarray) -> np.ndarray:
-    """The phone in the middle of each stored frame, "" where none is: (row,) of `count` frames a window."""
-    told = dict(list(phones_of(run, heard).groupby("clip")))
-    found = []
-    for number, frames_here in enumerate(count):
-        clip, first = windows.loc[number, ["clip", "first"]]
-        moments = first / speech.RATE + (np.arange(frames_here) + 0.5) * 0.02
-        here = told.get(clip)
-        row = phones.at(here, moments) if here is not None else np.full(frames_here, -1)
-        names = here.phone.to_numpy(str) if here is not None else np.array([""])
-        found.append(np.where(row >= 0, names[row], ""))
-    return np.concatenate(found)
-
-
-def _mel_rows(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -> np.ndarray:
-    """The log-mel under each valid frame of every window, both of its halves: (row, 2 · mel bins)."""
-    found = []
-    for number in tqdm(range(len(windows)), desc="log-mel", unit=" windows"):
-        sound = sound_of(heard, windows, number)
-        valid = -(-len(sound) // whisper.samples_a_frame)
-        mel = model.mel(whisper, [sound])[0].T.cpu().numpy()  # (mel frame, mel bin)
-        found.append(mel[: 2 * valid].reshape(valid, -1))
-    return np.concatenate(found)
-
-
-def askable(heard: pd.DataFrame, labels: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The labels that a probe can be asked about: two values or more, two speakers or more of each.
-
-    What else makes speakers alike is kept where each value then still has two speakers in every such group."""
-    cast = heard[heard.speaker != ""].drop_duplicates("speaker")
-    found = {}
-    for label, others in labels.items():
-        known = cast[cast[label] != ""]
-        crossed = known.groupby([label, *others]).size()
-        if known[label].nunique() > 1 and known[label].value_counts().min() > 1:
-            found[label] = others if crossed.min() > 1 else []
-    return found
-
-
-def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe:
-    """`read.csv`: how often each speaker's label is read right off the means of its clips, by probes that never met the
-    speaker; from log-mel and from each encoder site. `labels` names, for each, what else makes speakers alike."""
-
-    def read(folder: Path, clips: Step, activations: Step) -> dict:
-        heard = table(run, clips)
-        means = {"log-mel": _mel_means(run, heard, activations)}
-        means |= {site: clip_means(run, clips, activations, site) for site in activations.facts["sites"]}
-        rows = []
-        for site, x in tqdm(means.items(), desc="reading labels", unit=" inputs"):
-            for label, others in labels.items():
-                known = (heard.speaker != "") & (heard[label] != "") & np.isfinite(x).all(axis=1)
-                alike = heard[known][others].agg(" ".join, axis=1) if others else None
-                said = probes.unheard(x[known], heard[label][known], heard.speaker[known], alike, seed=seed)
-                shares = probes.by_speaker(said, heard.speaker[known])
-                chance = heard[known].drop_duplicates("speaker")[label].value_counts(normalize=True).max()
-                rows += [(label, site, who, share, chance) for who, share in shares.items()]
-        table_ = pd.DataFrame(rows, columns=["label", "site", "speaker", "right", "chance"])
-        table_.to_csv(folder / "read.csv", index=False)
-        return {"labels": list(labels), "inputs": len(means)}
-
-    return Recipe(
-        "label-probe", read, {"seed": seed, "labels": labels},
-        code=(speech, *HEARING, frames, probes, label_probe, clip_means, _mel_means, _mel_rows, table),
-        needs={"clips": clips(run, seed), "activations": activations(run, seed)},
-        by=made_by(run, "00"), label="label probe",
-    )  # fmt: skip
-
-
-def _mel_means(run: Profile, heard: pd.DataFrame, activations: Step) -> np.ndarray:
-    """The mean log-mel of each clip's frames of speech: (clip, 2 · mel bins), NaN where it has none."""
-    windows, held = activations.table("windows.csv"), frames.Activations(activations.path)
-    mels = _mel_rows(model.load(run.model, run.device), heard, windows)
-    speaking = held.valid_kinds() == speech.SPEECH
-    clip = np.repeat(windows["clip"].to_numpy(), held.spans[:, 2])
-    return pd.DataFrame(mels[speaking]).groupby(clip[speaking]).mean().reindex(range(len(heard))).to_numpy()
 
 
 def clip_means(run: Profile, clips: Step, activations: Step, site: str) -> np.ndarray:

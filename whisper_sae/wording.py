@@ -78,10 +78,7 @@ def _commonest(said: untimed.Tokens) -> untimed.Tokens:
 
 def _profiles(found: index.Index, kept: np.ndarray, clip: np.ndarray, clips: int, bins: int) -> np.ndarray:
     """The highest of each side in each part of each clip, over the rows that are `kept`: (clip, bin, side)."""
-    sides, parts = len(found.firings) - 1, []
-    for first in range(0, sides, 256):
-        some = codes.only(found.columns(first, min(first + 256, sides)), kept)
-        parts.append(untimed.profile(some, clip, clips, bins))
+    parts = [untimed.profile(some, clip, clips, bins) for some in codes.by_parts(found, kept)]
     return np.concatenate(parts, axis=2)
 
 

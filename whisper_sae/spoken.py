@@ -1,0 +1,70 @@
+"""What the corpora of a run tell of their phones and words: when each one sounds, with the row of its clip.
+
+told = spoken.phones_of(run, heard)         # a row a phone; empty where no corpus tells any
+words = spoken.words_of(run, heard)
+Recipe(..., params={"told": spoken.digests(run)}, code=(*spoken.TELLING, ...))      # a result that was made of it
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from whisper_sae import alignments, articulation, phones
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import lying_here
+
+
+def phones_of(run: Profile, heard: pd.DataFrame) -> pd.DataFrame:
+    """When each phone of the clips `heard` sounds, where their corpora tell: `phones.read`, and `clip`, its row.
+
+    `ipa`, `manner` ("phone") and `word`, `word_index` ("", -1) are there whether a corpus tells them or not. What a
+    corpus does not give in IPA is read as `articulation.ipa` does: "" for a pause or a mark that is no sound.
+    """
+    parts = [phones.read(folder) for folder in lying_here(run).values()]
+    parts = [part if "ipa" in part else part.assign(ipa=articulation.ipa(part.phone)) for part in parts]
+    told = _of_clips(pd.concat(parts or [phones.none().assign(ipa="")], ignore_index=True), heard)
+    for name, value in {"ipa": told.phone, "manner": "phone", "word": ""}.items():
+        told[name] = told[name].fillna(value) if name in told else value
+    number = told.word_index if "word_index" in told else pd.Series(-1, index=told.index)
+    told["word_index"] = pd.to_numeric(number, errors="coerce").fillna(-1).astype(int)
+    return told
+
+
+def words_of(run: Profile, heard: pd.DataFrame) -> pd.DataFrame:
+    """When each word of the clips `heard` sounds, where their corpora tell: clip (its row), start, end (seconds), word.
+
+    Of a corpus that tells no words by themselves (`phones.words`), the words of its phones.
+    """
+    parts = [phones.words(folder) for folder in lying_here(run).values()]
+    told = _of_clips(pd.concat(parts or [phones.none().assign(word="")], ignore_index=True), heard)
+    told = told[told.word.fillna("") != ""]
+    others = _of_phones(phones_of(run, heard))
+    by_themselves = heard.corpus[told["clip"].unique()].unique()
+    others = others[~others["clip"].isin(heard.index[heard.corpus.isin(by_themselves)])]
+    found = pd.concat([part[["clip", "start", "end", "word"]] for part in (others, told)], ignore_index=True)
+    return found.astype({"clip": int}).sort_values(["clip", "start"], kind="stable", ignore_index=True)
+
+
+def _of_clips(told: pd.DataFrame, heard: pd.DataFrame) -> pd.DataFrame:
+    """Rows that tell of the clips `heard`, and in `clip` of which."""
+    row = pd.Series(heard.index, index=[str(Path(path).resolve()) for path in heard.path])
+    told = told.assign(clip=told.path.map(row)).dropna(subset="clip")
+    return told.astype({"clip": int}).reset_index(drop=True)
+
+
+def _of_phones(told: pd.DataFrame) -> pd.DataFrame:
+    spoken = told[(told.word != "") & (told.word_index >= 0)]
+    found = spoken.groupby(["clip", "word_index"]).agg(
+        start=("start", "min"), end=("end", "max"), word=("word", "first")
+    )
+    return found.reset_index()
+
+
+TELLING = (alignments, articulation, phones.read, phones.words, phones_of, words_of, _of_clips, _of_phones)
+"""All code that decides which phones and words are told."""
+
+
+def digests(run: Profile) -> dict[str, list[str]]:
+    """For the key of a result: all that the corpora tell of their phones and words."""
+    here = lying_here(run)
+    return {name: [alignments.digest(folder, kind) for kind in ("phones", "words")] for name, folder in here.items()}
