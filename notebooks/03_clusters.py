@@ -69,8 +69,6 @@ if len(islands):
         + "; ".join(f"{one.map}: {one.trustworthiness:.2f}" for one in trust[:2].itertuples()),
         caption=f"A point is a clip, {len(islands):,} in all; what is not told is grey. Axes have no meaning.",
     )
-
-# %% tags=["hide-input"]
 figures.table(trust, caption="How far to trust each map, by the ten nearest neighbours of each point.")
 for why in filter(None, (laid.facts["why_clips"], laid.facts["why_directions"])):
     figures.say(f"A map is missing: {why}.")
@@ -266,6 +264,29 @@ figures.say(
 )
 
 # %% [markdown]
+# What becomes of a feature when there is room for more? A dictionary with half as many latents is trained on the same frames. A
+# feature of the larger one is **linked** to the nearest of the smaller if their cosine is 0.5 or more and the smaller's fires on at least
+# half of its frames; a parent with two children or more was **split**. *First*: the share of the parent's frames on which its
+# largest child fires; *absorbed*: on which only others do; *lost*: on which none does. By chance: directions drawn with the same covariance.
+
+# %% tags=["hide-input"]
+parents = pd.DataFrame()
+if run.expansion >= 4:
+    for needed in atlas.smaller(run, seed, run.focus):
+        store.make(needed)
+    grown_up = store.make(atlas.families_of(run, seed, run.focus))
+    parents = grown_up.table("parents.csv").sort_values(["children", "rate"], ascending=False)
+    figures.table(
+        parents.head(6), caption="The parents with most children: how often they fire, and what became of their frames."
+    )
+    mine, facts = parents[parents.children > 0], grown_up.facts
+    figures.say(
+        f"Of {len(grown_up.table('children.csv'))} features {facts['linked']} have a parent among {facts['latents']} ({facts['by_chance']} by chance); "
+        f"{facts['split']} parents were split, and {(parents.children == 0).sum()} of {len(parents)} have no child. Of a parent's frames "
+        f"{mine['first'].median():.0%} are its first child's, {mine.absorbed.median():.0%} absorbed, {mine.lost.median():.0%} lost (medians)."
+    )
+
+# %% [markdown]
 # A mean hides how strongly a feature fires, and on how many frames. Expect silence almost everywhere, and, where the
 # dictionary has a threshold, a gap between silence and the weakest call, the wider the rarer a feature. From frequent to rare:
 
@@ -349,7 +370,7 @@ news += (
     if len(forest)
     else []
 )
-saved = {"trust": trust, "foremost": foremost, "accents": splits, "pairs": pairs, "forest": forest}
+saved = {"trust": trust, "foremost": foremost, "accents": splits, "pairs": pairs, "families": parents, "forest": forest}
 for name in tables:
     saved |= {f"silhouettes_{name.replace(' ', '_')}": tables[name], f"told_{name.replace(' ', '_')}": telling[name][0]}
 steps = [clips, codes, averaged, laid, *grouped.values(), asked_thrice]

@@ -1,5 +1,6 @@
 """What the page of maps and clusters is drawn from: means of valid frames, in order, or a reason why there are none."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_clusters_maps_and_forests_are_of_the_clips_in_their_order(made):
     assert (index.Index(here.codes.path).rates[way.feature] > 0).all() and set(trust.of) == {"clips", "directions"}
     read = store.make(atlas.forests(here.run, 0, SITE)).table("read.csv")
     assert read.split.tolist() == ["frames", "speakers", "frames"] and read.speakers.tolist() == [6, 6, 6]
+
+
+def test_a_dictionary_half_as_large_lives_on(made, monkeypatch):
+    monkeypatch.setattr(atlas, "MOST_TOGETHER", 900)  # some of the rows
+    here = made(expansion=4)
+    for recipe in atlas.smaller(here.run, 0, SITE):
+        store.make(recipe)
+    step = store.make(atlas.families_of(here.run, 0, SITE))
+    children, parents = step.table("children.csv"), step.table("parents.csv")
+    assert step.facts["latents"] == 2 * here.acts.facts["sites"][SITE] and 900 <= step.facts["frames"] < 1100
+    assert step.facts["linked"] == children.linked.sum() == parents.children.sum()
+    assert len(children) <= 4 * here.acts.facts["sites"][SITE] and (children.inside[children.linked] >= 0.5).all()
+    with pytest.raises(ValueError, match="expansion: 3 cannot be halved"):
+        atlas.families_of(replace(here.run, expansion=3), 0, SITE)
 
 
 def test_too_little_of_everything_gives_reasons_and_no_tables(made):

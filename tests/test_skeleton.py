@@ -73,7 +73,7 @@ MAY_IMPORT = {
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "phones", "selectivity", "speech",
                   "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
-              "codes", "maps", "clusters", "forest", "trees", "excerpts"},
+              "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
     "figures_of_clusters": {"figures"},  # the same inks
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ These recipes stand on those of `meaning` and are used like them. Means are over
 features of the dictionary say, and come from the index of a site, some features at a time.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from scipy.sparse import hstack
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import clusters, forest, index, maps, sae, speech, trees
+from whisper_sae import clusters, families, forest, index, maps, sae, speech, trees
 from whisper_sae import codes as sparse_codes
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.excerpts import excerpt
@@ -26,6 +27,9 @@ from whisper_sae.store import Recipe, Step
 
 MOST_CLIPS, MOST_DIRECTIONS, MOST_FRAMES = 1_000, 2_000, 3_000
 """What maps, clusters and forests look at, at most; drawn at random where there is more."""
+
+MOST_TOGETHER = 500_000
+"""On about so many rows it is asked which features of two dictionaries fire together."""
 
 FIRINGS = 1 << 22
 """About so many firings are read from an index at a time."""
@@ -200,6 +204,46 @@ def joint(codes: Step, trained: Step, most: int = 40, seed: int = 0) -> Joint:
     strongest = pairs.correlation.abs().sort_values(ascending=False, kind="stable").index
     chance = float(np.quantile(np.abs(slid[one, other]), 0.95))
     return Joint(features, found, pairs.loc[strongest].reset_index(drop=True), chance)
+
+
+def smaller(run: Profile, seed: int, site: str) -> tuple[Recipe, Recipe]:
+    """A dictionary of half as many latents, and its index. Raises ValueError where `expansion` is below 4."""
+    if run.expansion < 4:
+        raise ValueError(f"expansion: {run.expansion} cannot be halved; 4 is the least")
+    half = replace(run, expansion=run.expansion // 2)
+    return dictionary(half, seed, site), codes(half, seed, site)
+
+
+def families_of(run: Profile, seed: int, site: str) -> Recipe:
+    """`children.csv` and `parents.csv`: how a dictionary of half as many latents lives on in that of the profile, as
+    `families` tells it. What is in `smaller` has to be made before."""
+    (_, less), more = smaller(run, seed, site), codes(run, seed, site)
+
+    def link(folder: Path, few: Step, many: Step, small: Step, large: Step) -> dict:
+        of = [index.Index(step.path) for step in (few, many)]
+        here = _some_rows(of[0].starts, MOST_TOGETHER, seed)
+        said = [hstack(list(sparse_codes.by_parts(one, here)), format="csc") for one in of]
+        with torch.no_grad():
+            directions = [sae.load(step.path).W_dec.numpy() for step in (small, large)]
+        found = families.families(*directions, *said, seed=seed)
+        found.children.to_csv(folder / "children.csv", index=False)
+        found.parents.to_csv(folder / "parents.csv", index=False)
+        counts = {"linked": found.linked, "split": found.split, "by_chance": found.by_chance}
+        return counts | {"latents": len(directions[0]), "frames": int(here.sum())}
+
+    return Recipe(
+        "families", link, {"site": site, "seed": seed}, by=made_by(run, "03"), label=f"families at {site}",
+        needs={"few": less, "many": more, "small": less.needs["trained"], "large": more.needs["trained"]},
+        code=(families, families_of, smaller, _some_rows, sparse_codes, index, sae.load),
+    )  # fmt: skip
+
+
+def _some_rows(starts: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """About `most` rows, in whole pieces drawn at random: (row,) bool."""
+    counts = np.diff(starts)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    drawn = order[np.cumsum(counts[order]) - counts[order] < most]
+    return np.repeat(np.isin(np.arange(len(counts)), drawn), counts)
 
 
 def mapped(run: Profile, seed: int, site: str) -> Recipe:
