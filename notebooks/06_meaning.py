@@ -232,7 +232,7 @@ if units:
 
 # %%
 classes = {}
-for column in ("manner", "place", "voicing", "height") if len(told) else ():
+for column in phonetics.askable(told, ["manner", "place", "voicing", "height"]):
     for name in ("dictionary", "MLP neurons"):
         whose, at, of = rivals[name]
         classes.setdefault(column, {})[name] = store.make(phonetics.detection(whose, seed, at, of, column))
@@ -303,12 +303,12 @@ figures.say(f"Of {len(best):,} features that go with a phone, {len(both):,} wear
 # %% [markdown]
 # ## Sounds that are not speech
 #
-# Whisper hears more than speech. Where a corpus has clips of environmental sound in classes, the best feature of a class is chosen on some folds
+# Whisper hears more than speech. Where a corpus has clips without a speaker in classes, the best feature of a class is chosen on some folds
 # and scored on another; a clip counts once.
 
 # %%
 by_input, by_kind = pd.DataFrame(), pd.DataFrame()
-if {"label", "category"} & set(heard):
+if explained.classed(heard).any():
     by_input, by_kind = explained.kinds_of_sounds(run, seed, site)
     columns = ["input", "auc", "low", "high", "by_chance", "p", "clips"]
     figures.table(by_input[columns], caption="AUC of the best feature of a class, mean over classes; 95 % interval over clips. By chance: labels dealt anew.")  # fmt: skip
