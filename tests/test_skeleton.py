@@ -18,7 +18,7 @@ TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "n
 OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
-ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas", "explorer"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -68,9 +68,14 @@ MAY_IMPORT = {
                 "untimed"},
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
                   "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
-    "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
+    "uploads": {"speech"},  # what is sound, and how it is read, is said there
+    "contrasts": {"effects"},
+    "catalogue": {"excerpts", "logmel", "media"},
+    "questions": {"catalogue", "contrasts", "labels", "media", "messages", "uploads"},  # needs no browser and no model
+    "explorer": {"galleries", "meaning", "model", "pages", "profiles", "questions", "recipes", "sae", "store"},
+    "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, where its template lies
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
-                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "phones", "selectivity", "speech",
+                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity", "speech",
                   "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},

@@ -26,6 +26,7 @@ from whisper_sae import (
     gallery,
     labels,
     logmel,
+    media,
     phones,
     phonetics,
     selectivity,
@@ -124,10 +125,10 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
         (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
         return {"features": len(numbers), "alive": len(alive)}
 
-    parts = (phone_scores, phonetics.asked, _best, _chosen, _rows, _examples, _one, _trace, *TELLING, table)
+    parts = (phone_scores, phonetics.asked, _best, _chosen, _rows, _examples, _one, *TELLING, table)
     return Recipe(
         "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
-        code=(gallery, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
+        code=(gallery, media, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
     )  # fmt: skip
 
 
@@ -249,19 +250,8 @@ def _one(drawn: Examples, heard: pd.DataFrame, number: int, row, filters: np.nda
     mel = logmel.log_mel([sound], filters, window=samples, n_fft=400, hop=160)[0].numpy()
     told = None if drawn.words is None else drawn.words.get(row.clip)
     words = () if told is None else tuple(told.itertuples(index=False, name=None))
-    clip = heard.loc[row.clip]
+    clip, trace = heard.loc[row.clip], drawn.track(number, row.clip, first, 2 * AROUND + 1)
     return Example(
-        number, row.kind, float(row.value), first / RATE, sound, mel, _trace(drawn, number, row.clip, first),
+        number, row.kind, float(row.value), first / RATE, sound, mel, trace,
         str(clip["id"]), str(clip.speaker), float(clip.duration), str(clip.text), words,
     )  # fmt: skip
-
-
-def _trace(drawn: Examples, number: int, clip: int, first: int) -> np.ndarray:
-    """What a feature says on each frame of an excerpt that begins at a sample of a clip: (frame,)."""
-    found = np.zeros(2 * AROUND + 1, dtype=np.float32)
-    for piece in np.flatnonzero(drawn.clip_of == clip):
-        said = drawn.index.trace(number, piece)
-        at = (drawn.first[piece] - first) // FRAME
-        if -len(said) < at < len(found):
-            found[max(at, 0) : max(at + len(said), 0)] = said[max(-at, 0) : max(-at, 0) + len(found) - max(at, 0)]
-    return found

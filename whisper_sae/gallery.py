@@ -8,8 +8,6 @@ Together an example takes about 10 kB, so that 300 features with five each are o
 shows is JSON in it, which the script turns into text, never into HTML.
 """
 
-import base64
-import io
 import itertools
 import json
 import math
@@ -20,19 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import soundfile
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from PIL import Image
 
 from whisper_sae.findings import write as write_whole
+from whisper_sae.media import FRAME, RATE, opus, picture
+from whisper_sae.media import text as _text
 from whisper_sae.pages import POLICY, TEMPLATE
-
-RATE, FRAME = 16_000, 320
-"""Samples a second, and samples a frame of 20 ms."""
-
-COMPRESSION, QUALITY = 0.95, 35
-"""Of Opus, 0 to 1, and of WebP, 1 to 100."""
 
 SHOWN = {
     "label": "what it may stand for",
@@ -140,24 +132,6 @@ def _media(one: Example) -> dict:
     return {"sound": _text(opus(one.sound)), "picture": _text(picture(one.mel))}
 
 
-def opus(sound: np.ndarray) -> bytes:
-    """A sound, (sample,) at 16 kHz, raised to 0.95 of full scale: Opus in Ogg. Silence stays silent."""
-    loudest = float(np.abs(sound).max(initial=0))
-    file = io.BytesIO()
-    raised = np.asarray(sound, np.float32) * np.float32(0.95 / loudest if loudest > 1e-5 else 1)
-    soundfile.write(file, raised, RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION)
-    return file.getvalue()
-
-
-def picture(mel: np.ndarray) -> bytes:
-    """A spectrogram, (mel bin, column), as a grey WebP: low frequencies at the bottom, the loudest white."""
-    low, high = float(mel.min()), float(mel.max())
-    grey = np.round(255 * (mel - low) / (high - low if high > low else 1)).astype(np.uint8)[::-1]
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(grey)).save(file, "WEBP", quality=QUALITY, method=6)
-    return file.getvalue()
-
-
 def write(path: str | Path, features: pd.DataFrame, examples: dict | Iterable[Example], *, title: str,
           about: str = "", banner: str = "", home: str = "index.html", aside: str = "") -> dict:  # fmt: skip
     """Write the page, whole or not at all; returns how many `features`, `examples`, `excerpts` and `bytes` it has.
@@ -212,7 +186,3 @@ def _plain(value):
     if isinstance(value, float | np.floating):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return None if value is None or value is pd.NA or value is pd.NaT else str(value)
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
