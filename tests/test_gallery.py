@@ -110,7 +110,7 @@ def test_nothing_gets_out_of_its_place(page):
     assert "<" not in soup.find(id="data").string
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", text)
     assert "default-src 'none'" in soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
-    script = (gallery.TEMPLATE / "gallery.js").read_text(encoding="utf-8")
+    script = "".join((gallery.TEMPLATE / name).read_text(encoding="utf-8") for name in ("drawing.js", "gallery.js"))
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|fetch\(|\bhttps?://(?!www\.w3\.org)", script
     )
@@ -176,7 +176,7 @@ def test_a_browser_filters_sorts_and_plays(page, tmp_path, width):
         and told["outside"] == [f"{100 * 0.1 / 0.42:.4f}%"]
     )
     assert told["curves"] == ["up", "down"] and told["said"].split() == ["one", "<mark>two</mark>", "three"]
-    assert "2 in the middle, in “two”" in told["stage"] and "5 of 21 frames" in told["stage"]
+    assert "2 there, in “two”" in told["stage"] and "5 of 21 frames" in told["stage"]
     for seconds, peak in told["decoded"]:
         assert seconds == pytest.approx(0.42, abs=0.002) and 0.5 < peak < 1.5
     assert told["picture"] == [42, 80] and told["moved"] and told["playing"] == [1, "Pause example 1, loudest", ""]

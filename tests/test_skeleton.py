@@ -18,7 +18,8 @@ TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "n
 OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
-ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas", "explorer"}
+ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"explorer"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -71,9 +72,10 @@ MAY_IMPORT = {
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "contrasts": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},
-    "questions": {"catalogue", "contrasts", "labels", "media", "messages", "uploads"},  # needs no browser and no model
-    "explorer": {"galleries", "meaning", "model", "pages", "profiles", "questions", "recipes", "sae", "store"},
-    "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, where its template lies
+    "questions": {"catalogue", "contrasts", "labels", "media", "messages", "uploads"},  # no browser, no model
+    "explorer": {"galleries", "meaning", "messages", "model", "pages", "profiles", "questions", "recipes", "sae",
+                 "store", "uploads"},
+    "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, its template
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity", "speech",
                   "spoken", "timing"},

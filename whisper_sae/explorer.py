@@ -4,20 +4,107 @@
     explorer.explore(run, of="neurons")              # the same without a dictionary
     asked = explorer.questions(run, 0, run.focus)    # without a browser: see `questions`
 
-What is seen is drawn in the browser; what is asked is answered here, and the two speak over the channel that the
-notebook has anyway. No server is started, no port is opened, and no file is named by who asks.
+Dictionary and neurons are there side by side where both have an index. What is seen is drawn in the browser, what is
+asked is answered here, and the two speak over the channel that the notebook has anyway. No server is started, no port
+is opened, and no file is named by who asks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import anywidget
 import numpy as np
 import torch
+import traitlets
 from scipy.sparse import csc_array
 from transformers import WhisperFeatureExtractor
 
-from whisper_sae import galleries, meaning, model, recipes, sae, store
+from whisper_sae import galleries, meaning, model, recipes, sae, store, uploads
+from whisper_sae.messages import Message
+from whisper_sae.pages import TEMPLATE
 from whisper_sae.profiles import Profile
 from whisper_sae.questions import Questions
+
+CHUNK = 1 << 21
+"""The most bytes of a part of a sound: a notebook server takes messages of less than 10 MiB."""
+
+
+def explore(run: Profile, seed: int = 0, site: str = "", of: str | Sequence[str] = ("dictionary", "neurons"), *,
+            feature: int | None = None, **options) -> "Explorer":  # fmt: skip
+    """The explorer of a site, the run's focus if none is named, to be displayed in a notebook.
+
+    `of` names one or several of `meaning.INPUTS`; of several, those that have an index. `feature` is the one to begin
+    with, or else the one that fires most often. `options` are those of `questions`. Raises store.NotMade, which says
+    what makes it, where there is none.
+    """
+    wanted, found, lacking = [of] if isinstance(of, str) else list(of), {}, None
+    for name in wanted:
+        try:
+            found[name] = questions(run, seed, site, name, **options)
+        except store.NotMade as error:
+            lacking = lacking or error
+    if not found:
+        raise lacking
+    return Explorer(found, feature)
+
+
+class Explorer(anywidget.AnyWidget):
+    """Questions in a notebook, by the name of what they are about; the first is shown first. See `explore`."""
+
+    _esm = traitlets.Unicode().tag(sync=True)
+    _css = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, asked: Mapping[str, Questions], feature: int | None = None):
+        self.asked, self.feature, self.parts = dict(asked), feature, {}
+        first = next(iter(self.asked.values()))
+        if feature is not None and not 0 <= feature < first.index.features:
+            raise ValueError(f"feature: there is no {feature}; there are {first.index.features}")
+        text = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in
+                ("drawing.js", "explorer.js", "drawing.css", "explorer.css")}  # fmt: skip
+        super().__init__(
+            _esm=text["drawing.js"] + text["explorer.js"],
+            _css=f".whisper-explorer {{\n{text['drawing.css']}}}\n{text['explorer.css']}",
+        )
+        self.on_msg(self._hear)
+
+    def _hear(self, _widget, content: Mapping, buffers: Sequence) -> None:
+        """Answer what the browser asks: {"id", "question"}, and for a sound its bytes beside it."""
+        if isinstance(content, Mapping) and "id" in content:
+            data = b"".join(bytes(part) for part in buffers or [])
+            self.send({"id": content["id"], "answer": self.answer(content.get("question"), data)})
+
+    def answer(self, question, data: bytes = b"") -> dict:
+        """The answer to a question, or {"error": one line}; `source` says which of the questions' sources is meant."""
+        try:
+            told = Message(question)
+            if told.given.get("ask") == "about":
+                return {"sources": [self._about(name) for name in self.asked]}
+            asked = self.asked[told.one_of("source", list(self.asked), next(iter(self.asked)))]
+            if told.given.get("ask") == "upload" and told.has("parts"):
+                data = self._gathered(told, data)
+                if data is None:
+                    return {"upload": None}
+            return asked.answer(told.given, data)
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def _about(self, name: str) -> dict:
+        told = self.asked[name].answer({"ask": "about"})
+        begin = self.feature if self.feature is not None and self.feature < told["features"] else told["fires_most"]
+        return told | {"source": name, "start": begin}
+
+    def _gathered(self, told: Message, data: bytes) -> bytes | None:
+        """All bytes of a sound whose last part this is; None where more are to come. There is one sound at a time."""
+        most = uploads.BYTES // 1000
+        which, part, parts = told.text("upload", most=40), told.whole("part", 0, most), told.whole("parts", 1, most)
+        if part == 0:
+            self.parts = {which: bytearray()}
+        if which not in self.parts:
+            raise ValueError("upload: it was broken off by another one")
+        if len(data) > CHUNK or len(self.parts[which]) + len(data) > uploads.BYTES:
+            self.parts = {}
+            raise ValueError(f"upload: more than {uploads.BYTES / 1e6:.0f} MB, or a part of more than {CHUNK:,} bytes")
+        self.parts[which] += data
+        return bytes(self.parts.pop(which)) if part == parts - 1 else None
 
 
 def questions(run: Profile, seed: int = 0, site: str = "", of: str = "dictionary", *, upload: bool = True,

@@ -145,14 +145,16 @@ def write(path: str | Path, features: pd.DataFrame, examples: dict | Iterable[Ex
     held = examples if isinstance(examples, dict) else packed(examples)
     if lost := held["examples"].keys() - {str(row["feature"]) for row in rows}:
         raise ValueError(f"examples: there are some of feature {min(lost, key=int)}, which the table has not got")
-    files = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in ("style.css", "gallery.css", "gallery.js")}
+    names = ("style.css", "drawing.css", "gallery.css", "drawing.js", "gallery.js")
+    files = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in names}
     data = json.dumps({"features": rows} | held, separators=(",", ":"), allow_nan=False)
     for letter in "<>&":  # so that nothing in it ends the script
         data = data.replace(letter, f"\\u{ord(letter):04x}")
     environment = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("gallery.html.j2").render(
         title=title, about=about, home=home, aside=aside, run={"banner": banner}, policy=POLICY, data=Markup(data),
-        style=Markup(files["style.css"] + files["gallery.css"]), script=Markup(files["gallery.js"]),
+        style=Markup("".join(files[name] for name in names[:3])),
+        script=Markup("".join(files[name] for name in names[3:])),
     )  # fmt: skip
     write_whole(Path(path), text)
     shown = sum(map(len, held["examples"].values()))
