@@ -61,6 +61,9 @@ MAY_IMPORT = {
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "meaning",
                   "phones", "profiles", "recipes", "selectivity", "speech", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
+    "scoring": {"text"},  # how a clip's errors are named
+    "decoding": {"hooks"},  # a layer norm that can be undone
+    "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
     "explained": {"acoustics", "activations", "alignments", "chance", "codes", "correlates", "excerpts", "index",
