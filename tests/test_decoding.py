@@ -48,6 +48,23 @@ def test_those_that_end_early_leave_the_others_alone(demo, encoded):
     assert decoder.write(heard) == [decoder.write(one[None])[0] for one in heard]
 
 
+def test_a_checked_draft_is_what_would_have_been_written(demo, encoded):
+    """Whatever the draft: the transcript itself, another clip's, nothing, one that begins or ends otherwise,
+    nonsense."""
+    _, heard = encoded
+    decoder = decoder_of(demo)
+    wrote = decoder.write(heard)
+    rng = torch.Generator().manual_seed(0)
+    nonsense = torch.randint(0, 560, (len(wrote), 30), generator=rng).tolist()
+    drafts = {
+        "the same": wrote, "another's": wrote[1:] + wrote[:1], "none": [[]] * len(wrote), "nonsense": nonsense,
+        "cut": [one[:-2] for one in wrote], "longer": [[*one, 5, 6] for one in wrote],
+        "one other": [[*one[:3], 9, *one[4:]] for one in wrote], "too long": [one * 9 for one in wrote],
+    }  # fmt: skip
+    for name, some in drafts.items():
+        assert decoder.check(heard, some) == wrote, name
+
+
 def test_logits_are_those_of_the_model(demo, encoded, clips):
     _, heard = encoded
     ids, _ = text.given(demo, clips.text.tolist())
@@ -92,12 +109,13 @@ def test_suppressed_tokens_and_the_length_are_as_generate_has_them(demo, encoded
     before, demo.whole.generation_config = demo.whole.generation_config, GenerationConfig.from_dict(told)
     try:
         wrote = decoder_of(demo).write(heard)
+        checked = decoder_of(demo).check(heard, first)
         demo.whole.generation_config = GenerationConfig.from_dict(told)
         theirs = text.transcribe(demo, mels)
     finally:
         demo.whole.generation_config = before
     assert [one.strip() for one in demo.tokenizer.batch_decode(wrote, skip_special_tokens=True)] == theirs
-    assert wrote != first
+    assert wrote == checked and wrote != first
     assert all(never not in one and one[:1] != [not_first] for one in wrote)
 
 

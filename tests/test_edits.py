@@ -96,7 +96,6 @@ def test_only_edits_that_can_wake_a_silent_feature_say_so():
         edits.mean([3], torch.ones(1)),
         edits.transplant([3], donor),
     ):
-        # fmt: skip
         assert bool(edit.become(zero, NOW).any()) == edit.wakes, edit.name
 
 

@@ -19,6 +19,14 @@ See = Callable[[str, Tensor, Tensor], Tensor]
 instead."""
 
 
+def _of(held: list[tuple[Tensor, Tensor]], rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of some rows."""
+    return [tuple(part[rows] for part in pair) for pair in held]
+
+
+ROUNDS = 3
+"""How often a draft is mended before it is given up: a word that is another one takes a round or two."""
+
 LEFT = 2 / 3
 """Those that have come to their end leave the batch when no more than this share goes on: leaving costs a copy."""
 
@@ -91,37 +99,74 @@ class Decoder:
     @torch.no_grad()
     def write(self, encoded: Tensor, see: See = _as_it_is) -> list[list[int]]:
         """The tokens that are written of what was heard, (row, frame, width): greedy, without prompt and end."""
-        rows = torch.arange(len(encoded), device=encoded.device)
-        heard, written = self.listened(encoded), [None] * len(self.net.layers)
-        ids = torch.tensor([self.prompt], device=encoded.device).expand(len(encoded), -1)
-        found: list[list[int]] = [[] for _ in rows]
-        going, place = torch.ones(len(rows), dtype=torch.bool), 0
+        return self._greedy(self.listened(encoded), see)
+
+    def _greedy(self, heard: list, see: See = _as_it_is) -> list[list[int]]:
+        count, device = len(heard[0][0]), heard[0][0].device
+        rows, written = torch.arange(count, device=device), [None] * len(self.net.layers)
+        ids = torch.tensor([self.prompt], device=device).expand(count, -1)
+        found: list[list[int]] = [[] for _ in range(count)]
+        going, place = torch.ones(count, dtype=torch.bool), 0
         while going.any() and place + ids.shape[1] < self.longest:
             said = self.step(ids, place, heard, written, see, rows)
             place += ids.shape[1]
-            ids = self._chosen(said[:, -1], first=place == len(self.prompt))[:, None]
+            ids = self._chosen(said[:, -1:], first=place == len(self.prompt))
             going &= ids[:, 0].cpu() != self.end
             for row, token, on in zip(rows.tolist(), ids[:, 0].tolist(), going.tolist(), strict=True):
                 if on:
                     found[row].append(token)
             if going.sum() <= LEFT * len(rows):
-                rows, ids, heard, written = self._left(going, rows, ids, heard, written)
+                here = going.nonzero().squeeze(1).to(device)
+                rows, ids, heard, written = rows[here], ids[here], _of(heard, here), _of(written, here)
                 going = going[going]
         return found
 
-    def _chosen(self, said: Tensor, first: bool) -> Tensor:
-        logits = self.out(said)
-        logits[:, self.never] = -torch.inf
-        if first:
-            logits[:, self.not_first] = -torch.inf
-        return logits.argmax(dim=-1)
+    @torch.no_grad()
+    def check(self, encoded: Tensor, drafts: list[list[int]]) -> list[list[int]]:
+        """What `write` writes, found sooner where it is near to a draft, tokens a row.
 
-    @staticmethod
-    def _left(going: Tensor, rows: Tensor, ids: Tensor, heard: list, written: list) -> tuple:
-        """Without those that have come to their end."""
-        here = going.nonzero().squeeze(1).to(rows.device)
-        heard, written = ([tuple(part[here] for part in pair) for pair in held] for held in (heard, written))
-        return rows[here], ids[here], heard, written
+        A draft is given as a whole, and where the decoder answers each token with the next one, it is what would have
+        been written. Where it does not, its first other answer takes the place of the draft's, and what is left of the
+        draft is tried behind it. Who is not through after ROUNDS writes from the beginning.
+        """
+        heard, found, guesses = self.listened(encoded), [[] for _ in drafts], [list(draft) for draft in drafts]
+        rows, most = list(range(len(drafts))), self.longest - len(self.prompt)
+        for _ in range(ROUNDS):
+            answers = self._answers(heard, [guesses[row][:most] for row in rows])
+            still = []
+            for place, row in enumerate(rows):
+                guess = guesses[row][:most]
+                at = next((n for n, token in enumerate(guess) if token != answers[place][n]), len(guess))
+                other = self.end if at == most else answers[place][at]
+                guesses[row] = guess[:at] if other == self.end else [*guess[:at], other, *guess[at + 1 :]]
+                if other == self.end:
+                    found[row] = guesses[row]
+                else:
+                    still.append(place)
+            rows = [rows[place] for place in still]
+            if not rows:
+                return found
+            heard = _of(heard, torch.tensor(still, device=encoded.device))
+        for row, tokens in zip(rows, self._greedy(heard), strict=True):
+            found[row] = tokens
+        return found
+
+    def _answers(self, heard: list, guesses: list[list[int]]) -> list[list[int]]:
+        """The token that follows each part of each guess, from the first token on: a list a row, one longer."""
+        width = max(map(len, guesses))
+        given = [[*self.prompt, *guess, *[self.end] * (width - len(guess))] for guess in guesses]
+        ids = torch.tensor(given, device=heard[0][0].device)
+        rows = torch.arange(len(ids), device=ids.device)
+        said = self.step(ids, 0, heard, [None] * len(self.net.layers), _as_it_is, rows)
+        return self._chosen(said[:, len(self.prompt) - 1 :], first=True).tolist()
+
+    def _chosen(self, said: Tensor, first: bool) -> Tensor:
+        """The tokens answered at positions, (row, position); `first`: the first of them begins the transcript."""
+        logits = self.out(said)
+        logits[..., self.never] = -torch.inf
+        if first:
+            logits[:, 0, self.not_first] = -torch.inf
+        return logits.argmax(dim=-1)
 
     # ------------------------------------------------------------------------------------------ teacher forcing
 

@@ -215,7 +215,8 @@ def tokens(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, prog
         if heard.in_decoder:
             wrote = heard.decoder.write(*_speaking(heard, several))
         else:
-            wrote = heard.decoder.write(_encoded(heard, several))
+            drafts = [heard.plain[clip] for _, clips in parts for clip in clips.tolist()]
+            wrote = heard.decoder.check(_encoded(heard, several), drafts)
         for name, clips in parts:
             for clip in clips.tolist():
                 found[name][clip] = wrote.pop(0)
