@@ -19,6 +19,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
 ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "steering"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -63,6 +64,10 @@ MAY_IMPORT = {
     "figures_of_meaning": {"by_label", "figures"},
     "scoring": {"text"},  # how a clip's errors are named
     "decoding": {"hooks"},  # a layer norm that can be undone
+    "losses": {"patching", "text"},
+    "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
+    "faithfulness": {"causal", "dictionaries", "losses", "measure", "patching", "profiles", "recipes", "scoring",
+                     "store"},
     "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},

@@ -19,7 +19,7 @@ from scipy.sparse import csc_array
 from torch import Tensor
 
 from whisper_sae import model, text
-from whisper_sae.decoding import Decoder, answering, beneath
+from whisper_sae.decoding import Decoder, See, answering, beneath
 from whisper_sae.edits import Edit
 
 BATCH = 16
@@ -167,12 +167,35 @@ def _onwards(encoder, x: Tensor, layer: int) -> Tensor:
     return encoder.layer_norm(x)
 
 
-def _speaking(heard: Heard, changes: Sequence[tuple[Change, Tensor]]):
-    """For a site of the decoder: what is given to it, and who answers there. Positions are counted as they come."""
-    encoded = heard.encoded[torch.cat([clips for _, clips in changes])]
+@dataclass
+class Run:
+    """A batch that is run: what the decoder is given, (item, frame, width), and at one of its own sites, `see()`, who
+    answers there, anew for every time that it speaks."""
+
+    heard: Heard
+    clips: Tensor
+    encoded: Tensor
+    see: Callable[[], See] | None = None
+
+    def write(self) -> list[list[int]]:
+        """The tokens of each item."""
+        if self.see is not None:
+            return self.heard.decoder.write(self.encoded, self.see())
+        return self.heard.decoder.check(self.encoded, [self.heard.plain[clip] for clip in self.clips.tolist()])
+
+
+def run_of(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Run:
+    """The batch of some changes, each with its clips."""
+    clips = torch.cat([mine for _, mine in changes])
+    if heard.in_decoder:
+        return Run(heard, clips, heard.encoded[clips], lambda: _speaking(heard, changes, clips))
+    return Run(heard, clips, _encoded(heard, changes))
+
+
+def _speaking(heard: Heard, changes: Sequence[tuple[Change, Tensor]], clips: Tensor) -> See:
+    """Who answers at a site of the decoder. It counts positions as they come, so it is good for one transcript."""
     norm = heard.whisper.decoder.layer_norm if heard.site.endswith(".normed") else None
     part_of = torch.repeat_interleave(torch.arange(len(changes)), torch.tensor([len(c) for _, c in changes]))
-    clip_of = torch.cat([clips for _, clips in changes])
     done = 0
 
     def look(x: Tensor, rows: Tensor) -> Tensor:
@@ -181,16 +204,16 @@ def _speaking(heard: Heard, changes: Sequence[tuple[Change, Tensor]]):
         done = here.stop
         for number in part_of[rows].unique().tolist():
             change, mine = changes[number][0], (part_of[rows] == number).nonzero().squeeze(1)
-            new = change.see(x[mine], clip_of[rows[mine]])
+            new = change.see(x[mine], clips[rows[mine]])
             if change.where is not None:
-                new = torch.where(change.where[clip_of[rows[mine]], here][..., None], new, x[mine])
+                new = torch.where(change.where[clips[rows[mine]], here][..., None], new, x[mine])
             said[mine] = new
         return said
 
-    return encoded, answering(heard.site, look, norm)
+    return answering(heard.site, look, norm)
 
 
-def _batches(heard: Heard, changes: Mapping[str, Change], size: int) -> Iterable[list[tuple[str, Tensor]]]:
+def batches(heard: Heard, changes: Mapping[str, Change], size: int) -> Iterable[list[tuple[str, Tensor]]]:
     """All that has to be run, as lists of (name of a change, its clips) with `size` clips together."""
     batch, room = [], size
     for name, change in changes.items():
@@ -210,13 +233,8 @@ def _batches(heard: Heard, changes: Mapping[str, Change], size: int) -> Iterable
 def tokens(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, progress: Callable = iter) -> dict:
     """{name: tokens written of each clip} under each change; nothing is run of clips that a change cannot touch."""
     found = {name: list(heard.plain) for name in changes}
-    for parts in progress(list(_batches(heard, changes, batch))):
-        several = [(changes[name], clips) for name, clips in parts]
-        if heard.in_decoder:
-            wrote = heard.decoder.write(*_speaking(heard, several))
-        else:
-            drafts = [heard.plain[clip] for _, clips in parts for clip in clips.tolist()]
-            wrote = heard.decoder.check(_encoded(heard, several), drafts)
+    for parts in progress(list(batches(heard, changes, batch))):
+        wrote = run_of(heard, [(changes[name], clips) for name, clips in parts]).write()
         for name, clips in parts:
             for clip in clips.tolist():
                 found[name][clip] = wrote.pop(0)
@@ -283,14 +301,16 @@ class Coded:
         found[np.unique(self.codes[:, list(features)].tocoo().row // self.frames.shape[1])] = True
         return found
 
-    def edit(self, edit: Edit, where: Tensor | None = None) -> Change:
-        """An edit as a change, on `where` (clip, frame), or all frames that are coded."""
+    def edit(self, edit: Edit, where: Tensor | None = None, along: Tensor | None = None) -> Change:
+        """An edit as a change, on `where` (clip, frame), or all frames that are coded. `along`, (d_sae, width), are
+        other directions than the SAE's own, for controls that are as large at the same moments."""
+        W_dec = self.coder.W_dec if along is None else along
         if self.codes is None:
-            return Change(self._as_it_speaks(edit), None, where)
+            return Change(self._as_it_speaks(edit, W_dec), None, where)
         mask = self.frames if where is None else where & self.frames
         touched = mask.any(dim=1).numpy()
         if edit.features is None:
-            return Change(self._as_it_speaks(edit), touched, mask)
+            return Change(self._as_it_speaks(edit, W_dec), touched, mask)
         mine = self.codes[:, list(edit.features)].tocsr()
         if not edit.wakes:
             fired = mine.tocoo().row
@@ -299,15 +319,15 @@ class Coded:
 
         def see(x: Tensor, clips: Tensor) -> Tensor:
             f = self._rows(mine, clips.numpy()).to(x)
-            return x + edit.added(f, clips, self.coder.W_dec)
+            return x + edit.added(f, clips, W_dec)
 
         return Change(see, touched, mask)
 
-    def _as_it_speaks(self, edit: Edit) -> Callable[[Tensor, Tensor], Tensor]:
+    def _as_it_speaks(self, edit: Edit, W_dec: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         def see(x: Tensor, clips: Tensor) -> Tensor:
             f = self.coder.encode(x)
             f = f if edit.features is None else f[..., list(edit.features)]
-            return x + edit.added(f, clips, self.coder.W_dec)
+            return x + edit.added(f, clips, W_dec)
 
         return see
 
