@@ -19,6 +19,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "steering"}
 ON_RECIPES |= {"explorer"}
 
 # Leaves import no sibling. These stand on top of them:
@@ -65,6 +66,13 @@ MAY_IMPORT = {
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
                   "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
+    "scoring": {"text"},  # how a clip's errors are named
+    "decoding": {"hooks"},  # a layer norm that can be undone
+    "losses": {"patching", "text"},
+    "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
+    "faithfulness": {"causal", "dictionaries", "losses", "measure", "patching", "profiles", "recipes", "scoring",
+                     "store"},
+    "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
@@ -74,11 +82,11 @@ MAY_IMPORT = {
     "catalogue": {"excerpts", "logmel", "media"},
     "questions": {"catalogue", "contrasts", "labels", "media", "messages", "uploads"},  # no browser, no model
     "explorer": {"galleries", "meaning", "messages", "model", "pages", "profiles", "questions", "recipes", "sae",
-                 "store", "uploads"},
+                 "store", "uploads", "controls", "steering"},
     "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, its template
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
-                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity", "speech",
-                  "spoken", "timing"},
+                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
+                  "speech", "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
     "figures_of_clusters": {"figures"},  # the same inks
