@@ -81,8 +81,8 @@ MAY_IMPORT = {
     "contrasts": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},
     "questions": {"catalogue", "contrasts", "labels", "media", "messages", "uploads"},  # no browser, no model
-    "explorer": {"galleries", "meaning", "messages", "model", "pages", "profiles", "questions", "recipes", "sae",
-                 "store", "uploads", "controls", "steering"},
+    "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "pages", "profiles", "questions",
+                 "recipes", "sae", "steering", "store", "uploads"},
     "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, its template
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",

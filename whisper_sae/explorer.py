@@ -18,7 +18,7 @@ import traitlets
 from scipy.sparse import csc_array
 from transformers import WhisperFeatureExtractor
 
-from whisper_sae import galleries, meaning, model, recipes, sae, store, uploads
+from whisper_sae import controls, galleries, media, meaning, model, recipes, sae, steering, store, uploads
 from whisper_sae.messages import Message
 from whisper_sae.pages import TEMPLATE
 from whisper_sae.profiles import Profile
@@ -119,11 +119,12 @@ def questions(run: Profile, seed: int = 0, site: str = "", of: str = "dictionary
     site = site or run.focus
     drawn = meaning.examples_in(run, seed, site, of, **which)
     heard = recipes.table(run, store.need(recipes.clips(run, seed)))
-    hearing = Hearing(run, seed, site, of, **which) if upload and of in ("dictionary", "neurons") else None
+    hearing = Hearing(run, seed, site, of, **which) if of in ("dictionary", "neurons") else None
+    steers = change and of == "dictionary" and site.rsplit(".", 1)[-1] in ("embed", "resid", "normed")
     return Questions(
         drawn, heard, filters=WhisperFeatureExtractor().mel_filters, roots=list(recipes.folders(run, seed).values()),
-        title=title or f"{of} of {site}", notes=galleries.notes(run, seed, site, of, **which), hear=hearing,
-        steer=None, searched=clips,
+        title=title or f"{of} of {site}", notes=galleries.notes(run, seed, site, of, **which),
+        hear=hearing if upload else None, steer=Steering(hearing, seed) if steers else None, searched=clips,
     )  # fmt: skip
 
 
@@ -145,7 +146,7 @@ class Hearing:
         if self._ready is None:
             whisper = model.load(self.run.model, self.run.device, precision=self.run.precision)
             if self.of == "dictionary":
-                encode = sae.load(self.folder).to(whisper.device).encode
+                encode = sae.load(self.folder).to(whisper.device)
             else:
                 mean = torch.from_numpy(np.load(self.folder / "mean.npy", allow_pickle=False)).float()
                 encode = meaning.Turned(mean, None).to(whisper.device)
@@ -160,5 +161,65 @@ class Hearing:
             part = sound[first : first + whisper.window]
             said = model.record(whisper, model.mel(whisper, [part]), [self.site])[self.site][0]
             valid = said[: -(-len(part) // whisper.samples_a_frame)]
-            parts.append(encode(valid).cpu().numpy())
+            codes = encode.encode(valid) if self.of == "dictionary" else encode(valid)
+            parts.append(codes.cpu().numpy())
         return csc_array(np.concatenate(parts))
+
+
+class Steering:
+    """What Whisper writes of a sound when features of a site are multiplied; see `steering.steer`.
+
+    What is longer than a window is heard window by window.
+    """
+
+    def __init__(self, hearing: Hearing, seed: int = 0):
+        self.hearing, self.drawn = hearing, np.random.default_rng(seed)
+
+    def __call__(self, sound: np.ndarray, scales: Mapping[int, float], start: float | None, end: float | None,
+                 control: bool) -> dict:  # fmt: skip
+        """Three transcripts, `baseline`, `reconstructed` and `edited`; `tracks` {feature: (as it is, changed)}, (frame,)
+        each; and with `control` what as many others would do, multiplied by the same, else None."""
+        seconds = (0.0 if start is None else start, np.inf if end is None else end)
+        told = self._told(sound, scales, seconds)
+        other = None
+        if control:
+            drawn = self.others(sound, list(scales))
+            again = self._told(sound, dict(zip(drawn, scales.values(), strict=False)), seconds) if drawn else told
+            other = {"features": drawn, "text": again["edited"] if drawn else again["baseline"]}
+        return told | {"control": other}
+
+    def _told(self, sound: np.ndarray, scales: Mapping[int, float], seconds: tuple[float, float]) -> dict:
+        whisper, coder = self.hearing.ready()
+        parts = []
+        for first in range(0, len(sound), whisper.window):
+            before = first / media.RATE
+            inside = tuple(max(0.0, edge - before) for edge in seconds)
+            part = sound[first : first + whisper.window]
+            parts.append(steering.steer(whisper, coder, self.hearing.site, part, scales, seconds=inside))
+        joined = {
+            name: " ".join(filter(None, (getattr(part, of) for part in parts)))
+            for name, of in {"baseline": "plain", "reconstructed": "resaid", "edited": "edited"}.items()
+        }
+        tracks = {
+            feature: [
+                np.concatenate([getattr(part, of)[feature] for part in parts]).tolist() for of in ("tracks", "after")
+            ]
+            for feature in scales
+        }
+        return joined | {"tracks": tracks}
+
+    def others(self, sound: np.ndarray, features: Sequence[int]) -> list[int]:
+        """Other features that fire in the sound, one for each, drawn among those that are like it: as often there, and as
+        long a part of what is said. Fewer where there are too few."""
+        codes = self.hearing(sound)
+        _, coder = self.hearing.ready()
+        fires = np.diff(codes.indptr)
+        length = coder.W_dec.detach().norm(dim=1).cpu().numpy()
+        size = length * np.asarray(abs(codes).sum(axis=0)).ravel() / np.maximum(fires, 1)
+        rate, found = fires / codes.shape[0], []
+        for feature in features:
+            pool = np.setdiff1d(np.flatnonzero(fires), [*features, *found])
+            if len(pool):
+                near = controls.matched(rate, size, feature, pool, min(4, len(pool)), self.drawn)
+                found.append(int(near[0]))
+        return found
