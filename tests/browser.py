@@ -70,8 +70,9 @@ class Tab:
 
     def click(self, selector: str) -> None:
         """Click in the middle of an element, as a hand does."""
-        x, y = self.run(f"""(() => {{ const one = document.querySelector({selector!r}); one.scrollIntoView({{ block: "center",
-            behavior: "instant" }}); const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()""")
+        x, y = self.run(f"""(() => {{ const one = document.querySelector({selector!r});
+            one.scrollIntoView({{ block: "center", behavior: "instant" }}); const box = one.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2]; }})()""")
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -9,9 +9,11 @@ from browser import Tab
 from whisper_sae.explorer import Explorer
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>a notebook</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>%s body { margin: 8px; background: %s; }</style></head>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>%s body { margin: 8px; background: %s; }</style></head>
 <body><main id="here"></main><script type="application/json" id="esm">%s</script><script type="module">
-const listeners = new Set(), text = (data) => { let all = ""; for (const one of new Uint8Array(data)) all += String.fromCharCode(one); return btoa(all); };
+const text = (data) => btoa(Array.from(new Uint8Array(data), (one) => String.fromCharCode(one)).join(""));
+const listeners = new Set();
 window.heard = (message) => { for (const one of [...listeners]) one(message, []); };
 const model = { on: (_, hear) => listeners.add(hear), off: (_, hear) => listeners.delete(hear),
   send: (content, _, buffers = []) => toPython(JSON.stringify({ content, buffers: buffers.map(text) })) };

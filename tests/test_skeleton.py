@@ -19,8 +19,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
-ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "steering"}
-ON_RECIPES |= {"explorer"}
+ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "explorer"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -70,6 +69,14 @@ MAY_IMPORT = {
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
     "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
+    "targeted": {"causal", "controls", "edits", "losses", "patching", "phonetics", "profiles", "recipes", "store",
+                 "targets"},
+    "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
+                "profiles", "recipes", "scoring", "store"},
+    "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
+                      "recipes", "scoring", "speech", "store"},
+    "steering": {"edits", "patching"},
+    "figures_of_patching": {"figures"},
     "faithfulness": {"causal", "dictionaries", "losses", "measure", "patching", "profiles", "recipes", "scoring",
                      "store"},
     "patching": {"decoding", "edits", "model", "text"},

@@ -37,7 +37,7 @@ def read(train: Side, asked: Side, change: Callable[[Tensor], Tensor] = lambda x
     centre = (weight[:, None] * x).mean(dim=0)
     x = x - centre
     weighed = weight[:, None] * x
-    ridge = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=torch.float64)
+    ridge = (RIDGE * x.square().mean() + 1e-12) * torch.eye(x.shape[1], dtype=torch.float64)
     probe = torch.linalg.solve(x.T @ weighed / len(x) + ridge, weighed.T @ (y - (weight * y).mean()) / len(x))
     said = ((change(asked.x).double() - centre) @ probe > 0).numpy()
     return _by_speaker(said == asked.is_it, asked)

@@ -18,7 +18,7 @@ import traitlets
 from scipy.sparse import csc_array
 from transformers import WhisperFeatureExtractor
 
-from whisper_sae import controls, galleries, media, meaning, model, recipes, sae, steering, store, uploads
+from whisper_sae import controls, galleries, meaning, media, model, recipes, sae, steering, store, uploads
 from whisper_sae.messages import Message
 from whisper_sae.pages import TEMPLATE
 from whisper_sae.profiles import Profile
@@ -175,8 +175,8 @@ class Steering:
     def __init__(self, hearing: Hearing, seed: int = 0):
         self.hearing, self.drawn = hearing, np.random.default_rng(seed)
 
-    def __call__(self, sound: np.ndarray, scales: Mapping[int, float], start: float | None, end: float | None,
-                 control: bool) -> dict:  # fmt: skip
+    def __call__(self, sound: np.ndarray, scales: Mapping[int, float], start: float | None = None,
+                 end: float | None = None, control: bool = False) -> dict:  # fmt: skip
         """Three transcripts, `baseline`, `reconstructed` and `edited`; `tracks` {feature: (as it is, changed)}, (frame,)
         each; and with `control` what as many others would do, multiplied by the same, else None."""
         seconds = (0.0 if start is None else start, np.inf if end is None else end)
@@ -209,8 +209,8 @@ class Steering:
         return joined | {"tracks": tracks}
 
     def others(self, sound: np.ndarray, features: Sequence[int]) -> list[int]:
-        """Other features that fire in the sound, one for each, drawn among those that are like it: as often there, and as
-        long a part of what is said. Fewer where there are too few."""
+        """Other features that fire in the sound, one for each, drawn among those that are like it: they fire as often
+        there, and are as long a part of what is said. Fewer where there are too few."""
         codes = self.hearing(sound)
         _, coder = self.hearing.ready()
         fires = np.diff(codes.indptr)
