@@ -174,12 +174,12 @@ def test_a_feature_is_searched_and_heard_in_a_browser(tab, widget, tmp_path, wid
 def test_from_a_clip_to_its_features_to_their_clips_and_back(tab, widget, tmp_path):
     opened(tab, widget, tmp_path, 1280)
     tab.run("document.querySelector('.example .foot button').click()")
-    tab.until("document.querySelectorAll('.top').length > 3")
+    tab.until("document.querySelectorAll('.peak-row').length > 3")
     clip = texts(tab, ".panel:not([hidden]) h3")[0]
     tab.run("document.querySelectorAll('.look')[1].click()")
-    number = texts(tab, ".top.chosen .leap")[0]
+    number = texts(tab, ".peak-row.chosen .leap")[0]
     assert texts(tab, ".pair .example b")[0] == f"Feature {number}"
-    tab.click(".top.chosen .leap")
+    tab.click(".peak-row.chosen .leap")
     tab.until(f"document.querySelector('.panel:not([hidden]) h3').textContent === 'Feature {number}'")
     assert tab.run("document.querySelector('[name=feature]').value") == number
     tab.click(".back")
@@ -208,7 +208,7 @@ def test_a_sound_of_ones_own_by_file_and_by_microphone(tab, widget, tmp_path):
             "document.querySelector('input[type=file]').value = ''; document.querySelector('.status').textContent = ''"
         )
     tab.choose_file("input[type=file]", tmp_path / "mine.wav")
-    tab.until("document.querySelectorAll('.top').length > 3")
+    tab.until("document.querySelectorAll('.peak-row').length > 3")
     assert texts(tab, ".panel:not([hidden]) h3") == ["mine.wav"]
     tab.choose_file("input[type=file]", long)
     tab.until("document.querySelector('.panel:not([hidden]) h3').textContent === 'long.wav'")
@@ -236,8 +236,8 @@ def test_a_sound_of_ones_own_by_file_and_by_microphone(tab, widget, tmp_path):
 def test_sliders_give_three_transcripts_and_a_control(tab, widget, tmp_path):
     asked = opened(tab, widget, tmp_path, 1280)
     tab.run("document.querySelector('.example .foot button').click()")
-    tab.until("document.querySelectorAll('.top').length > 3")
-    tab.click(".top .small")
+    tab.until("document.querySelectorAll('.peak-row').length > 3")
+    tab.click(".peak-row .small")
     tab.until("document.querySelector('.slider')")
     tab.run("document.querySelector('.slider input[type=range]').focus()")
     before = tab.run("document.querySelector('.slider input[type=number]').value")

@@ -88,6 +88,7 @@ def run_all(tab) -> None:
               "jupyterapp.shell.currentWidget.sessionContext.isReady", 180)  # fmt: skip
     tab.run("(async () => { const here = jupyterapp.shell.currentWidget.sessionContext; if (!here.session?.kernel) "
             "await here.changeKernel({ name: 'python3' }); })()")  # fmt: skip
+    tab.run("jupyterapp.shell.collapseLeft()")
     tab.run("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true, () => true)")
     tab.until("document.querySelector('.whisper-explorer .example img[src]')", 240)
 
@@ -103,9 +104,10 @@ def search(tab, feature: int, low: str, high: str) -> None:
 def searched_and_played(tab) -> None:
     feature = int(texts(tab, ".whisper-explorer h3")[0].split()[1])
     peaks = [float(value) for value in texts(tab, ".whisper-explorer .example .value")]
+    tab.run("document.querySelector('.whisper-explorer .status').textContent = ''")
     middle = (peaks[0] + peaks[-1]) / 2
     search(tab, feature, str(middle), "")
-    tab.until("document.querySelector('.status').textContent.includes('within the range')")
+    tab.until("document.querySelector('.whisper-explorer .status').textContent.includes('within the range')")
     shown = [float(value) for value in texts(tab, ".whisper-explorer .example .value")]
     assert 0 < len(shown) < len(peaks) and min(shown) >= middle * 0.99
     assert tab.run("document.querySelectorAll('.whisper-explorer .peaks rect').length") > 1
@@ -120,15 +122,15 @@ def asked_a_sound(tab, path: Path) -> None:
     tab.run("document.querySelector('[data-tab=clip]').click()")
     tab.choose_file(".whisper-explorer input[type=file]", path)
     tab.until("document.querySelector('.panel:not([hidden]) h3')?.textContent === 'mine.wav'", 120)
-    number = texts(tab, ".top .leap")[0]
-    tab.run("document.querySelector('.top .leap').click()")
+    number = texts(tab, ".peak-row .leap")[0]
+    tab.run("document.querySelector('.peak-row .leap').click()")
     tab.until(f"document.querySelector('.panel:not([hidden]) h3').textContent === 'Feature {number}'")
     tab.run("document.querySelector('.whisper-explorer .back').click()")
     tab.until("document.querySelector('.panel:not([hidden]) .pair .example img[src]')")
 
 
 def changed(tab) -> None:
-    tab.run("document.querySelector('.top .small').click()")
+    tab.run("document.querySelector('.peak-row .small').click()")
     tab.until("document.querySelector('.slider')")
     tab.run("document.querySelector('.slider input[type=range]').focus()")
     tab.press("End", 35)

@@ -89,7 +89,8 @@ MAY_IMPORT = {
     "catalogue": {"excerpts", "logmel", "media"},
     "questions": {"catalogue", "contrasts", "labels", "media", "messages", "uploads"},  # no browser, no model
     "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "pages", "profiles", "questions",
-                 "recipes", "sae", "steering", "store", "uploads"},
+                 "recipes", "sae", "steering", "stills", "store", "uploads"},
+    "stills": {"media"},
     "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, its template
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",

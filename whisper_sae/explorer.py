@@ -18,11 +18,14 @@ import traitlets
 from scipy.sparse import csc_array
 from transformers import WhisperFeatureExtractor
 
-from whisper_sae import controls, galleries, meaning, media, model, recipes, sae, steering, store, uploads
+from whisper_sae import controls, galleries, meaning, media, model, recipes, sae, steering, stills, store, uploads
 from whisper_sae.messages import Message
 from whisper_sae.pages import TEMPLATE
 from whisper_sae.profiles import Profile
 from whisper_sae.questions import Questions
+
+STILLS = 6
+"""Clips that a page without a kernel shows."""
 
 CHUNK = 1 << 21
 """The most bytes of a part of a sound: a notebook server takes messages of less than 10 MiB."""
@@ -65,6 +68,19 @@ class Explorer(anywidget.AnyWidget):
             _css=f".whisper-explorer {{\n{text['drawing.css']}}}\n{text['explorer.css']}",
         )
         self.on_msg(self._hear)
+
+    def _repr_mimebundle_(self, **_kwargs) -> tuple[dict, dict]:
+        """The widget, and for pages without a kernel what can be shown of it: see `stills`."""
+        told, metadata = super()._repr_mimebundle_()
+        name, asked = next(iter(self.asked.items()))
+        answer = asked.answer({"ask": "feature", "feature": self._about(name)["start"], "most": STILLS})
+        sounds, tracks = [], []
+        for row in answer["found"]:
+            clip, first, frames = row["clip"]["clip"], round(row["first"] * media.RATE), round(row["seconds"] / 0.02)
+            picture = asked.sounds.media("clip", clip, first, frames)[1]
+            sounds.append((asked.sounds.sound("clip", clip, first, frames * media.FRAME), picture))
+            tracks.append(asked.sounds.track("clip", clip, answer["feature"], first, frames))
+        return told | {"text/html": stills.shown(answer, sounds, tracks, asked.title)}, metadata
 
     def _hear(self, _widget, content: Mapping, buffers: Sequence) -> None:
         """Answer what the browser asks: {"id", "question"}, and for a sound its bytes beside it."""

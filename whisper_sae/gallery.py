@@ -26,6 +26,9 @@ from whisper_sae.media import FRAME, RATE, opus, picture
 from whisper_sae.media import text as _text
 from whisper_sae.pages import POLICY, TEMPLATE
 
+ROOM = 3_500_000
+"""Letters that whole clips may take of a page."""
+
 SHOWN = {
     "label": "what it may stand for",
     "by": "`note`, what a person thinks, or `draft`, what scores suggest",
@@ -73,8 +76,19 @@ class Example(NamedTuple):
     """(start, end, word) of the whole clip, in order, where they are known."""
 
 
-def packed(examples: Iterable[Example]) -> dict:
-    """Examples as JSON: `clips`, `excerpts` (the sound and the picture of each, once) and `examples` by feature.
+class Whole(NamedTuple):
+    """A clip from its beginning on, and the features that peak in it."""
+
+    clip: Example
+    """What is known of the clip; its `feature`, `kind`, `value` and `trace` count for nothing."""
+    peaks: tuple[tuple[int, float, float, float, np.ndarray], ...]
+    """(feature, value, share, second, trace): the peak, what share it is of the farthest value of its feature, and
+    (frame,) what the feature says over the whole of `clip.sound`; the highest first."""
+
+
+def packed(examples: Iterable[Example], wholes: Iterable[Whole] = ()) -> dict:
+    """Examples as JSON: `clips`, `excerpts` (the sound and the picture of each, once) and `examples` by feature; and
+    `wholes`, clips with their features, as many as ROOM has place for.
 
     Raises ValueError for a sound that is not whole frames, or a trace of another length.
     """
@@ -99,7 +113,28 @@ def packed(examples: Iterable[Example]) -> dict:
                     "first": round(one.first, 5),
                     "seconds": len(one.sound) / RATE,
                 } | media
-    return {"clips": list(clips.values()), "excerpts": [excerpts[n] for n in range(len(excerpts))], "examples": found}
+    told = {"excerpts": [excerpts[n] for n in range(len(excerpts))], "examples": found}
+    return told | {"wholes": _wholes(wholes, clips), "clips": list(clips.values())}
+
+
+def _wholes(wholes: Iterable[Whole], clips: dict[str, dict]) -> list[dict]:
+    found, room = [], ROOM
+    for one in wholes:
+        _check(one.clip)
+        clips.setdefault(one.clip.clip, _clip(one.clip))
+        part = {"clip": list(clips).index(one.clip.clip), "first": 0.0, "seconds": len(one.clip.sound) / RATE}
+        rows = [
+            _told(one.clip._replace(value=value, trace=trace), 0)
+            | {"feature": feature, "share": _plain(share), "at": at}
+            for feature, value, share, at, trace in one.peaks
+        ]
+        for row in rows:
+            del row["kind"], row["excerpt"]
+        found.append({"part": part | _media(one.clip), "found": rows})
+        room -= len(found[-1]["part"]["sound"]) + len(found[-1]["part"]["picture"]) + sum(len(r["trace"]) for r in rows)
+        if room < 0:
+            break
+    return found
 
 
 def _check(one: Example) -> None:
@@ -145,7 +180,10 @@ def write(path: str | Path, features: pd.DataFrame, examples: dict | Iterable[Ex
     held = examples if isinstance(examples, dict) else packed(examples)
     if lost := held["examples"].keys() - {str(row["feature"]) for row in rows}:
         raise ValueError(f"examples: there are some of feature {min(lost, key=int)}, which the table has not got")
-    names = ("style.css", "drawing.css", "gallery.css", "drawing.js", "gallery.js")
+    known = {row["feature"] for row in rows}
+    if lost := {row["feature"] for one in held.get("wholes", ()) for row in one["found"]} - known:
+        raise ValueError(f"clips: one has feature {min(lost)}, which the table has not got")
+    names = ("style.css", "gallery.css", "drawing.css", "drawing.js", "gallery.js")
     files = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in names}
     data = json.dumps({"features": rows} | held, separators=(",", ":"), allow_nan=False)
     for letter in "<>&":  # so that nothing in it ends the script

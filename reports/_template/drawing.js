@@ -136,6 +136,23 @@ const card = ({ part, clip, trace, far, signed = false, kind, value, at, name, f
   return it;
 };
 
+// The features of a clip, a row each: its number leads to its clips, and its track shows it over the card of the clip.
+// `found` are what `it.show` takes, with feature, values, share, word and, as nodes, label and extra.
+const tops = (found, it, leap) => {
+  const list = make("ol", { class: "tops" });
+  list.append(...found.map((row, n) => {
+    const look = () => { it.show(row.values, row); for (const other of list.children) other.classList.toggle("chosen", other === tag); };
+    const line = make("div", { class: "mini" }, curves(row.values.map((one) => one / (row.far || 1)), row.signed));
+    const tag = make("li", { class: n ? "peak-row" : "peak-row chosen" },
+      make("button", { type: "button", class: "leap", onclick: () => leap(row.feature), "aria-label": `The clips of feature ${row.feature}`, title: "Its clips" }, make("b", {}, String(row.feature))),
+      make("button", { type: "button", class: "look", onclick: look, "aria-label": `Show feature ${row.feature} over the spectrogram: peak ${digits(row.value)} at ${row.at.toFixed(2)} s${row.word ? `, in “${row.word}”` : ""}` }, line),
+      make("span", { class: "number" }, digits(row.value)), make("span", { class: "number soft", title: "of its highest value in the corpus" }, percent(row.share)),
+      make("span", { class: "about" }, row.label || "", row.word ? make("span", { class: "soft" }, ` “${row.word}”`) : ""), row.extra || "");
+    return tag;
+  }));
+  return list;
+};
+
 // One sound at a time. `listening` has slow, loop and near; `heed` is called when one of them changes.
 const playing = (listening = {}) => {
   const sound = new Audio();

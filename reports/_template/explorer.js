@@ -92,7 +92,7 @@ const place = (scale) => Math.cbrt((scale + 2) / 102);
 const explorer = (model, el) => {
   const { ask, only, leave } = asking(model), id = `e${Math.random().toString(36).slice(2)}`;
   const player = playing(), state = { source: 0, about: null, tab: "feature", past: [], now: null, clip: null, recent: [], scales: new Map() };
-  const root = make("section", { class: "whisper-explorer", "data-lm-suppress-shortcuts": true, "aria-label": "Explorer of features and clips" });
+  const root = make("section", { class: "whisper-explorer", "data-lm-suppress-shortcuts": "true", "aria-label": "Explorer of features and clips" });
   const status = make("p", { class: "status", role: "status" });
   const say = (text = "", wrong = false) => { status.textContent = text; status.classList.toggle("wrong", wrong); };
   const trying = (work) => async (...given) => {
@@ -205,21 +205,13 @@ const explorer = (model, el) => {
     const it = shown({ clip: told.clip, part, ...(first ? { trace: floats(first.track), ...drawn(first) } : nothing), kind: first ? `Feature ${first.feature}` : "Nothing fires",
       name: `clip ${told.clip.name}`, from: [about_clip(told.clip)],
       foot: [button("Compare it", () => go("compare", {})), one.can_change ? button("Change what is heard", () => go("change", {})) : ""] }, { now: true });
-    const rows = told.found.map((row) => {
-      const values = floats(row.track), over = drawn(row), line = make("div", { class: "mini" }, curves(values.map((x) => x / over.far), one.signed));
-      const look = () => { it.show(values, over); for (const other of rows) other.classList.toggle("chosen", other === tag); };
-      const tag = make("li", { class: row === first ? "top chosen" : "top" },
-        button(make("b", {}, String(row.feature)), () => go("feature", { feature: row.feature, low: null, high: null, absolute: one.signed, most: 20 }), { class: "leap", "aria-label": `The clips of feature ${row.feature}`, title: "Its clips" }),
-        make("button", { type: "button", class: "look", onclick: look, "aria-label": `Show feature ${row.feature} over the spectrogram: peak ${digits(row.value)} at ${row.at.toFixed(2)} s${row.word ? `, in “${row.word}”` : ""}` }, line),
-        make("span", { class: "number" }, digits(row.value)), make("span", { class: "number soft", title: "of its highest value in the corpus" }, percent(row.share)),
-        make("span", { class: "about" }, labelled(row), row.word ? make("span", { class: "soft" }, `“${row.word}”`) : ""),
-        one.can_change ? button("change", () => { state.scales.set(row.feature, 0); go("change", {}); }, { class: "small", "aria-label": `Change feature ${row.feature}` }) : "");
-      return tag;
-    });
+    const list = tops(told.found.map((row) => ({ ...row, ...drawn(row), values: floats(row.track), label: labelled(row),
+      extra: one.can_change ? button("change", () => { state.scales.set(row.feature, 0); go("change", {}); }, { class: "small", "aria-label": `Change feature ${row.feature}` }) : "" })),
+    it, trying((feature) => go("feature", { feature, low: null, high: null, absolute: one.signed, most: 20 })));
     found.clip.replaceChildren(make("header", { class: "which" }, make("h3", { tabindex: "-1" }, told.clip.name),
       make("span", { class: "soft" }, `${told.fires.toLocaleString("en")} features fire; ${by === "share" ? "those nearest to their highest value anywhere" : "the highest peaks"} come first. A number leads to the clips of that feature.`),
       button(by === "share" ? "Order by peak" : "Order by share", () => go("clip", { ...named(told.clip), by: by === "share" ? "peak" : "share", most }))),
-      make("div", { class: "pair" }, make("ul", { class: "examples one" }, it.card), make("ol", { class: "tops" }, ...rows)));
+      make("div", { class: "pair" }, make("ul", { class: "examples one" }, it.card), list));
     say(`${told.found.length} of ${told.fires} features of ${told.clip.name}`);
   };
   const pick = () => {
@@ -409,6 +401,7 @@ const explorer = (model, el) => {
     root.replaceChildren(make("header", { class: "head" }, make("h2", {}, one.title), make("span", { class: "soft" }, `${one.features.toLocaleString("en")} features, ${one.clips.toLocaleString("en")} clips`), sources, back), tabs, status, ...Object.values(panels));
     await go("feature", { feature: one.start, low: null, high: null, absolute: false, most: 20 });
   };
+  for (const kind of ["keydown", "keypress", "keyup"]) root.addEventListener(kind, (event) => event.stopPropagation());  // a notebook has keys of its own
   tabs.addEventListener("keydown", (event) => {
     const all = [...tabs.children], at = all.indexOf(document.activeElement), to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
     if (to === undefined) return;

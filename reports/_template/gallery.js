@@ -148,9 +148,42 @@
     const part = data.excerpts[each.excerpt], clip = data.clips[part.clip];
     const far = Math.max(Math.abs(one.low || 0), Math.abs(one.high || 0), ...all.map((other) => other.most));
     const trace = Array.from(Int8Array.from(bytes(each.trace)), (value) => value * each.most / 127);
-    return card({ part, clip, trace, far, signed: (one.low || 0) < 0, kind: each.kind, value: each.value,
+    const whole = (data.wholes || []).findIndex((other) => other.part.clip === part.clip), who = clip.speaker && ` · speaker ${clip.speaker}`;
+    const from = [whole < 0 ? clip.name : make("a", { href: `#c${whole}`, title: "All its features" }, clip.name), who];
+    return card({ part, clip, trace, far, from, signed: (one.low || 0) < 0, kind: each.kind, value: each.value,
       at: part.first + part.seconds / 2, name: `example ${at + 1}, ${each.kind}` }, player).card;
   };
+
+  // ---------------------------------------------------------------------------------------------- whole clips
+
+  const wholes = data.wholes || [], clips = $(".clips"), nav = $(".switch");
+  const hear = (number) => {
+    const { part, found } = wholes[number], clip = data.clips[part.clip];
+    player.stop();
+    const rows = found.map((row) => {
+      const one = features.get(row.feature), values = Array.from(Int8Array.from(bytes(row.trace)), (value) => value * row.most / 127);
+      return { ...row, values, kind: `Feature ${row.feature}`, signed: (one.low || 0) < 0, far: Math.max(Math.abs(one.low || 0), Math.abs(one.high || 0)),
+        label: make("span", { class: one.by === "note" ? null : "draft" }, named(one)), word: (clip.words[wordAt(clip.words, row.at)] || [])[2] };
+    });
+    const it = card({ part, clip, name: `clip ${clip.name}`, ...(rows[0] ? { ...rows[0], trace: rows[0].values } : { trace: [], far: 1, kind: "Nothing fires", value: 0, at: 0 }) }, player);
+    detail.replaceChildren(make("button", { type: "button", class: "back", onclick: back }, "← All clips"),
+      make("p", { class: "which" }, "Clip", clip.speaker ? make("span", {}, `· speaker ${clip.speaker}`) : ""), make("h2", {}, clip.name),
+      make("p", { class: "small" }, "The features with the highest peaks in it, of those in this file. A number leads to the clips of that feature; its track shows it over the spectrogram."),
+      how(), make("ul", { class: "examples one" }, it.card), tops(rows, it, (feature) => { location.hash = `f${feature}`; }));
+    for (const [at, link] of [...clips.querySelectorAll("a")].entries()) if (at === number) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+    if (narrow.matches) { document.body.classList.add("reading"); scrollTo(0, 0); }
+  };
+  const side = (of) => {
+    document.body.classList.toggle("of-clips", of === "clips");
+    for (const one of nav.children) one.setAttribute("aria-pressed", one.dataset.of === of);
+  };
+  if (wholes.length) {
+    nav.hidden = false;
+    clips.append(...wholes.map(({ part }, at) => { const clip = data.clips[part.clip]; return make("li", {}, make("a", { href: `#c${at}` }, make("b", {}, clip.name), make("span", { class: "soft" }, [clip.speaker && ` speaker ${clip.speaker}`, `${clip.seconds.toFixed(1)} s`].filter(Boolean).join(" · ")), make("i", {}, clip.text))); }));
+    nav.append(...[["features", `Features (${data.features.length.toLocaleString("en")})`], ["clips", `Clips (${wholes.length.toLocaleString("en")})`]].map(([of, text]) =>
+      make("button", { type: "button", "data-of": of, onclick: () => { side(of); if (of === "clips" && !narrow.matches) hear(0); else if (of === "features" && state.chosen !== null && !narrow.matches) choose(state.chosen, { open: false }); } }, text)));
+    side("features");
+  }
 
   // ---------------------------------------------------------------------------------------------- the hands
 
@@ -192,8 +225,9 @@
   const options = (select, values, name) => $(`select[name=${select}]`).append(...values.map((value) => make("option", { value: name(value)[0] }, name(value)[1])));
   const several = (key) => [...new Set(data.features.map((one) => one[key]).filter(Boolean))].sort((a, b) => a.localeCompare(b));
   const follow = () => {
-    const number = /^#f(\d+)$/.exec(location.hash);
-    if (number && features.has(Number(number[1]))) choose(Number(number[1]));
+    const number = /^#f(\d+)$/.exec(location.hash), clip = /^#c(\d+)$/.exec(location.hash);
+    if (clip && wholes[Number(clip[1])]) { side("clips"); hear(Number(clip[1])); }
+    else if (number && features.has(Number(number[1]))) { if (wholes.length) side("features"); choose(Number(number[1])); }
     else document.body.classList.remove("reading");
   };
 
