@@ -66,7 +66,7 @@ class Tab:
         script = f"""(async () => {{ for (const end = Date.now() + {1000 * seconds}; Date.now() < end;) {{
             try {{ if ({expression}) return true; }} catch {{}}
             await new Promise((done) => setTimeout(done, 25)); }} return false; }})()"""
-        assert self.run(script), f"never came true: {expression}; the page said {str(self.said[-3:]):.800}"
+        assert self.run(script), f"never came true: {expression}; the page said {self.said[-3:]!s:.800}"
 
     def click(self, selector: str) -> None:
         """Click in the middle of an element, as a hand does."""

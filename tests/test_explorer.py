@@ -302,7 +302,8 @@ def test_hands_on_the_keyboard_alone_and_a_dark_notebook(tab, widget, tmp_path):
         seen.append(tab.run(f"{one}.name || {one}.getAttribute('aria-label') || {one}.textContent"))
     assert seen[:6] == ["feature", "low", "high", "most", "absolute", "Find clips"]
     assert any(name.startswith("Play clip") for name in seen) and any(name.startswith("Position in") for name in seen)
-    nameless = """[...document.querySelectorAll("#here :is(button, input, select, textarea, [role=img])")].filter((one) =>
+    nameless = """[...document.querySelectorAll("#here :is(button, input, select, textarea, [role=img])")]
+        .filter((one) =>
         ![one.getAttribute("aria-label"), one.labels?.[0]?.textContent, one.textContent].some((name) => name?.trim()))
         .map((one) => one.outerHTML)"""
     assert tab.run(nameless) == [], "everything that can be reached has a name"

@@ -38,7 +38,8 @@ def lab(folder: Path):
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
     said = folder / "said.txt"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root",
-               "--ServerApp.port_retries=0", f"--notebook-dir={folder}", "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+               "--ServerApp.port_retries=0", f"--notebook-dir={folder}",
+               "--LabApp.expose_app_in_browser=True"]  # fmt: skip
     with open(said, "w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | own, cwd=folder)
     try:

@@ -193,8 +193,8 @@ class Steering:
 
     def __call__(self, sound: np.ndarray, scales: Mapping[int, float], start: float | None = None,
                  end: float | None = None, control: bool = False) -> dict:  # fmt: skip
-        """Three transcripts, `baseline`, `reconstructed`, `edited`; `tracks`, {feature: (as it is, changed)} by frame; and
-        with `control` what as many others would do, multiplied by the same, else None."""
+        """Three transcripts, `baseline`, `reconstructed`, `edited`; `tracks`, {feature: (as it is, changed)} by frame;
+        and with `control` what as many others would do, multiplied by the same, else None."""
         seconds = (0.0 if start is None else start, np.inf if end is None else end)
         told = self._told(sound, scales, seconds)
         other = None

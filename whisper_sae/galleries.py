@@ -81,8 +81,9 @@ def notes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -
 
 
 def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *, most: int = 300, each: int = 5,
-         features: Sequence[int] | None = None, of: str = "dictionary", **which) -> Page:  # fmt: skip
-    """Write the gallery of a site to the folder of the report, `features-<site>.html`.
+         features: Sequence[int] | None = None, of: str = "dictionary", name: str = "features",
+         **which) -> Page:  # fmt: skip
+    """Write the gallery of a site to the folder of the report, `<name>-<site>.html`.
 
     `told` has a row a feature, whose number is its index or in `feature`: columns of `gallery.SHOWN` and any others,
     such as flags and correlates; it goes before what is computed here. Shown are `features`, or those with a note and
@@ -101,7 +102,7 @@ def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *
         f"Each has up to {each} examples: the loudest flatter a feature, so the others come from weaker deciles of the "
         "clips in which it fires. Whole clips, drawn at random, show the features that peak in them."
     )
-    path = findings.folder(run.name) / f"features-{site}{'' if of == 'dictionary' else '-' + of.replace(' ', '-')}.html"
+    path = findings.folder(run.name) / f"{name}-{site}{'' if of == 'dictionary' else '-' + of.replace(' ', '-')}.html"
     facts = gallery.write(
         path, shown, _json(step.path / "examples.json"),
         title=f"What the features of {site} answer to", about=about, banner=run.banner, aside=f"profile {run.name}",
@@ -259,8 +260,8 @@ def _wholes(drawn: Examples, heard: pd.DataFrame, numbers: list[int], seed: int)
         traces = [drawn.track(feature, row.row, 0, frames) for feature in peaks.feature]
         told = None if drawn.words is None else drawn.words.get(row.row)
         words = () if told is None else tuple(told.itertuples(index=False, name=None))
-        clip = Example(0, "", 0.0, 0.0, sound, mel, np.zeros(frames), str(row.id), str(row.speaker), float(row.duration),
-                       str(row.text), words)  # fmt: skip
+        about = str(row.id), str(row.speaker), float(row.duration), str(row.text), words
+        clip = Example(0, "", 0.0, 0.0, sound, mel, np.zeros(frames), *about)
         shown = zip(peaks.feature, peaks.value, peaks.share, peaks.seconds.round(3), traces, strict=True)
         yield Whole(clip, tuple((int(feature), *map(float, three), trace) for feature, *three, trace in shown))
 

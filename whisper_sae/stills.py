@@ -20,12 +20,12 @@ def shown(told: dict, sounds: list[tuple[np.ndarray, str]], tracks: list[np.ndar
     cards = "".join(_card(row, sound, picture, track, told) for row, (sound, picture), track in found)
     label = f" · {html.escape(told['label'])}" if told["label"] else ""
     return (
-        f'<figure class="voices"><p class="reading">{html.escape(title)}, feature {told["feature"]}{label}: it fires on '
+        f'<figure class="voices"><p class="reading">{html.escape(title)}, feature {told["feature"]}{label}: fires on '
         f"{told['rate']:.2%} of the frames, in {told['fires_in']:,} of {told['searched']:,} clips. In a notebook that "
         "runs, this is the explorer.</p>"
         f'<div style="display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr))">{cards}</div>'
-        "<figcaption>The clips in which it peaks highest: the spectrogram, and over it what the feature says; the word at "
-        "the peak is marked.</figcaption></figure>"
+        "<figcaption>The clips in which it peaks highest: the spectrogram, and over it what the feature says; the word "
+        "at the peak is marked.</figcaption></figure>"
     )
 
 
@@ -51,5 +51,6 @@ def _card(row: dict, sound: np.ndarray, picture: str, track: np.ndarray, told: d
         f'<svg viewBox="0 0 {len(track)} 100" preserveAspectRatio="none" style="{WIDE}" aria-hidden="true">'
         f'<path d="{path}" fill="#0072b2" fill-opacity=".45" stroke="#0072b2"></path></svg></div>'
         f'<audio controls preload="none" src="data:audio/ogg;base64,{media.text(media.opus(sound))}"></audio>'
-        f"<p>{words or html.escape(clip['text'])}<br><small>{html.escape(clip['name'])} · {row['value']:.3g}</small></p></div>"
+        f"<p>{words or html.escape(clip['text'])}<br><small>{html.escape(clip['name'])}, {row['value']:.3g}</small></p>"
+        "</div>"
     )
