@@ -116,6 +116,17 @@ def test_whatever_the_browser_says_there_is_an_answer(widget, question):
     json.dumps(widget.answer(question), allow_nan=False)
 
 
+def test_who_asks_is_never_left_waiting(widget, monkeypatch):
+    sent = []
+    monkeypatch.setattr(widget, "send", sent.append)
+    widget._hear(widget, {"id": "a", "question": {"ask": "about"}}, [])
+    widget.asked["dictionary"].steer = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        widget._hear(widget, {"id": "b", "question": {"ask": "change", "clip": 0, "scales": {"1": 2}}}, [])
+    widget._hear(widget, "nonsense", [])
+    assert [one["id"] for one in sent] == ["a", "b"] and "went wrong" in sent[1]["answer"]["error"]
+
+
 def test_the_script_asks_no_host_and_writes_no_html(widget):
     text = widget._esm
     assert text == "".join((TEMPLATE / name).read_text(encoding="utf-8") for name in ("drawing.js", "explorer.js"))

@@ -85,8 +85,11 @@ class Explorer(anywidget.AnyWidget):
     def _hear(self, _widget, content: Mapping, buffers: Sequence) -> None:
         """Answer what the browser asks: {"id", "question"}, and for a sound its bytes beside it."""
         if isinstance(content, Mapping) and "id" in content:
-            data = b"".join(bytes(part) for part in buffers or [])
-            self.send({"id": content["id"], "answer": self.answer(content.get("question"), data)})
+            data, told = b"".join(bytes(part) for part in buffers or []), {"error": "this went wrong; the log has more"}
+            try:
+                told = self.answer(content.get("question"), data)
+            finally:  # whatever happens, who asks is not left waiting
+                self.send({"id": content["id"], "answer": told})
 
     def answer(self, question, data: bytes = b"") -> dict:
         """The answer to a question, or {"error": one line}; `source` says which of the questions' sources is meant."""
