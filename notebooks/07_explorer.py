@@ -39,11 +39,12 @@ heard = recipes.table(run, store.need(recipes.clips(run, seed)))
 
 # %% tags=["show-code"]
 clip = int(np.random.default_rng(seed).integers(len(heard)))
-told = asked.answer({"ask": "clip", "clip": clip, "by": "share", "most": 8})
+told = asked.answer({"ask": "clip", "clip": clip, "by": "share", "most": 20})
+strongest = asked.answer({"ask": "clip", "clip": clip, "by": "peak", "most": 6})["found"]
 
 # %% tags=["hide-input"]
 columns = ["feature", "value", "share", "at", "word"]
-peaks = pd.DataFrame(told["found"])[columns].set_axis(["feature", "peak", "of its highest", "at, s", "in"], axis=1)
+peaks = pd.DataFrame(told["found"][:8])[columns].set_axis(["feature", "peak", "of its highest", "at, s", "in"], axis=1)
 figures.table(
     peaks,
     caption=f"Clip {told['clip']['name']}, “{told['clip']['text']}”: of {told['fires']} features that fire in it, those that "
@@ -52,16 +53,18 @@ figures.table(
 
 # %% [markdown]
 # Ordered by height, features that are loud everywhere would come first. Ordered by **share**, what is rare comes first:
-# the peak over the farthest value that the feature has in the whole corpus.
+# the peak over the farthest value that the feature has in the whole corpus. A feature that fires in this clip alone has
+# a share of 1 for nothing; so one is taken that fires on a thousandth of all frames at least.
 #
 # ## From a feature to its clips
 #
-# The first of them, asked for its clips. In a notebook that runs, the next cell is the explorer: search by number,
+# That feature, asked for its clips. In a notebook that runs, the next cell is the explorer: search by number,
 # range and size; play; mark; compare; change; write a note. On this page stands what can be shown of it without an
 # answer: the clips in which the feature peaks highest.
 
 # %%
-feature = told["found"][0]["feature"]
+often = [row["feature"] for row in told["found"] if row["rate"] > 1e-3]
+feature = (often or [row["feature"] for row in strongest])[0]
 
 # %% tags=["show-code"]
 explorer.explore(run, seed, site, feature=feature)
@@ -110,14 +113,12 @@ if column:
 # %% [markdown]
 # ## Change what it hears
 #
-# The first features of the clip are silenced, one after another and each in the whole clip; beside each stands another
-# one that fires as often in the clip and is as long a part of what is said. The dictionary's error stays where it is,
-# so that nothing changes but the feature.
+# The features with the highest peaks in the clip are silenced, one after another and each in the whole clip; beside each
+# stands another one that fires as often in the clip and is as long a part of what is said. The dictionary's error stays
+# where it is, so that nothing changes but the feature.
 
 # %% tags=["show-code"]
-changes = [
-    {"ask": "change", "clip": clip, "scales": {str(row["feature"]): 0}, "control": True} for row in told["found"][:6]
-]
+changes = [{"ask": "change", "clip": clip, "scales": {str(row["feature"]): 0}, "control": True} for row in strongest]
 wrote = [asked.answer(change) for change in changes]
 
 # %% tags=["hide-input"]
@@ -192,7 +193,7 @@ print("a path is no clip:", "error" in asked.answer({"ask": "media", "clip": "/e
 findings.save(
     "07_explorer",
     run.name,
-    headline=f"In one clip {told['fires']} of {asked.index.features} features fire; of the six nearest to their highest value "
+    headline=f"In one clip {told['fires']} of {asked.index.features} features fire; of the six with the highest peaks "
     f"{different} change what Whisper writes when silenced, and {controls} of their controls.",
     tables={"clip": peaks, "changes": pd.DataFrame(lines)},
 )

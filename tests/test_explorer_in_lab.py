@@ -103,6 +103,7 @@ def search(tab, feature: int, low: str, high: str) -> None:
 
 
 def searched_and_played(tab) -> None:
+    tab.until("document.querySelectorAll('.whisper-explorer .example').length > 3")
     feature = int(texts(tab, ".whisper-explorer h3")[0].split()[1])
     peaks = [float(value) for value in texts(tab, ".whisper-explorer .example .value")]
     tab.run("document.querySelector('.whisper-explorer .status').textContent = ''")

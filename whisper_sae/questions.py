@@ -122,11 +122,23 @@ class Questions:
         asked = peaks.value.abs() if absolute else peaks.value
         inside = (asked >= (-np.inf if low is None else low)) & (asked <= (np.inf if high is None else high))
         found = peaks.assign(far=peaks.value.abs())[inside].sort_values(["far", "clip"], ascending=[False, True])[:most]
+        rows = [self._row(which, row) for row in found.itertuples()]
         return self._known(which) | {
             "histogram": self._histogram(peaks["clip"].to_numpy(), asked.to_numpy(float)),
             "matched": int(inside.sum()), "fires_in": len(peaks), "searched": int(self.searched.sum()),
-            "found": [self._row(which, row) for row in found.itertuples()],
+            "found": rows, "media": self._first_media(rows),
         }  # fmt: skip
+
+    def _first_media(self, rows: list[dict]) -> dict:
+        """The sound and the picture of the first clip that was found: who asked sees it without asking again."""
+        if not rows:
+            return {}
+        start, frames = round(rows[0]["first"] * RATE), round(rows[0]["seconds"] * RATE / FRAME)
+        try:
+            sound, picture = self.sounds.media("clip", rows[0]["clip"]["clip"], start, frames)
+        except (ValueError, OSError):
+            return {}  # asked for by itself it says why
+        return {"sound": sound, "picture": picture, "type": "audio/wav"}
 
     def _known(self, which: int) -> dict:
         index = self.index

@@ -115,6 +115,7 @@ const explorer = (model, el) => {
   const shown = (given, kept = {}) => {  // a card whose sound and picture come when it is looked at
     const { clip, part } = given;
     const bring = trying(async () => {
+      if (part.sound) return;
       if (part.coming) return part.coming;
       part.coming = ask(question({ ask: "media", ...named(clip), first: part.first }));
       Object.assign(part, await part.coming);
@@ -141,11 +142,12 @@ const explorer = (model, el) => {
     player.stop();
     const far = Math.max(Math.abs(told.low), Math.abs(told.high)), one = about();
     const within = query.low === null && query.high === null ? null : [query.low ?? -Infinity, query.high ?? Infinity];
-    const cards = told.found.map((row, n) => shown({
-      clip: row.clip, part: { first: row.first, seconds: row.seconds }, trace: floats(row.track), far, signed: one.signed,
+    const list = make("ol", { class: "examples" }), drawn = (row, n) => shown({
+      clip: row.clip, part: { first: row.first, seconds: row.seconds, ...(n ? {} : told.media) }, trace: floats(row.track), far, signed: one.signed,
       kind: `${n + 1} of ${told.matched}`, value: row.value, at: row.at, name: `clip ${row.clip.name}`, from: [about_clip(row.clip)],
       foot: [button("Its features", () => go("clip", { clip: row.clip.clip }), { "aria-label": `The features of ${row.clip.name}` })],
-    }, { now: n === 0 }));
+    }, { now: n === 0 }).card;
+    if (told.found.length) list.append(drawn(told.found[0], 0));  // the others after it has been seen
     found.feature.replaceChildren(
       make("header", { class: "which" }, make("h3", { tabindex: "-1" }, `Feature ${told.feature}`), labelled(told),
         make("span", { class: "soft" }, `fires on ${percent(told.rate)} of the frames, in ${told.fires_in.toLocaleString("en")} of ${told.searched.toLocaleString("en")} clips; values from ${digits(told.low)} to ${digits(told.high)}`),
@@ -153,9 +155,11 @@ const explorer = (model, el) => {
       make("figure", { class: "peaks" }, histogram(told.histogram, within),
         make("div", { class: "ends" }, make("span", {}, digits(told.histogram.low)), make("span", {}, "peaks of clips, counts logarithmic"), make("span", {}, digits(told.histogram.high)))),
       one.can_note ? note_form(told) : "",
-      make("ol", { class: "examples" }, ...cards.map((it) => it.card)));
+      list);
     say(told.matched ? `${told.found.length} of ${told.matched.toLocaleString("en")} clips${within ? " within the range" : ""}` : within ? "No clip peaks within this range." : "It fires in none of the clips.");
     root.dataset.took = (performance.now() - started).toFixed(1);
+    await new Promise((done) => setTimeout(done));
+    if (list.isConnected) list.append(...told.found.slice(1).map((row, n) => drawn(row, n + 1)));
   };
   const feature_form = () => {
     const form = make("form", { class: "ask", role: "search", "aria-label": "Clips of a feature", autocomplete: "off", onsubmit: trying(async (event) => {
