@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
+ON_RECIPES = {"feeding", "dictionaries", "padding"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 
 # Leaves import no sibling. These stand on top of them:
@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "relabelling": {"effects"},
     "confounds": {"effects"},
     "power": {"effects"},  # tidy labels
-    "model": {"attention", "sites", "hooks", "logmel"},
+    "model": {"attention", "devices", "sites", "hooks", "logmel"},
+    "modules": {"activations", "hooks"},  # the same store, the same hooks, any model
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"shards"},
     "live": {"narrow", "rows", "shards"},  # the other source of rows
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
-    "fitting": {"feeding", "measure", "model", "profiles", "rows", "sae", "train"},
+    "fitting": {"devices", "measure", "rows", "sae", "train"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
