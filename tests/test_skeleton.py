@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "dictionaries", "padding"}
+ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "fragments"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 
 # Leaves import no sibling. These stand on top of them:
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "timing": {"codes"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
     "sounds": {"codes"},
+    "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "intervals": {"effects"},  # of the effect sizes there
@@ -55,6 +56,8 @@ MAY_IMPORT = {
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
     "fitting": {"devices", "measure", "rows", "sae", "train"},
+    "elsewhere": {"activations", "fitting", "measure", "modules", "rows", "sae", "store", "transpose"},
+    "emotions": {"activations", "classes", "elsewhere", "encoders", "probes", "profiles", "sae", "steering", "store"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},

@@ -1,0 +1,212 @@
+"""Emotions in what a text encoder says of prompts: the recipes of notebook 8, and its table of what holds.
+
+encoder = encoders.load(run.text_encoder, run.device)
+heard = emotions.reading(encoder, prompts.generate(), run)
+store.make(emotions.features(heard, seed))
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from tqdm import tqdm
+
+from whisper_sae import activations as frames
+from whisper_sae import classes, elsewhere, encoders, probes, sae, steering
+from whisper_sae.elsewhere import Reading, Training
+from whisper_sae.profiles import Profile
+from whisper_sae.store import Recipe, Step, need
+
+POSITIONS = 64
+DECOYS = 6
+"""Random dictionaries that a trained one is held against."""
+
+NULLS = ["asked of", "tested", "found", "selectivity ≥ 2, as usual"]
+
+HOW = Training(tokens=80_000, batch_tokens=256, k=32, expansion=8, learning_rate=3e-3, dead_tokens=10_000, patience=2)
+
+L1 = (3e-4, 1e-3, 3e-3, 1e-2)
+"""The reference's sweep, for |x - x_hat|² / d_in + L1 · |f|₁ of unscaled states."""
+
+
+class Heard(NamedTuple):
+    """What an encoder says of prompts, and where."""
+
+    reading: Reading
+    site: str
+    recording: Recipe
+    pooled: Recipe
+
+    @property
+    def told(self) -> pd.DataFrame:
+        return self.reading.items
+
+
+def reading(encoder: encoders.Encoder, told: pd.DataFrame, run: Profile) -> Heard:
+    """A table of prompts as an encoder reads it: its states a token, and their means a prompt."""
+    by = f"python -m whisper_sae {run.source or run.name} 08"
+    heard = Reading(
+        encoder.name, encoders.identity(encoder.name), lambda: encoder.net, told, encoder.collate, POSITIONS, by=by,
+        code=(encoders,), batch=32, device=str(next(encoder.net.parameters()).device), dtype="float32",
+    )  # fmt: skip
+    recording = elsewhere.activations(heard, [encoder.site])
+    return Heard(heard, encoder.site, recording, elsewhere.pooled(recording))
+
+
+def trained(heard: Heard, seed: int, how: Training = HOW, of_means: bool = False) -> Recipe:
+    """A dictionary of the states of tokens, or of their means."""
+    return elsewhere.dictionary(heard.pooled if of_means else heard.recording, how, seed, heard.site)
+
+
+def means(heard: Heard) -> np.ndarray:
+    """The mean state of each prompt: (prompt, width)."""
+    held = frames.Activations(need(heard.pooled).path)
+    return held.rows(heard.site).take(np.arange(len(held.counts))).numpy()
+
+
+def penalty_of(l1: float, rows: torch.Tensor) -> float:
+    """Our penalty for one of the reference's: ours is for states scaled to a mean squared norm of d_in, and is divided
+    by d_in as the error is."""
+    width = rows.shape[1]
+    return float(l1 * width * (width / rows.square().sum(dim=1).mean()).sqrt())
+
+
+# ---------------------------------------------------------------------------------------------- what can be read
+
+
+def probed(x: np.ndarray, told: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """What a linear probe reads of emotions, a row a question and input: share right, with its interval over phrases.
+
+    Questions: prompts of held-out templates; phrases that it never met (three folds); scenes and metaphors, after it
+    met words for emotions only. Its strength is chosen inside what it learns from. Beside it: the same probe on a bag
+    of words, and on the embeddings with emotions dealt anew among phrases.
+    """
+    y, unit = told.emotion.to_numpy(), told.unit.to_numpy()
+    words = CountVectorizer(binary=True).fit_transform(told.text).toarray().astype(np.float32)
+    names, first = np.unique(unit, return_index=True)
+    dealt = dict(zip(names, np.random.default_rng(seed).permutation(y[first]), strict=True))
+    inputs = {
+        "embedding": (x, y),
+        "bag of words": (words, y),
+        "emotions dealt anew": (x, told.unit.map(dealt).to_numpy()),
+    }
+    test, free = (told["split"] == "test").to_numpy(), told.word_free.to_numpy()
+    number = told.groupby(["emotion", "style"]).unit.transform(lambda one: pd.factorize(one, sort=True)[0]).to_numpy()
+    questions = {
+        "held-out templates": [(~test, test)],
+        "unseen phrases": [(number % 3 != fold, number % 3 == fold) for fold in range(3)],
+        "word-free, from words": [(~free, free)],
+    }
+    rows = []
+    for question, folds in questions.items():
+        for name, (given, wanted) in inputs.items():
+            right = [_right(given, wanted, unit, *fold, tune=name == "embedding") for fold in folds]
+            asked = np.concatenate([unit[fold[1]] for fold in folds])
+            shares = probes.by_speaker(np.concatenate(right), asked)
+            rows.append((question, name, *probes.interval(shares), len(shares)))
+    return pd.DataFrame(rows, columns=["question", "input", "right", "low", "high", "phrases"])
+
+
+def _right(x, y, unit, learn, ask, tune: bool) -> np.ndarray:
+    probe = probes.tuned(x[learn], y[learn], unit[learn]) if tune else probes.fit(x[learn], y[learn], 0.1)
+    return probe.predict(x[ask]) == y[ask]
+
+
+def judge(x: np.ndarray, told: pd.DataFrame):
+    """A probe of emotions, fitted on the training prompts alone: what interventions on others are judged by."""
+    here = (told["split"] == "train").to_numpy()
+    return probes.tuned(x[here], told.emotion[here].to_numpy(), told.unit[here].to_numpy())
+
+
+# -------------------------------------------------------------------------------------------------- what is found
+
+
+def features(heard: Heard, seed: int, how: Training = HOW) -> Recipe:
+    """Which features of a dictionary go with which emotion: `features.csv`, `nulls.csv`, `share.npy`, `mean.npy`.
+
+    Asked is on what share of its tokens it fires, in prompts of the training templates; the class is chosen on half of
+    the phrases, tested on the other half, against emotions dealt anew and DECOYS random dictionaries. `nulls.csv` tells what is found in another random
+    dictionary and where emotions were dealt anew before anything was chosen. The arrays, (prompt, feature), are the
+    share of a prompt's tokens on which a feature fires, and its mean there.
+    """
+
+    def ask(folder: Path, recording: Step, trained: Step) -> dict:
+        told, held = heard.told, frames.Activations(recording.path)
+        share, mean = elsewhere.of_items(sae.load(trained.path), held, heard.site)
+        sample = elsewhere.fed(recording).rows(heard.site, "train")[0].sample(4096, seed)
+        here = (told["split"] != "test").to_numpy()
+        asked = told[here]
+
+        def test(fires: np.ndarray, labels=asked.emotion) -> tuple[classes.Tested, np.ndarray]:
+            units = classes.by_unit(fires[here], labels, asked.unit, asked["style"])
+            return classes.tested(units, classes.halves(units, seed), seed=seed), units.classes
+
+        lots = []
+        for number in tqdm(range(DECOYS + 1), desc="random dictionaries", unit=" of them"):
+            coder = elsewhere.random_like(trained, sample, seed + number)
+            fires = elsewhere.of_items(coder, held, heard.site)[0]
+            lots.append(test(fires)[0])
+        *decoys, other = lots
+        own, names = test(share)
+        dealt = asked.unit.map(_dealt(asked, seed))
+        tables = {
+            "the dictionary": (classes.discoveries(own, decoys, names), share, asked.emotion),
+            "a random dictionary": (classes.discoveries(other, decoys, names), fires, asked.emotion),
+            "emotions dealt anew": (classes.discoveries(test(share, dealt)[0], decoys, names), share, dealt),
+        }
+        nulls = [
+            (name, len(table), table.found.sum(), classes.naive(fired[here], labels))
+            for name, (table, fired, labels) in tables.items()
+        ]
+        pd.DataFrame(nulls, columns=NULLS).to_csv(folder / "nulls.csv", index=False)
+        for file, name in {"features.csv": "the dictionary", "random.csv": "a random dictionary"}.items():
+            table, fired, _ = tables[name]
+            table.assign(**_held_out(fired, told, table)).to_csv(folder / file, index=False)
+        np.save(folder / "share.npy", share.astype(np.float16))
+        np.save(folder / "mean.npy", mean)
+        return {"tested": len(tables["the dictionary"][0]), "found": int(nulls[0][2])}
+
+    return Recipe(
+        "emotion-features", ask, {"seed": seed, "decoys": DECOYS},
+        needs={"recording": heard.recording, "trained": trained(heard, seed, how)}, by=heard.reading.by,
+        code=(classes, elsewhere, sae, features, _held_out, _dealt), label="features that go with emotions",
+    )  # fmt: skip
+
+
+def _dealt(asked: pd.DataFrame, seed: int) -> dict:
+    """Emotions dealt anew among the phrases of each style: {unit: emotion}."""
+    rng, found = np.random.default_rng([seed, 5]), {}
+    for _, part in asked.drop_duplicates("unit").groupby("style"):
+        found |= dict(zip(part.unit, rng.permutation(part.emotion), strict=True))
+    return found
+
+
+def _held_out(fires: np.ndarray, told: pd.DataFrame, found: pd.DataFrame) -> dict:
+    """Selectivity of each tested feature's own class where nothing was chosen: in held-out templates, and there in
+    word-free prompts alone; NaN where it never fires."""
+    test = (told["split"] == "test").to_numpy()
+    columns = {}
+    for name, here in {"held_out": test, "word_free": test & told.word_free.to_numpy()}.items():
+        label, names = pd.factorize(told.emotion[here], sort=True)
+        rates = classes.by_class((fires[here][:, found.feature] > 0).astype(float), label, len(names))
+        mine = pd.Index(names).get_indexer(found["class"])
+        with np.errstate(invalid="ignore"):
+            columns[name] = rates[mine, np.arange(len(mine))] / rates.mean(axis=0)
+    return columns
+
+
+def candidates(found: pd.DataFrame, most: int = 5) -> dict[str, np.ndarray]:
+    """The features of each emotion that stand out most, found or not: {emotion: (feature,)}."""
+    best = found[found.z > 0].sort_values("z", ascending=False)
+    names = sorted(set(found["class"]))
+    return {name: best.feature[best["class"] == name].to_numpy()[:most] for name in names}
+
+
+def codes_of(heard: Heard, step: Step, trained: Step) -> steering.Codes:
+    """Prompts as `steering` wants them."""
+    coder = sae.load(trained.path)
+    return steering.Codes(means(heard), np.asarray(step.array("mean.npy")), coder.W_dec.detach().numpy(),
+                          coder.b_dec.detach().numpy())  # fmt: skip
