@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "timing": {"codes"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
     "sounds": {"codes"},
+    "encoders": {"devices"},
     "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
@@ -57,7 +58,8 @@ MAY_IMPORT = {
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
     "fitting": {"devices", "measure", "rows", "sae", "train"},
     "elsewhere": {"activations", "fitting", "measure", "modules", "rows", "sae", "store", "transpose"},
-    "emotions": {"activations", "classes", "elsewhere", "encoders", "probes", "profiles", "sae", "steering", "store"},
+    "emotions": {"activations", "classes", "elsewhere", "encoders", "probes", "profiles", "sae", "steering", "store",
+                 "index", "verdicts"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
@@ -79,6 +81,7 @@ MAY_IMPORT = {
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
     "figures_of_clusters": {"figures"},  # the same inks
+    "figures_of_classes": {"figures"},
 }  # fmt: skip
 
 

