@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "fragments"}
+ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "restoring"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 
 # Leaves import no sibling. These stand on top of them:
@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
     "fitting": {"devices", "measure", "rows", "sae", "train"},
     "elsewhere": {"activations", "fitting", "measure", "modules", "rows", "sae", "store", "transpose"},
+    "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
     "emotions": {"activations", "classes", "elsewhere", "encoders", "probes", "profiles", "sae", "steering", "store",
                  "index", "verdicts"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},

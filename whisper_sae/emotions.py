@@ -24,8 +24,8 @@ from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, need
 
 POSITIONS = 64
-DECOYS = 6
-"""Random dictionaries that a trained one is held against."""
+DECOYS = 12
+"""Random dictionaries that a trained one is held against: so many that one feature alone can be found."""
 
 NULLS = ["asked of", "tested", "found", "selectivity ≥ 2, as usual"]
 
@@ -166,15 +166,15 @@ def features(heard: Heard, seed: int, how: Training = HOW) -> Recipe:
         here = (told["split"] != "test").to_numpy()
         asked = told[here]
 
-        def test(fires: np.ndarray, labels=asked.emotion) -> tuple[classes.Tested, np.ndarray]:
+        def test(fires: np.ndarray, labels=asked.emotion, deals: int = 400) -> tuple[classes.Tested, np.ndarray]:
             units = classes.by_unit(fires[here], labels, asked.unit, asked["style"])
-            return classes.tested(units, classes.halves(units, seed), seed=seed), units.classes
+            return classes.tested(units, classes.halves(units, seed), deals=deals, seed=seed), units.classes
 
         lots = []
         for number in tqdm(range(DECOYS + 1), desc="random dictionaries", unit=" of them"):
             coder = elsewhere.random_like(trained, sample, seed + number)
             fires = elsewhere.of_items(coder, held, heard.site)[0]
-            lots.append(test(fires)[0])
+            lots.append(test(fires, deals=120 if number < DECOYS else 400)[0])
         *decoys, other = lots
         own, names = test(share)
         dealt = asked.unit.map(_dealt(asked, seed))
