@@ -11,15 +11,16 @@ from whisper_sae import elsewhere, emotions, encoders, figures_of_classes, index
 HOW = elsewhere.Training(tokens=8_000, expansion=4, k=8, dead_tokens=4_000)
 
 
-@pytest.fixture
-def heard(folders, data, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(emotions, "DECOYS", 2)
-    monkeypatch.setattr(emotions, "HOW", HOW)
-    encoder = encoders.load(str(folders["t5"]))
-    encoder.tokenizer.model_max_length = 64
-    found = emotions.reading(encoder, prompts.generate(648, 1), profiles.TABLE["demo"])
-    store.make(found.recording), store.make(found.pooled)
-    return encoder, found
+@pytest.fixture(scope="module")
+def heard(folders, tmp_path_factory):  # noqa: F811
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHISPER_SAE_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setattr(emotions, "DECOYS", 2)
+        encoder = encoders.load(str(folders["t5"]))
+        encoder.tokenizer.model_max_length = 64
+        found = emotions.reading(encoder, prompts.generate(648, 1), profiles.TABLE["demo"])
+        store.make(found.recording), store.make(found.pooled)
+        yield encoder, found
 
 
 def test_from_prompts_to_verdicts(heard):
@@ -71,7 +72,7 @@ def test_the_probes_table_says_what_phrases_alone_give(heard):
 def test_likeness_is_told_of_words_and_of_scenes(heard):
     _, found = heard
     table = emotions.likenesses(emotions.means(found), found.told, 0)
-    assert table.number.tolist() == [648, 216, 432] and (table.p > 0).all()
+    assert table.number[0] == 648 == table.number[1:].sum() and (table.p > 0).all()
 
 
 def test_a_penalty_of_the_references_is_ours(heard):

@@ -45,7 +45,7 @@ def test_marks_of_damage_are_never_covered(told):
 
 
 def test_the_restorer_learns_and_is_read_again(told, tmp_path):
-    history = list(fragments.train(told.text, steps=60, width=32, depth=2))
+    history = list(fragments.train(told.text, steps=250, width=32, depth=2))
     net = history[-1]["net"]
     assert history[-1]["loss"] < history[0]["loss"] - 0.8
     scores = fragments.restored(net, told.text)
@@ -64,16 +64,18 @@ def test_padding_changes_nothing(told):
     torch.testing.assert_close(net(both)[0, :5], net(short)[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.fixture
-def recorded(data, told):
-    """A small restorer, recorded: (recipes of recording and dictionary, steps, texts, site)."""
-    net = restoring.restorer(told, 0, steps=40)
-    run = profiles.TABLE["demo"]
-    made = store.make(net)
-    recording = elsewhere.activations(restoring.reading(net, made, told, run), ["layers.1", "layers.5"])
-    how = elsewhere.Training(tokens=6_000, expansion=2, k=8, dead_tokens=3_000)
-    trained = elsewhere.dictionary(recording, how, 0, "layers.1")
-    return recording, trained, store.make(recording), store.make(trained), made
+@pytest.fixture(scope="module")
+def recorded(told, tmp_path_factory):
+    """A small restorer, recorded: (recipes of recording and dictionary, their steps, that of the net)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHISPER_SAE_DATA", str(tmp_path_factory.mktemp("data")))
+        net = restoring.restorer(told, 0, steps=40)
+        made = store.make(net)
+        reading = restoring.reading(net, made, told, profiles.TABLE["demo"])
+        recording = elsewhere.activations(reading, ["layers.1", "layers.5"])
+        how = elsewhere.Training(tokens=6_000, expansion=2, k=8, dead_tokens=3_000)
+        trained = elsewhere.dictionary(recording, how, 0, "layers.1")
+        yield recording, trained, store.make(recording), store.make(trained), made
 
 
 def test_the_recipes_of_whisper_hold_for_it(recorded, told):

@@ -57,7 +57,7 @@ def test_02_says_what_to_run_first(elsewhere):
         "03_clusters.ipynb",
         "08_emotions.ipynb",
         "09_any_model.ipynb",
-    ],  # fmt: skip
+    ],
 )
 def test_papermill_runs_them_from_any_folder(elsewhere, name):
     done = papermill(elsewhere, name, "-p", "seed", "0")
