@@ -169,7 +169,7 @@ figures.say(
 # %% [markdown]
 # ## Where a feature fires
 #
-# An index keeps every firing, as it does for Whisper; a piece is a text, a row a letter. Under each text the letters at which the best feature for damaged surroundings fires are marked.
+# An index keeps every firing, as it does for Whisper; a piece is a text, a row a letter. Below, the best feature for what is beside damage, with capitals where it fires.
 
 # %%
 shelf = index.Index(
@@ -179,13 +179,13 @@ number = int(at[(at.pattern == "beside") & (at.input == "dictionary")].feature.i
 peaks = shelf.peaks(number).sort_values("value", ascending=False).head(6)
 
 # %% tags=["hide-input"]
-shown = [
-    (texts.text.iloc[piece], "".join("^" if value > 0 else "·" for value in shelf.trace(number, piece)))
-    for piece in peaks.piece
-]
+shown = []
+for piece in peaks.piece:
+    pairs = zip(texts.text.iloc[piece], shelf.trace(number, piece), strict=True)
+    shown.append("".join(letter.upper() if value > 0 else letter for letter, value in pairs))
 figures.table(
-    pd.DataFrame(shown, columns=["text", f"where feature {number} fires"]),
-    caption="The six texts in which it is highest.",
+    pd.DataFrame({"highest": peaks.value.to_numpy(), f"where feature {number} fires": shown}),
+    caption="The six texts in which it is highest; capitals where it fires.",
 )
 
 # %% [markdown]

@@ -93,7 +93,7 @@ def test_the_file_is_what_the_three_lines_need(tmp_path):
     """The lines of the example, on a small T5: α = 0 changes nothing, else the states move by α along the vector."""
     path = steering.save(tmp_path / "steering.safetensors", {"happy": np.full(32, 3.0)}, {"site": "s", "alpha": 2.0})
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"site": '"s"', "alpha": "2.0"}
+        assert file.metadata() == {"site": '"s"', "alpha": "2.0", "example": steering.EXAMPLE}
     vectors = load_file(path)
     assert vectors["happy"].norm() == pytest.approx(1)
     net = T5EncoderModel(T5Config(num_layers=2, d_model=32, d_kv=8, d_ff=64, num_heads=4, vocab_size=20)).eval()
