@@ -80,13 +80,13 @@ held = activations.Activations(acts.path)
 megabytes = restoring.peak_megabytes()
 figures.say(
     f"{len(places)} layers; of {', '.join(sites)} {acts.facts['frames']:,} letters of width {held.sites[sites[0]]} are stored. "
-    f"This whole process, with torch and all its libraries, has held {megabytes:,.0f} MB at most."
+    f"This whole process, with torch and all its libraries, has held {megabytes:,.0f} MB at most in this run."
 )
 
 # %% [markdown]
 # ## How sparse is sparse?
 #
-# The reference reports 1,520 of 1,536 latents firing on every letter, and reads features off them. A dictionary under hardly any penalty does that here too,
+# The reference reports 1,520 of 1,536 latents firing on every letter, and reads features off them. Under hardly any penalty a dictionary is dense here too,
 # and a warning says so; the knob is in the warning.
 
 # %%
