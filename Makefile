@@ -19,7 +19,7 @@ report: $(READY)
 test: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(READY)
 	$(RUN) pytest tests -m slow

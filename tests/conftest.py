@@ -21,6 +21,14 @@ hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is
 hypothesis.settings.load_profile("here")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where two files are tested at a time, all that makes the demo's steps stays in one process, in order."""
+    for item in items:
+        notebooks = item.path.suffix == ".ipynb" or item.path.name == "test_notebooks.py"
+        item.add_marker(pytest.mark.xdist_group("notebooks" if notebooks else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def small_whisper(tmp_path_factory) -> Path:
     """A directory in Hugging Face format: two layers a side, width 32, windows of 2 s (100 frames, 32,000 samples)."""
