@@ -275,7 +275,7 @@ if run.expansion >= 4:
     for needed in atlas.smaller(run, seed, run.focus):
         store.make(needed)
     grown_up = store.make(atlas.families_of(run, seed, run.focus))
-    parents = grown_up.table("parents.csv").sort_values(["children", "rate"], ascending=False)
+    parents = atlas.parents_of(grown_up)
     figures.table(
         parents.head(6), caption="The parents with most children: how often they fire, and what became of their frames."
     )
