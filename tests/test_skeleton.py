@@ -18,7 +18,7 @@ TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "n
 OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
-ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries", "atlas", "voices"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -70,6 +70,9 @@ MAY_IMPORT = {
                   "excerpts", "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "forest", "trees", "excerpts"},
+    "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "probes",
+               "profiles", "recipes", "relabelling", "speech", "store"},
+    "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
 }  # fmt: skip
 

@@ -181,14 +181,16 @@ def _judged(groups, design: Design, able: np.ndarray, first, orders, exact: bool
         each = np.where(np.isnan(each), 0, each)  # a deal in which one group has nobody left with a value
         reached += (each >= size).sum(axis=0)
         greatest.append(each.max(axis=1))
-        many.append((each * np.sqrt(weights) >= critical).sum(axis=1))
+        with np.errstate(invalid="ignore"):  # an infinite d of nobody
+            many.append((each * np.sqrt(weights) >= critical).sum(axis=1))
     greatest, many = np.concatenate(greatest), np.concatenate(many)
     p = np.full(len(able), np.nan)
     p_family, q, told = p.copy(), p.copy(), p.copy()
     p[able] = reached / len(greatest)
     p_family[able] = (len(greatest) - np.searchsorted(np.sort(greatest), size)) / len(greatest)
     q[able], told[able] = stats.false_discovery_control(p[able]), d
-    nominal = int((np.abs(d) * np.sqrt(weight[0]) >= critical).sum())
+    with np.errstate(invalid="ignore"):
+        nominal = int((np.abs(d) * np.sqrt(weight[0]) >= critical).sum())
     threshold = _threshold(greatest, level)
     return Relabelled(groups, told, p, p_family, q, threshold, nominal, many, len(greatest), exact, level)
 
