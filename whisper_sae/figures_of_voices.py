@@ -44,16 +44,15 @@ def forest(frame: pd.DataFrame, groups: tuple[str, str], threshold: float, most:
 
 def powers(curves: dict[str, pd.DataFrame], marks: dict[str, float], wanted: float = 0.8) -> Figure:
     """Power over d, a curve a name, and the least d that is seen with probability `wanted` in each."""
-    fig, axis = plt.subplots()
+    fig, axis = plt.subplots(figsize=(8.4, 3.6))
     looks = [(BLUE, "-", "o"), (ORANGE, "--", "^"), (INK, "-.", "s"), (GREY, ":", "D")]
     for (name, curve), (colour, style, marker) in zip(curves.items(), looks, strict=False):
-        axis.plot(curve.d, curve.power, color=colour, linestyle=style, label=name)
-        axis.plot(marks[name], wanted, marker, color=colour)
-        axis.annotate(f" {marks[name]:.2f}", (marks[name], wanted), color=colour, fontsize=9, va="top")
+        axis.plot(curve.d, curve.power, color=colour, linestyle=style, label=f"{name}: {marks[name]:.2f}")
+        axis.plot(marks[name], wanted, marker, color=colour)  # beyond the right edge it is not seen, only told
     axis.axhline(wanted, color=GREY, linewidth=0.8)
     axis.set(ylim=(0, 1.02), xlim=(0, curve.d.max()), xlabel="true d, in SDs of speakers' means",
              ylabel="probability to be seen")  # fmt: skip
-    axis.legend(loc="lower right")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.4))
     return fig
 
 
@@ -64,7 +63,7 @@ def apart(names: tuple[str, ...], d: np.ndarray, feature: int) -> Figure:
     drawn = axis.imshow(d, cmap=DIFFERENCE, vmin=-most, vmax=most)
     for (i, j), value in np.ndenumerate(d):
         if i != j:
-            axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8,
+            axis.text(j, i, f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center", fontsize=8,
                       color="white" if abs(value) > 0.6 * most else INK)  # fmt: skip
     axis.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names, title=f"Feature {feature}")
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right")

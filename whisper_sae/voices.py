@@ -145,8 +145,14 @@ class Found(NamedTuple):
     chance: relabelling.Relabelled
 
 
-def two(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals: int = 10_000) -> Found:
+MOST_DEALS = 50_000
+
+
+def two(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals: int = 0) -> Found:
     """Two groups of speakers compared in every living feature, and what `deals` random labellings give.
+
+    By default 10,000, and 24 for each feature where that is more, up to MOST_DEALS: no p is below 1 / deals, and with
+    fewer a single feature could not be found at a false discovery rate of 5 %.
 
     With `strata` d is that within its groups, and has no interval; g and AUC are over all. Raises ValueError where a
     group has fewer than `intervals.LEAST` speakers.
@@ -154,15 +160,14 @@ def two(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals
     groups, told = groups_of(cast, label), cast.labels[label]
     tested = asked(cast, label)
     by = cast.labels[strata] if strata else None
+    deals = deals or int(min(MOST_DEALS, max(10_000, 24 * tested.sum())))
     chance = relabelling.relabelled(cast.means, told, groups, by, tested=tested, deals=deals, seed=seed)
     here = np.flatnonzero(chance.tested)
     x = cast.means[:, here]
     known = effects.between(x, told, groups)
-    reach = intervals.of_d(x, told, groups, seed=seed)
     of_auc = intervals.of_auc(known.auc, *known.n)
-    table = pd.DataFrame({"feature": here, "d": chance.d[here], "low": reach.low, "high": reach.high, "g": known.g})
-    if strata:
-        table[["low", "high"]] = np.nan
+    low, high = (np.nan, np.nan) if strata else intervals.of_d(x, told, groups, seed=seed)[1:]
+    table = pd.DataFrame({"feature": here, "d": chance.d[here], "low": low, "high": high, "g": known.g})
     table = table.assign(auc=known.auc, auc_low=of_auc.low, auc_high=of_auc.high, one=known.means[0])
     table = table.assign(other=known.means[1], n_one=known.n[0].astype(int), n_other=known.n[1].astype(int))
     table = table.assign(p=chance.p[here], q=chance.q[here], p_family=chance.p_family[here])
@@ -189,8 +194,8 @@ def counted(found: Found, label: str, measure: str) -> dict:
     return {
         "label": label, "measure": measure.replace("_", " "), "tested": len(found.table),
         "found": int(chance.found.sum()), "beyond": int(chance.beyond.sum()), "threshold": chance.threshold,
-        "p ≤ 0.05": chance.nominal, "by chance": float(chance.by_chance.mean()),
-        "chance 95 %": float(np.quantile(chance.by_chance, 0.95)),
+        "p ≤ 0.05": chance.nominal,
+        "by chance": f"{chance.by_chance.mean():.0f}, at most {np.quantile(chance.by_chance, 0.95):.0f}",
     }  # fmt: skip
 
 
@@ -214,8 +219,8 @@ def many(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deal
     here = np.flatnonzero(effects.live(cast.means) & np.isfinite(cast.means).all(axis=0))
     x, rng = cast.means[:, here], np.random.default_rng(seed)
     among = effects.among(x, told)
-    lots, greatest, count = cast.labels.groupby(cast.labels[strata] if strata else "all"), [], []
-    places = [np.asarray(rows) for rows in lots.indices.values()] if strata else [np.arange(len(told))]
+    by = cast.labels[strata].to_numpy() if strata else np.full(len(told), "all")
+    places, greatest, count = [np.flatnonzero(by == one) for one in np.unique(by)], [], []
     for _ in range(deals):
         dealt = told.copy()
         for rows in places:
@@ -236,8 +241,9 @@ def held(cast: effects.Voices, label: str, told: pd.DataFrame) -> pd.DataFrame:
     being those of `covariates`.
 
     Columns: label; held; its own `d` between the groups; `left`, the share of the grouping that it does not tell;
-    `found` features at a false discovery rate of 5 % by t-tests, before (`found_before`) and after; `greatest` |d|, and
-    before. A covariate that tells the groups by itself has NaN.
+    `found` features at a false discovery rate of 5 % by t-tests, before (`found_before`) and after; the `greatest` |t|,
+    and before. |d| would be no measure: the less of a grouping is left, the farther off it is by chance. A covariate
+    that tells the groups by itself has NaN.
     """
     groups, here = groups_of(cast, label), np.flatnonzero(asked(cast, label))
     x, known = cast.means[:, here], cast.labels[label]
@@ -256,10 +262,10 @@ def held(cast: effects.Voices, label: str, told: pd.DataFrame) -> pd.DataFrame:
 
 
 def _discovered(of) -> tuple[int, float]:
-    """How many features have q of at most 0.05, and the greatest |d|."""
+    """How many features have q of at most 0.05, and the greatest |t|."""
     p = of.p[np.isfinite(of.p)]
     q = stats.false_discovery_control(p) if len(p) else p
-    return int((q <= 0.05).sum()), float(np.abs(of.d[np.isfinite(of.d)]).max(initial=0))
+    return int((q <= 0.05).sum()), float(np.abs(of.t[np.isfinite(of.t)]).max(initial=0))
 
 
 def alike(shelf: examples.Examples, heard: pd.DataFrame, feature: int, label: str, groups, n: int = 2) -> pd.DataFrame:
