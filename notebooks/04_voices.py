@@ -96,7 +96,7 @@ if found:
 
 # %% tags=["hide-input"]
 counts = pd.DataFrame([voices.counted(one, label, measure) for measure, one in found.items()])
-figures.table(counts.drop(columns="label"), caption="Found at a false discovery rate of 5 %; beyond the threshold, where any error at all has a chance of 5 %; "
+figures.table(counts.drop(columns="label", errors="ignore"), caption="Found at a false discovery rate of 5 %; beyond the threshold, where any error at all has a chance of 5 %; "
               "with an uncorrected p of at most 0.05, and how many have it when labels are dealt: mean and 95 %.")  # fmt: skip
 
 # %% [markdown]
@@ -179,7 +179,7 @@ held = pd.concat(left) if left else pd.DataFrame()
 # %% tags=["hide-input"]
 every = pd.DataFrame([voices.counted(one, name, "rate") for name, one in (others | within).items()])
 figures.table(
-    every.drop(columns=["measure", "tested"]),
+    every.drop(columns=["measure", "tested"], errors="ignore"),
     caption="The same question of every label, and within groups of another where they are crossed.",
 )
 if len(held):
@@ -228,15 +228,9 @@ if found:
         )
     )
     needed = power.needed([0.2, 0.5, 0.8], [1, 10], [round(max(icc, 0), 3), 0.3], level=strict)
-    shown = needed.assign(design=[f"{row.clips} clips, ICC {row.icc:g}" for row in needed.itertuples()]).query(
-        "clips > 1 or icc != 0.3"
-    )
-    shown = shown.replace({"design": {f"1 clips, ICC {needed.icc[0]:g}": "1 clip"}}).pivot(
-        index="d_clips", columns="design", values="speakers"
-    )
     figures.table(
-        shown.rename_axis(None, axis=1).reset_index().rename(columns={"d_clips": "d of clips"}),
-        caption=f"Speakers a group who are needed to see a difference, in SDs of clips, after correction, by clips a speaker. The median ICC here is {icc:.3f}.",
+        voices.by_design(needed),
+        caption=f"Speakers a group who are needed to see a difference, in SDs of clips, after correction. The median ICC here is {icc:.3f}.",
     )
     few = np.flatnonzero(rates.labels[label] == chance.groups[0])[5:]  # leaves five
     try:
@@ -265,17 +259,8 @@ scores = voices.compared(read, ["label", "input", "width"])
 
 # %% tags=["hide-input"]
 widest = scores.loc[scores.groupby(["label", "input"], sort=False).width.idxmax()]
-cells = widest.assign(
-    said=[
-        f"{100 * r.balanced:.0f} ({100 * r.balanced_low:.0f}–{100 * r.balanced_high:.0f})" for r in widest.itertuples()
-    ]
-)
-probes_told = cells.pivot(index="input", columns="label", values="said").reindex(
-    index=cells.input.unique(), columns=cells.label.unique()
-)
-probes_told.loc["majority"] = [f"{100 / read[read.label == name].told.nunique():.0f}" for name in probes_told]
 figures.table(
-    probes_told.reset_index(),
+    voices.side_by_side(widest),
     caption="Balanced accuracy in % on clips of speakers that the probe never met, with its 95 % interval over speakers.",
 )
 if label in asked:

@@ -191,3 +191,17 @@ def test_pairs_are_one_of_each_group_and_say_it_equally_strongly():
     assert found.kind.tolist() == ["female b", "male d"] and found.value.tolist() == [5.1, 5.0]
     assert len(voices.alike(Shelf(), heard, 0, "gender", ("female", "male"), 9)) % 2 == 0
     assert voices.alike(Shelf(), heard.assign(gender="female"), 0, "gender", ("female", "male")).empty
+
+
+def test_tables_to_read_have_every_number_in_its_place():
+    scores = pd.DataFrame({"label": ["g", "g", "a"], "input": ["x", "y", "x"], "balanced": [0.5, 0.75, 0.2]})
+    scores = scores.assign(balanced_low=0.1, balanced_high=0.9, chance=[0.5, 0.5, 0.25])
+    told = voices.side_by_side(scores).set_index("input")
+    assert list(told) == ["g", "a"] and list(told.index) == ["x", "y", "majority"]
+    assert told.g["y"] == "75 (10–90)" and told.a["majority"] == "25"
+    needed = pd.DataFrame(
+        {"d_clips": [0.2] * 4, "clips": [1, 1, 10, 10], "icc": [0.1, 0.3] * 2, "speakers": [9, 9, 4, 6]}
+    )
+    assert voices.by_design(needed).iloc[0].to_dict() == {
+        "d of clips": 0.2, "1 clip": 9, "10 clips, ICC 0.1": 4, "10 clips, ICC 0.3": 6,
+    }  # fmt: skip

@@ -302,9 +302,10 @@ def probed(run: Profile, seed: int, site: str, labels: dict[str, list[str]]) -> 
     """`read.csv`: how often each speaker's label is read right off the means of its clips by probes that never met it.
 
     Columns `label input width speaker told right`. Inputs are all features of the dictionary and of the random one, and
-    the first DIRECTIONS principal directions; `width` is how many numbers were read, and for the two dictionaries
-    there are rows for FEW features, too, chosen anew on the training speakers each time. `labels` names, for each, what
-    else makes speakers alike: see `probes.unheard`. `recipes.label_probe` reads the simpler inputs.
+    the first DIRECTIONS principal directions; `width` is how many numbers were read. Of the two dictionaries there are
+    rows for FEW features, too, chosen anew on the training speakers each time, where each group of a label has three
+    speakers. `labels` names, for each, what else makes speakers alike: see `probes.unheard`. `recipes.label_probe`
+    reads the simpler inputs.
     """
     made = {name: of_features(run, seed, site, of) for name, of in _INPUTS.items()}
 
@@ -318,7 +319,8 @@ def probed(run: Profile, seed: int, site: str, labels: dict[str, list[str]]) -> 
                 x = x[:, :DIRECTIONS] - x[:, step.facts["features"] :][:, :DIRECTIONS]
             alike = cast[labels[label]].agg(" ".join, axis=1) if labels[label] else None
             right = {x.shape[1]: probes.unheard(x, cast[label], cast.speaker, alike, seed=seed)}
-            if name != "directions":
+            enough = cast.drop_duplicates("speaker")[label].value_counts().min() > 2  # some are left out to be asked
+            if name != "directions" and enough:
                 right |= few(x, cast[label], cast.speaker, alike, seed=seed)
             told = dict(zip(cast.speaker, cast[label], strict=True))
             for width, each in right.items():
@@ -381,9 +383,9 @@ def balanced(read: pd.DataFrame, level: float = 0.95) -> tuple[float, float, flo
 
 
 def compared(read: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """`balanced` of each group: `by`, balanced, balanced_low, balanced_high and speakers."""
-    rows = [(*name, *balanced(part), len(part)) for name, part in read.groupby(by, sort=False)]
-    return pd.DataFrame(rows, columns=[*by, "balanced", "balanced_low", "balanced_high", "speakers"])
+    """`balanced` of each group: `by`, balanced, balanced_low, balanced_high, chance (1 / labels) and speakers."""
+    rows = [(*name, *balanced(part), 1 / part.told.nunique(), len(part)) for name, part in read.groupby(by, sort=False)]
+    return pd.DataFrame(rows, columns=[*by, "balanced", "balanced_low", "balanced_high", "chance", "speakers"])
 
 
 def everything(probed: Step, simple: Step, site: str, cast: effects.Voices) -> pd.DataFrame:
@@ -402,3 +404,27 @@ def everything(probed: Step, simple: Step, site: str, cast: effects.Voices) -> p
     theirs["told"] = [told[row.label].get(row.speaker, "") for row in theirs.itertuples()]
     theirs = theirs.replace({"input": {site: "activations", "log-mel": "log-mel"}}).assign(width=0)
     return pd.concat([ours, theirs[theirs.told != ""][list(ours)]], ignore_index=True)
+
+
+def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `compared` by label, input and width, one width each, in percent: a row an input, a column a label.
+
+    The last row is what always saying the majority scores, 1 / labels, from the column `chance`.
+    """
+    said = [
+        f"{100 * r.balanced:.0f} ({100 * r.balanced_low:.0f}–{100 * r.balanced_high:.0f})" for r in scores.itertuples()
+    ]
+    wide = scores.assign(said=said).pivot(index="input", columns="label", values="said")
+    wide = wide.reindex(index=scores.input.unique(), columns=scores.label.unique())
+    chance = scores.drop_duplicates("label").set_index("label").chance
+    wide.loc["majority"] = [f"{100 * chance[name]:.0f}" for name in wide]
+    return wide.rename_axis(columns=None).rename_axis("input").reset_index()
+
+
+def by_design(needed: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `power.needed`, a row a difference and a column a design; of one clip, whose ICC does not matter, one."""
+    once = needed[(needed.clips > 1) | ~needed.duplicated(["d_clips", "clips"])]
+    named = [f"{r.clips} clips, ICC {r.icc:g}" if r.clips > 1 else "1 clip" for r in once.itertuples()]
+    wide = once.assign(design=named).pivot(index="d_clips", columns="design", values="speakers")
+    wide = wide[list(dict.fromkeys(named))].rename_axis(columns=None)
+    return wide.reset_index().rename(columns={"d_clips": "d of clips"})
