@@ -195,7 +195,7 @@ def counted(found: Found, label: str, measure: str) -> dict:
         "label": label, "measure": measure.replace("_", " "), "tested": len(found.table),
         "found": int(chance.found.sum()), "beyond": int(chance.beyond.sum()), "threshold": chance.threshold,
         "p ≤ 0.05": chance.nominal,
-        "by chance": f"{chance.by_chance.mean():.0f}, at most {np.quantile(chance.by_chance, 0.95):.0f}",
+        "by chance": f"{chance.by_chance.mean():.0f} (95 %: {np.quantile(chance.by_chance, 0.95):.0f})",
     }  # fmt: skip
 
 
