@@ -118,12 +118,14 @@ if len(told):
         caption="F1 with its 95 % interval over speakers; how much less that is than the dictionary's, with its interval "
         "over the same draws of speakers. Where it begins above 0, the dictionary is better.",
     )
-    better = compared.at_least > 0
-    beaten, equal = (", ".join(compared.name[side]) for side in (better, ~better & (compared.index > 0)))
-    figures.say(
-        f"The dictionary finds phones better than {beaten or 'none of its rivals'}"
-        + (f"; it is not clearly better than {equal}." if equal else ".")
-    )
+    better, worse = compared.at_least > 0, compared.at_most < 0
+    equal = ~better & ~worse & (compared.index > 0)
+    named = {"better": better, "worse": worse, "not clearly better or worse": equal}
+    said = [f"{how} than {', '.join(compared.name[which])}" for how, which in named.items() if which.any()]
+    asked = heard.loc[told["clip"].unique()]
+    voices = asked.speaker[asked.split != "train"].nunique()
+    order = f"The dictionary finds phones {'; '.join(said)}." if voices > 5 else "Too few for any order to be shown."
+    figures.say(f"Scored on {voices} speakers on whom nothing was chosen. {order}")
 else:
     figures.say("No corpus of this profile tells when phones sound, so nothing is asked about phones.")
 

@@ -41,6 +41,7 @@ def test_a_long_cloud_has_no_clumps_where_a_null_without_its_shape_sees_some():
     assert score[0] > max(score[1:])  # features dealt anew one by one: the cloud would pass for two clumps
 
 
+@pytest.mark.slow
 def test_p_is_as_often_small_as_it_should_be_where_there_is_nothing():
     p = [clusters.find(long_cloud(40, seed), most=4, draws=19, seed=seed).p for seed in range(20)]
     assert np.mean(np.array(p) <= 0.1) <= 0.3 and 0.3 < np.mean(p) < 0.7

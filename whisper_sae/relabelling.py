@@ -172,7 +172,8 @@ def _every(first: np.ndarray, stratum: np.ndarray) -> Iterator[np.ndarray]:
 def _judged(groups, design: Design, able: np.ndarray, first, orders, exact: bool, level: float) -> Relabelled:
     weight = design.weight(first[None])
     d = design.d(_sums(first[None], design.z), weight)[0]
-    size, critical = np.abs(d) * (1 - 1e-9), stats.t.ppf(1 - level / 2, design.df)
+    size = np.abs(d) * (1 - 1e-9) - 1e-12  # equal but for rounding is equal, also where nothing differs
+    critical = stats.t.ppf(1 - level / 2, design.df)
     reached, greatest, many = np.zeros(len(d)), [], []
     rows = max(1, AT_ONCE // len(d))
     for dealt in (part[i : i + rows] for part in orders for i in range(0, len(part), rows)):
