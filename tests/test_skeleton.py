@@ -18,7 +18,18 @@ TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "n
 OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
-ON_RECIPES |= {"meaning", "phonetics", "wording", "explained", "galleries", "atlas", "voices"}
+ON_RECIPES |= {
+    "meaning",
+    "phonetics",
+    "wording",
+    "explained",
+    "galleries",
+    "atlas",
+    "voices",
+    "voice_probes",
+    "contrasts",
+    "trials",
+}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -36,7 +47,9 @@ MAY_IMPORT = {
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "intervals": {"effects"},  # of the effect sizes there
     "relabelling": {"effects"},
-    "confounds": {"effects"},
+    "crossing": {"effects"},
+    "confounds": {"crossing", "effects"},  # partial d is the same there
+    "held_fixed": {"confounds", "effects"},
     "power": {"effects"},  # tidy labels
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"narrow", "rows", "shards"},
@@ -70,8 +83,11 @@ MAY_IMPORT = {
                   "excerpts", "findings", "gallery", "labels", "logmel", "phones", "selectivity", "speech", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "forest", "trees", "excerpts"},
-    "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "probes",
-               "profiles", "recipes", "relabelling", "speech", "store"},
+    "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "profiles",
+               "recipes", "speech", "store"},
+    "voice_probes": {"effects", "probes", "profiles", "recipes", "store", "voices"},
+    "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
+    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
     "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
 }  # fmt: skip

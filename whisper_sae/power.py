@@ -161,3 +161,12 @@ def likeness(values: np.ndarray, speaker, labels=None) -> Likeness:
         msb, msw = between / df_between, inside / df_inside
         icc = (msb - msw) / (msb + (size - 1) * msw)
         return Likeness(icc, (msb - msw) / size, msw, float(np.nanmedian(size)))
+
+
+def by_design(needed: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `power.needed`, a row a difference and a column a design; of one clip, whose ICC does not matter, one."""
+    once = needed[(needed.clips > 1) | ~needed.duplicated(["d_clips", "clips"])]
+    named = [f"{r.clips} clips, ICC {r.icc:g}" if r.clips > 1 else "1 clip" for r in once.itertuples()]
+    wide = once.assign(design=named).pivot(index="d_clips", columns="design", values="speakers")
+    wide = wide[list(dict.fromkeys(named))].rename_axis(columns=None)
+    return wide.reset_index().rename(columns={"d_clips": "d of clips"})
