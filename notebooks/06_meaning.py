@@ -385,4 +385,4 @@ findings.save(
 # Tried and dropped: shuffling labels frame by frame as a null, which finds too much, because frames are no independent draws; one shift for all
 # clips of a speaker, which finds too much where clips differ; and leaving out short shifts, which finds far too much.
 #
-# Back: [3 · Do clips lie in clumps, and what are the clumps of?](03_clusters.ipynb)
+# Back: [4 · Which features tell women from men, and accent from accent?](04_voices.ipynb)

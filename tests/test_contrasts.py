@@ -118,3 +118,19 @@ def test_a_label_of_many_groups_has_partial_eta_squared_with_its_interval():
     assert ((table.low <= table.eta_squared) & (table.eta_squared <= table.high)).all() and (table.n == 48).all()
     assert table.low[0] > 0 and (table.omega_squared < table.eta_squared).all()
     assert voices.crossed(cast, "accent", "gender")
+
+
+def test_the_power_of_a_corpus_is_that_of_its_own_threshold():
+    found = contrasts.two(people(), "gender", deals=1_000)
+    seen = contrasts.seen(found)
+    (one, all_), strict = list(seen.least.values())[:2], power.level_of(found.chance.threshold, 24, 24)
+    assert one == pytest.approx(power.detectable(24, 24)) and all_ == pytest.approx(power.detectable(24, 24, strict))
+    assert seen.level == strict and list(seen.curves) == list(seen.least) and "6 + 6" in list(seen.least)[2]
+    sizes = contrasts.sample_sizes(seen, 0.1)
+    assert list(sizes) == ["d of clips", "1 clip", "10 clips, ICC 0.1", "10 clips, ICC 0.3"]
+    assert sizes["1 clip"][0] == power.speakers_needed(0.2, strict)
+
+
+def test_pairs_as_a_square():
+    names, d = contrasts.matrix(pd.DataFrame({"one": ["a", "a"], "other": ["b", "c"], "d": [1.0, -2.0]}))
+    assert names == ("a", "b", "c") and d.tolist() == [[0, 1, -2], [-1, 0, 0], [2, 0, 0]]

@@ -49,7 +49,7 @@ def test_02_says_what_to_run_first(elsewhere):
 
 
 @pytest.mark.parametrize(
-    "name", ["00_instrument.ipynb", "01_extraction.ipynb", "02_training.ipynb", "03_clusters.ipynb"]
+    "name", ["00_instrument.ipynb", "01_extraction.ipynb", "02_training.ipynb", "03_clusters.ipynb", "04_voices.ipynb"]
 )
 def test_papermill_runs_them_from_any_folder(elsewhere, name):
     done = papermill(elsewhere, name, "-p", "seed", "0")

@@ -62,3 +62,14 @@ def test_tables_to_read_have_every_number_in_its_place():
     told = voice_probes.side_by_side(scores).set_index("input")
     assert list(told) == ["g", "a"] and list(told.index) == ["x", "y", "majority"]
     assert told.g["y"] == "75 (10–90)" and told.a["majority"] == "25"
+
+
+def test_what_one_input_tells_more_is_told_speaker_by_speaker():
+    rng = np.random.default_rng(0)
+    each = pd.DataFrame({"speaker": [f"s{n}" for n in range(40)], "told": ["f", "m"] * 20, "label": "g", "width": 9})
+    each["right"] = rng.uniform(0.2, 0.7, 40)
+    more = each.assign(input="x", right=each.right + 0.2 + rng.normal(0, 0.01, 40))
+    read = pd.concat([more, each.assign(input="y"), each.assign(input="y", width=2, right=0.0)])
+    middle, low, high = voice_probes.better(read, "g", "x", "y")
+    assert middle == pytest.approx(0.2, abs=0.01) and 0.19 < low < middle < high < 0.21
+    assert voice_probes.better(read, "g", "y", "x")[1] < -0.19  # not cut off at 0

@@ -145,6 +145,16 @@ def pairs(cast: effects.Voices, label: str, feature: int, seed: int = 0, deals: 
     return table.sort_values(["beyond", "found", "greatest"], ascending=False, kind="stable", ignore_index=True)
 
 
+def matrix(pairs: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
+    """The d of `pairs` as a square: names of groups, and (group, group), row less column, 0 on the diagonal."""
+    names = sorted({*pairs.one, *pairs.other})
+    d = np.zeros((len(names), len(names)))
+    for row in pairs.itertuples():
+        i, j = names.index(row.one), names.index(row.other)
+        d[i, j], d[j, i] = row.d, -row.d
+    return tuple(names), d
+
+
 def crossings(cast: effects.Voices, label: str, by: str, feature: int, seed: int = 0) -> pd.DataFrame:
     """Two groups of a label in one feature, in each group of another: a row a group of `by`.
 
@@ -166,6 +176,36 @@ def crossings(cast: effects.Voices, label: str, by: str, feature: int, seed: int
             why = str(refused)
         rows.append((name, *n, *d, why))
     return pd.DataFrame(rows, columns=[by, *groups, "d", "low", "high", "why"])
+
+
+# ------------------------------------------------------------------------------------------------------- power
+
+
+class Seen(NamedTuple):
+    """What could be seen with so many speakers, by name of the design."""
+
+    curves: dict[str, pd.DataFrame]
+    """As `power.curve`."""
+    least: dict[str, float]
+    """The d of speakers' means that is seen in four of five such corpora."""
+    level: float
+    """That of a t-test whose |d| has to exceed the threshold of `found`."""
+
+
+def seen(found: Found, most: float = 3.0) -> Seen:
+    """The power of this corpus, of one feature and after correction for all; of six a group, and of four times it."""
+    n1, n2 = found.table[["n_one", "n_other"]].max().tolist()
+    strict, many = power.level_of(found.chance.threshold, n1, n2), f"{len(found.table)} features"
+    designs = {f"here, {n1} + {n2}, one feature": (n1, n2, 0.05), f"here, {n1} + {n2}, {many}": (n1, n2, strict)}
+    designs |= {f"{n} + {n}, {many}": (n, n, strict) for n in (6, 4 * max(n1, n2))}
+    curves = {name: power.curve(a, b, level=level, most=most) for name, (a, b, level) in designs.items()}
+    return Seen(curves, {name: power.detectable(a, b, level) for name, (a, b, level) in designs.items()}, strict)
+
+
+def sample_sizes(seen: Seen, icc: float) -> pd.DataFrame:
+    """Speakers a group for small, middling and large differences, of one clip and of ten, at this ICC and at 0.3."""
+    iccs = [round(max(icc, 0.0), 3), 0.3]
+    return power.by_design(power.needed([0.2, 0.5, 0.8], [1, 10], iccs, level=seen.level))
 
 
 # ---------------------------------------------------------------------------------------- what else explains it
@@ -191,19 +231,18 @@ def held(cast: effects.Voices, labels: list[str], told: pd.DataFrame, seed: int 
         for name in told:
             own = float(np.nanmax(np.abs(effects.pairwise(told[[name]].to_numpy(), known, intervals.LEAST)[1])))
             for way in ("regression", "matching")[: 2 if len(groups) == 2 else 1]:
-                try:
-                    answer, why = (
-                        (_adjusted if way == "regression" else _matched)(cast, known, told[[name]], groups, ask),
-                        "",
-                    )
-                except ValueError as refused:
-                    answer, why = (
-                        (0, 0.0 if way == "regression" else np.nan, 0, np.nan, np.nan, np.nan, "–"),
-                        str(refused),
-                    )
+                answer, why = _answered(way, cast, known, told[[name]], groups, ask)
                 rows.append((label, name, way, own, *answer, why))
-    return pd.DataFrame(rows, columns=["label", "held", "way", "own", "n", "left", "tested", "found", "beyond",
-                                       "p ≤ 0.05", "by chance", "why"])  # fmt: skip
+    counts = ["tested", "found", "beyond", "p ≤ 0.05"]
+    names = ["label", "held", "way", "own", "n", "left", *counts, "by chance", "why"]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(counts, "Int64")).round({"own": 2, "left": 3})
+
+
+def _answered(way: str, cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:
+    try:
+        return (_adjusted if way == "regression" else _matched)(cast, known, covariate, groups, ask), ""
+    except ValueError as refused:
+        return (0, np.nan, 0, None, None, None, "–"), str(refused)
 
 
 def _adjusted(cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:

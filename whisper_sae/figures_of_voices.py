@@ -22,6 +22,7 @@ def ordered(lines: dict[str, np.ndarray], thresholds: dict[str, float], ylabel: 
     most = max(np.nanmax(np.abs(values[np.isfinite(values)]), initial=0) for values in lines.values())
     axis.set(xscale="log", ylim=(0, 1.08 * max(most, *thresholds.values())), xlabel="features, the greatest first",
              ylabel=ylabel)  # fmt: skip
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.legend()
     return fig
 
@@ -65,7 +66,12 @@ def apart(names: tuple[str, ...], d: np.ndarray, feature: int) -> Figure:
         if i != j:
             axis.text(j, i, f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center", fontsize=8,
                       color="white" if abs(value) > 0.6 * most else INK)  # fmt: skip
-    axis.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names, title=f"Feature {feature}")
+    axis.set(
+        xticks=range(len(names)),
+        yticks=range(len(names)),
+        yticklabels=names,
+        title=f"Feature {feature}: d between any two",
+    )
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
     fig.colorbar(drawn, ax=axis, label="d, row less column", shrink=0.9)
     return fig

@@ -103,19 +103,35 @@ def balanced(read: pd.DataFrame, level: float = 0.95) -> tuple[float, float, flo
 
     The mean over labels of their speakers' means; Welch's degrees of freedom, so labels may differ in spread and size.
     """
+    middle, low, high = _balanced(read, level)
+    return middle, max(0.0, low), min(1.0, high)
+
+
+def _balanced(read: pd.DataFrame, level: float) -> tuple[float, float, float]:
     parts = read.groupby("told").right.agg(["mean", "var", "size"])
     spread = parts["var"] / parts["size"]
     total = spread.sum()
     free = total**2 / (np.square(spread) / (parts["size"] - 1)).sum() if total > 0 else 1.0
     reach = float(stats.t.ppf((1 + level) / 2, free) * np.sqrt(total)) / len(parts)
     middle = float(parts["mean"].mean())
-    return middle, max(0.0, middle - reach), min(1.0, middle + reach)
+    return middle, middle - reach, middle + reach
 
 
 def compared(read: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """`balanced` of each group: `by`, balanced, balanced_low, balanced_high, chance (1 / labels) and speakers."""
     rows = [(*name, *balanced(part), 1 / part.told.nunique(), len(part)) for name, part in read.groupby(by, sort=False)]
     return pd.DataFrame(rows, columns=[*by, "balanced", "balanced_low", "balanced_high", "chance", "speakers"])
+
+
+def better(read: pd.DataFrame, label: str, one: str, other: str, level: float = 0.95) -> tuple[float, float, float]:
+    """How much more one input tells of a label than another, both at their widest, and the interval: of `everything`.
+
+    Differences of speakers, of whom each was asked both ways; their mean over labels, as in `balanced`.
+    """
+    mine = read[read.label == label]
+    wide = {name: part[part.width == part.width.max()] for name, part in mine.groupby("input")}
+    apart = wide[one].set_index("speaker").right - wide[other].set_index("speaker").right
+    return _balanced(pd.DataFrame({"right": apart, "told": wide[one].set_index("speaker").told}).dropna(), level)
 
 
 def everything(probed: Step, simple: Step, site: str, cast: effects.Voices) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import codes as sparse_codes
-from whisper_sae import confounds, effects, examples, index, intervals, speech
+from whisper_sae import confounds, effects, examples, index, intervals, power, speech
 from whisper_sae.meaning import codes
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, told_of
@@ -139,6 +139,14 @@ def sampled(run: Profile, seed: int, step: Step, heard: pd.DataFrame, label: str
                             most=counts["max"]).fillna(0).astype(int)  # fmt: skip
     found.insert(3, "dropped", found.clips - found.kept)
     return found.reset_index()
+
+
+def likeness(step: Step, heard: pd.DataFrame, features) -> float:
+    """How alike clips of a speaker are by firing rate: the median ICC of `features`, 0 where no one has two clips."""
+    who = heard.speaker.iloc[step.table("clips.csv")["clip"]]
+    if who[who != ""].value_counts().max() < 2:
+        return 0.0
+    return float(np.nanmedian(power.likeness(values(step, "rate")[:, features], who).icc))
 
 
 def groups_of(cast: effects.Voices, label: str) -> tuple[str, str]:
