@@ -45,7 +45,7 @@ def forest(frame: pd.DataFrame, groups: tuple[str, str], threshold: float, most:
 
 def powers(curves: dict[str, pd.DataFrame], marks: dict[str, float], wanted: float = 0.8) -> Figure:
     """Power over d, a curve a name, and the least d that is seen with probability `wanted` in each."""
-    fig, axis = plt.subplots(figsize=(8.4, 3.6))
+    fig, axis = plt.subplots(figsize=(7.2, 4.2))
     looks = [(BLUE, "-", "o"), (ORANGE, "--", "^"), (INK, "-.", "s"), (GREY, ":", "D")]
     for (name, curve), (colour, style, marker) in zip(curves.items(), looks, strict=False):
         axis.plot(curve.d, curve.power, color=colour, linestyle=style, label=f"{name}: {marks[name]:.2f}")
@@ -53,7 +53,7 @@ def powers(curves: dict[str, pd.DataFrame], marks: dict[str, float], wanted: flo
     axis.axhline(wanted, color=GREY, linewidth=0.8)
     axis.set(ylim=(0, 1.02), xlim=(0, curve.d.max()), xlabel="true d, in SDs of speakers' means",
              ylabel="probability to be seen")  # fmt: skip
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.4))
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
