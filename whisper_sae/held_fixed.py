@@ -21,6 +21,9 @@ from whisper_sae import confounds, effects
 AT_ONCE = 2**21
 """Deals times features times columns that are worked on at a time."""
 
+ALIKE = 1e-5
+"""A deal whose η² falls short by no more than so much of it is as great: products are of single precision."""
+
 
 class Dealt(NamedTuple):
     """What was found and what chance gives. Arrays are (feature,), NaN or False where a feature was not tested."""
@@ -84,13 +87,15 @@ def dealt(
         raise ValueError(
             f"labels: two groups of two speakers or more are needed; here are {', '.join(names) or 'none'}"
         )
-    held = confounds.spanned(np.column_stack([numbers[here] - numbers[here].mean(axis=0), _columns(by[here])]))
+    base = confounds.spanned(_columns(by[here]))
+    fixed = _beyond(numbers[here], base)
+    held = np.column_stack([base, fixed])
     side = _columns(told[here])
     alone = side - held @ (held.T @ side)
     left = float(np.square(alone).sum() / np.square(side - side.mean(axis=0)).sum())
     if left <= confounds.OVERLAP:
         raise ValueError(f"covariates: they tell {', '.join(names)} apart, so nothing is left to compare")
-    alone = confounds.spanned(alone[:, np.square(alone).sum(axis=0) > confounds.OVERLAP * len(alone)])
+    alone = _beyond(side, held)
     df = alone.shape[1], int(here.sum()) - held.shape[1] - alone.shape[1]
     if df[1] < 1:
         raise ValueError(f"covariates: {held.shape[1]} of them and strata are too many for {here.sum()} speakers")
@@ -98,11 +103,18 @@ def dealt(
     able = np.isfinite(x).all(axis=0) & (True if tested is None else np.asarray(tested, dtype=bool))
     rest, able = _rest(x, held, able)
     orders = _orders(np.unique(by[here], return_inverse=True)[1], deals, np.random.default_rng(seed))
-    return _judged(names, rest, able, alone, held, df, orders, left, level)
+    return _judged(names, rest, able, alone, fixed, df, orders, left, level)
 
 
 def _columns(names: np.ndarray) -> np.ndarray:
     return pd.get_dummies(pd.Series(names)).to_numpy(dtype=np.float64)
+
+
+def _beyond(columns: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Orthonormal columns that span what `held`, orthonormal too, does not tell of these."""
+    size = np.square(columns - columns.mean(axis=0)).sum(axis=0)
+    rest = columns - held @ (held.T @ columns)
+    return confounds.spanned(rest[:, np.square(rest).sum(axis=0) > confounds.OVERLAP * size])
 
 
 def _rest(x: np.ndarray, held: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,25 +138,29 @@ def _orders(stratum: np.ndarray, deals: int, rng: np.random.Generator) -> Iterat
         yield order
 
 
-def _judged(names, rest, able, alone, held, df, orders, left, level) -> Dealt:
-    both, total = np.concatenate([alone, held], axis=1), np.square(rest).sum(axis=0)  # (speaker, column), (feature,)
+def _judged(names, rest, able, alone, fixed, df, orders, left, level) -> Dealt:
+    x = rest / np.sqrt(np.square(rest).sum(axis=0))  # (speaker, feature), of length 1: what is told of it is a share
+    known = np.square(alone.T @ x).sum(axis=0)
+    least, small = (known * (1 - ALIKE)).astype(np.float32), x.astype(np.float32)
     f_least = stats.f.ppf(1 - level, *df)
     critical = f_least / (f_least + df[1] / df[0])
-    known, reached, greatest, many = None, 0.0, [], []
-    rows = max(1, AT_ONCE // (rest.shape[1] * both.shape[1]))
+    both = np.concatenate([alone, fixed], axis=1).astype(np.float32)  # (speaker, column)
+    reached, greatest, many = 0.0, [], []
+    rows = max(1, AT_ONCE // (x.shape[1] * both.shape[1]))
     for order in (part[i : i + rows] for part in orders for i in range(0, len(part), rows)):
-        turned = both[order].transpose(0, 2, 1).reshape(-1, len(rest))  # (deal · column, speaker)
-        told = np.square(turned @ rest).reshape(len(order), both.shape[1], -1)
-        share = told[:, : df[0]].sum(axis=1) / np.maximum(total - told[:, df[0] :].sum(axis=1), 1e-300)
-        if known is None:
-            known = share[0]
-        reached = reached + (share >= known * (1 - 1e-9) - 1e-12).sum(axis=0)
+        turned = both[order].transpose(0, 2, 1).reshape(-1, len(x))  # (deal · column, speaker)
+        told = (turned @ small).reshape(len(order), both.shape[1], -1)
+        told *= told
+        share = told[:, : df[0]].sum(axis=1)
+        if fixed.shape[1]:
+            share /= np.maximum(1 - told[:, df[0] :].sum(axis=1), 1e-12)
+        reached = reached + (share >= least).sum(axis=0)
         greatest.append(share.max(axis=1))
         many.append((share >= critical).sum(axis=1))
     greatest, many = np.concatenate(greatest), np.concatenate(many)
     eta, p, p_family, q = (np.full(len(able), np.nan) for _ in range(4))
     eta[able], p[able] = known, reached / len(greatest)
-    above = np.searchsorted(np.sort(greatest), known * (1 - 1e-9) - 1e-12)
+    above = np.searchsorted(np.sort(greatest), least)
     p_family[able], q[able] = (len(greatest) - above) / len(greatest), stats.false_discovery_control(p[able])
     with np.errstate(divide="ignore"):
         f = eta / df[0] / ((1 - eta) / df[1])
