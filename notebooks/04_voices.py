@@ -284,7 +284,7 @@ scores = voice_probes.compared(read, ["label", "input", "width"])
 widest = scores.loc[scores.groupby(["label", "input"], sort=False).width.idxmax()]
 figures.table(
     voice_probes.side_by_side(widest),
-    caption="Balanced accuracy in % on clips of speakers that the probe never met, with its 95 % interval over speakers.",
+    caption=f"Balanced accuracy in % on clips of speakers that the probe never met, with its 95 % interval over {read.speaker.nunique()} speakers. Labels that mean nothing, and the majority, are its null.",
 )
 if label in asked:
     ranked = widest[widest.label == label].sort_values("balanced", ascending=False)
@@ -380,7 +380,7 @@ findings.save("04_voices", run.name, headline=f"{news}.", tables=tables, steps=s
 # %% [markdown]
 # ## What we found, what we dropped, what is next
 #
-# A few features differ between women and men by more than chance gives the greatest of all, and more between accents,
+# In the demo a few features differ between women and men by more than chance gives the greatest of all, and more between accents,
 # which are differences of sounds. The rest of what has p ≤ 0.05 is about what labels by lot give. What microphones show
 # is gone when level is held fixed. Log-mel and the layer's frames tell a voice far better than the dictionary, which has no
 # feature for gender: it is spread over many, and random directions keep as much of it or more.

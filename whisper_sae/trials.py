@@ -17,7 +17,7 @@ from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
 from whisper_sae.store import Recipe, Step
 
-TRIALS = 20
+TRIALS = 12
 """Corpora drawn for each pair of groups."""
 
 
