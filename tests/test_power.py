@@ -144,3 +144,8 @@ def test_sample_sizes_have_a_column_a_design():
     assert power.by_design(needed).iloc[0].to_dict() == {
         "d of clips": 0.2, "1 clip": 9, "10 clips, ICC 0.1": 4, "10 clips, ICC 0.3": 6,
     }  # fmt: skip
+
+
+def test_what_no_difference_reaches_is_not_seen():
+    assert power.detectable(6, 6, power.level_of(np.inf, 6, 6)) == np.inf
+    assert power.detectable(6, 6, power.level_of(1e7, 6, 6)) == np.inf

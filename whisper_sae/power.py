@@ -51,11 +51,15 @@ def power(d, n1, n2, level: float = 0.05) -> np.ndarray:
 
 
 def detectable(n1: int, n2: int, level: float = 0.05, wanted: float = 0.8) -> float:
-    """The least Cohen's d of speakers' means that is seen with probability `wanted`."""
+    """The least Cohen's d of speakers' means that is seen with probability `wanted`; inf where even 1,000 is not."""
+    if level <= 0:  # that of a threshold beyond all bounds
+        return np.inf
     _check(level, wanted)
     most = 1.0
     while power(most, n1, n2, level) < wanted:
         most *= 2
+        if most > 1_000:
+            return np.inf
     return float(brentq(lambda d: power(d, n1, n2, level) - wanted, 0, most, xtol=1e-10))
 
 

@@ -162,10 +162,15 @@ def crossed(cast: effects.Voices, label: str, by: str) -> bool:
 
 
 def asked(cast: effects.Voices, label: str) -> np.ndarray:
-    """(feature,) bool: those that vary, and for which `intervals.LEAST` speakers of each of two groups have a value."""
+    """(feature,) bool: those of `intervals.LEAST` values or more, and as many speakers of each group who have one.
+
+    With two values, one of them a single speaker's, a deal of labels may make d as large as one likes.
+    """
     told, groups = cast.labels[label].to_numpy(), groups_of(cast, label)
     least = [np.isfinite(cast.means[told == name]).sum(axis=0) for name in groups]
-    return effects.live(cast.means, intervals.LEAST) & (np.min(least, axis=0) >= intervals.LEAST)
+    values = (np.diff(np.sort(cast.means, axis=0), axis=0) > 0).sum(axis=0) + 1  # NaN is last, and greater than none
+    enough = (np.min(least, axis=0) >= intervals.LEAST) & (values >= intervals.LEAST)
+    return effects.live(cast.means, intervals.LEAST) & enough
 
 
 def answerable(cast: effects.Voices, label: str) -> bool:
