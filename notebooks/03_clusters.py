@@ -392,4 +392,4 @@ findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables
 #
 # Back: [2 · Can a few directions at a time re-say what a layer says?](02_training.ipynb)
 #
-# Next: [6 · What does a feature mean?](06_meaning.ipynb)
+# Next: [4 · Which features tell women from men, and accent from accent?](04_voices.ipynb)

@@ -19,6 +19,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -36,7 +37,9 @@ MAY_IMPORT = {
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "intervals": {"effects"},  # of the effect sizes there
     "relabelling": {"effects"},
-    "confounds": {"effects"},
+    "crossing": {"effects"},
+    "confounds": {"crossing", "effects"},  # partial d is the same there
+    "held_fixed": {"confounds", "effects"},
     "power": {"effects"},  # tidy labels
     "model": {"attention", "sites", "hooks", "logmel"},
     "activations": {"narrow", "rows", "shards"},
@@ -74,6 +77,12 @@ MAY_IMPORT = {
                   "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
+    "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
+               "profiles", "recipes", "speech", "store"},
+    "voice_probes": {"effects", "probes", "profiles", "recipes", "store", "voices"},
+    "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
+    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
+    "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
 }  # fmt: skip
 
