@@ -22,7 +22,7 @@ test: $(READY)
 	$(RUN) pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(READY)
-	$(RUN) pytest tests -m slow
+	$(RUN) pytest -m slow
 
 lab: $(READY)
 	$(RUN) jupyterlab --notebook-dir=notebooks

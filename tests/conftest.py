@@ -21,12 +21,19 @@ hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is
 hypothesis.settings.load_profile("here")
 
 
+FIRST = ("00", "01", "02", "03")
+"""Notebooks whose outputs are compared by default; to run the others takes minutes."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Where two files are tested at a time, all that makes the demo's steps stays in one process, in order."""
     for item in items:
-        notebooks = item.path.suffix == ".ipynb" or item.path.name == "test_notebooks.py"
-        item.add_marker(pytest.mark.xdist_group("notebooks" if notebooks else item.path.stem))
+        notebook = item.path.suffix == ".ipynb"
+        together = notebook or item.path.name == "test_notebooks.py"
+        item.add_marker(pytest.mark.xdist_group("notebooks" if together else item.path.stem))
+        if notebook and not item.path.name.startswith(FIRST):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
