@@ -184,7 +184,7 @@ if many:
 told = voices.covariates(said, heard)
 known = ("duration", "level", "rms", "f0")
 wanted = [name for name in told if any(one in name for one in known)][:4]
-held = contrasts.held(rates, [*binary, *wide[:1]], told[wanted], seed)
+held = contrasts.held(rates, [*binary, *wide[:1]], told[wanted], seed, deals=10_000)
 
 # %% tags=["hide-input"]
 shown = held[(held.way != "matching") | held.own.ge(0.5)]

@@ -121,7 +121,7 @@ def many(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deal
     return Many(table, chance, tuple(sorted(set(size.index) - set(groups))))
 
 
-def pairs(cast: effects.Voices, label: str, feature: int, seed: int = 0, deals: int = 6_000) -> pd.DataFrame:
+def pairs(cast: effects.Voices, label: str, feature: int, seed: int = 0, deals: int = 4_000) -> pd.DataFrame:
     """Every two groups of `intervals.LEAST` speakers or more: a row a pair, that with most found first.
 
     Columns: one, other, n_one, n_other; tested features; `found` at a false discovery rate of 5 % within the pair and
