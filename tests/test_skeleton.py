@@ -66,7 +66,8 @@ MAY_IMPORT = {
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
     "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
-    "targeted": {"causal", "controls", "edits", "losses", "patching", "phonetics", "profiles", "recipes", "store",
+    "targeted": {"causal", "controls", "edits", "losses", "meaning", "patching", "phonetics", "profiles", "recipes",
+    "store",
                  "targets"},
     "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
                 "profiles", "recipes", "scoring", "store"},

@@ -16,16 +16,17 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, controls, edits, losses, patching, phonetics, targets
+from whisper_sae import causal, controls, edits, losses, meaning, patching, phonetics, targets
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import alignments_of, made_by, phones_of, table
-from whisper_sae.store import Recipe, Step, need
+from whisper_sae.store import Recipe, Step, make, need
 
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """What a feature's codes are multiplied by in a dose-response curve; 1 changes nothing."""
 
-CONTROLS, POOL, LEAST = 20, 24, 6
-"""Controls of each phone; features that are silenced for nothing else than to be controls; words a phone must have."""
+CONTROLS, POOL, LEAST, ALONG_RANDOM = 20, 24, 6, 16
+"""Controls of each phone; features that are silenced for nothing else than to be controls; words a phone must have; and
+of how many features, those that change most, a random direction is tried as well."""
 
 
 def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
@@ -33,8 +34,8 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
     nats); `words.csv`, the words; `features.csv`, a row a silenced feature: its number, what it is there for, its rate,
     and its size (mean where it fires, times the length of its direction).
 
-    Silenced are the best feature of each phone; POOL others drawn at random; and, `along` "random", the best ones again
-    with a random direction of the same length in the place of their own.
+    Silenced are the best feature of each phone; POOL others drawn at random; and, `along` "random", the strongest of
+    them again with a random direction of the same length in the place of their own.
     """
     chosen = phonetics.detection(run, seed, site)
 
@@ -47,10 +48,13 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
         alive = np.setdiff1d(np.flatnonzero(coded.rates > 2e-4), best)
         pool = np.sort(rng.permutation(alive)[:POOL]).tolist()
         changes = {("own", feature): coded.edit(edits.silence([feature])) for feature in best + pool}
-        other = _random_directions(coded.coder.W_dec, seed)
-        changes |= {("random", feature): coded.edit(edits.silence([feature]), along=other) for feature in best}
         bar = lambda batches: tqdm(batches, desc=f"silencing at {site}", unit=" batches")  # noqa: E731
         words, less = losses.by_word(heard, changes, some.clips.text.tolist(), progress=bar)
+        strong = sorted(best, key=lambda feature: -np.abs(less["own", feature]).mean())[:ALONG_RANDOM]
+        other = _random_directions(coded.coder.W_dec, seed)
+        randoms = {("random", feature): coded.edit(edits.silence([feature]), along=other) for feature in strong}
+        less |= losses.by_word(heard, randoms, some.clips.text.tolist(), progress=bar)[1]
+        changes |= randoms
         np.save(folder / "less.npy", np.stack(list(less.values())))
         strength = np.asarray(coded.codes.sum(axis=0)).ravel() / np.maximum(np.diff(coded.codes.indptr), 1)
         size = strength * coded.coder.W_dec.norm(dim=1).numpy()
@@ -70,6 +74,14 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
         needs={"detected": chosen}, by=made_by(run, "05"), label=f"effects on words at {site}",
         code=(*causal.CODE, losses, edits, effects, _best, _random_directions, causal.gathered, causal.drawn),
     )  # fmt: skip
+
+
+def measured(run: Profile, seed: int, site: str) -> Step:
+    """`effects`, made, and before it the index and the detectors that choose the features, if they are not there
+    yet."""
+    make(meaning.codes(run, seed, site))
+    make(phonetics.detection(run, seed, site))
+    return make(effects(run, seed, site))
 
 
 def _best(detected: Step) -> pd.Series:
@@ -128,7 +140,8 @@ def phones(run: Profile, seed: int, step: Step) -> tuple[pd.DataFrame, np.ndarra
         free = rng.choice(np.setdiff1d(np.arange(len(own)), [target]))
         near = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), free, range(len(own)), CONTROLS, rng)
         nobody.append((mean[free], mean[near]))
-        mine, random = each[target], lost["random"][place["random"][phone.feature]]
+        mine, at_random = each[target], place.get("random", {}).get(phone.feature)
+        random = np.full(len(spoken), np.nan) if at_random is None else lost["random"][at_random]
         half = controls.reach(mine)
         rows.append({
             "phone": phone.label, "feature": phone.feature, "f1": phone.f1, "words": int(holding.sum()),
