@@ -145,9 +145,10 @@ if len(table):
     weak = found[found.effect <= 2 * found.random].phone.tolist()
     figures.say(
         f"Of {len(table)} phones {len(found)} are found: {', '.join(found.phone)}. Near, q up to 0.1: {', '.join(near) or 'none'}. "
-        f"Their controls lose {found.controls.mean():.2f} on average, the features {found.effect.mean():.2f}. A random direction "
-        f"at the same moments does at least half as much for {', '.join(weak) or 'none of them'}: there the moment matters as "
-        f"much as the direction. Features that are nobody's: p are even (Kolmogorov and Smirnov, {even:.2f})."
+        f"Their controls lose {found.controls.mean():.2f} on average, the features {found.effect.mean():.2f}. Of the "
+        f"{found.random.notna().sum()} of them with a random direction at the same moments, it does at least half as much for "
+        f"{', '.join(weak) or 'none'}: there the moment matters as much as the direction. Features that are nobody's: p are even "
+        f"(Kolmogorov and Smirnov, {even:.2f})."
     )
 
 # %% [markdown]

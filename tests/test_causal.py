@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("causal")
     patch.setenv("WHISPER_SAE_DATA", str(folder))
     patch.setattr(hallucination, "EACH", 3)
-    patch.setattr(targeted, "POOL", 6)
+    patch.setattr(targeted, "POOL", 20)
     small = profiles.replace(profiles.choose("demo"), sites=(SITE,), focus=SITE, tokens=20_000, sweep_tokens=0,
                              clips_per_speaker=3, source="")  # fmt: skip
     for recipe in (recipes.clips(small, 0), recipes.activations(small, 0), dictionaries.dictionary(small, 0, SITE)):

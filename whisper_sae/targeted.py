@@ -24,8 +24,8 @@ from whisper_sae.store import Recipe, Step, make, need
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """What a feature's codes are multiplied by in a dose-response curve; 1 changes nothing."""
 
-CONTROLS, POOL, LEAST, ALONG_RANDOM = 20, 24, 6, 16
-"""Controls of each phone; features that are silenced for nothing else than to be controls; words a phone must have; and
+CONTROLS, POOL, LEAST, ALONG_RANDOM = 15, 40, 6, 16
+"""Controls of each phone; features drawn at random of all, from which they are; words a phone must have; and
 of how many features, those that change most, a random direction is tried as well."""
 
 
@@ -34,8 +34,8 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
     nats); `words.csv`, the words; `features.csv`, a row a silenced feature: its number, what it is there for, its rate,
     and its size (mean where it fires, times the length of its direction).
 
-    Silenced are the best feature of each phone; POOL others drawn at random; and, `along` "random", the strongest of
-    them again with a random direction of the same length in the place of their own.
+    Silenced are the best feature of each phone; POOL features drawn at random of all that fire (`pool`); and, `along`
+    "random", the strongest of them again with a random direction of the same length in the place of their own.
     """
     chosen = phonetics.detection(run, seed, site)
 
@@ -45,9 +45,8 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
         coded = patching.Coded(heard, causal.coder_of(run, seed, site))
         best = sorted(set(_best(detected).tolist()))
         rng = np.random.default_rng(seed)
-        alive = np.setdiff1d(np.flatnonzero(coded.rates > 2e-4), best)
-        pool = np.sort(rng.permutation(alive)[:POOL]).tolist()
-        changes = {("own", feature): coded.edit(edits.silence([feature])) for feature in best + pool}
+        pool = np.sort(rng.permutation(np.flatnonzero(coded.rates > 2e-4))[:POOL]).tolist()
+        changes = {("own", feature): coded.edit(edits.silence([feature])) for feature in sorted({*best, *pool})}
         bar = lambda batches: tqdm(batches, desc=f"silencing at {site}", unit=" batches")  # noqa: E731
         words, less = losses.by_word(heard, changes, some.clips.text.tolist(), progress=bar)
         strong = sorted(best, key=lambda feature: -np.abs(less["own", feature]).mean())[:ALONG_RANDOM]
@@ -59,9 +58,10 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
         strength = np.asarray(coded.codes.sum(axis=0)).ravel() / np.maximum(np.diff(coded.codes.indptr), 1)
         size = strength * coded.coder.W_dec.norm(dim=1).numpy()
         rows = [
-            (along, f, f in best, coded.rates[f], size[f], int(changes[along, f].touched.sum())) for along, f in less
+            (along, f, f in best, f in pool, coded.rates[f], size[f], int(changes[along, f].touched.sum()))
+            for along, f in less
         ]
-        columns = ["along", "feature", "chosen", "rate", "size", "clips"]
+        columns = ["along", "feature", "chosen", "pool", "rate", "size", "clips"]
         pd.DataFrame(rows, columns=columns).to_csv(folder / "features.csv", index=False)
         told = {"clip": some.clips["clip"].to_numpy()[words.clip], "place": words.place}
         told |= {"speaker": some.speakers[words.clip], "word": _word(some.clips.text, words)}
@@ -122,6 +122,7 @@ def phones(run: Profile, seed: int, step: Step) -> tuple[pd.DataFrame, np.ndarra
     known, less = step.table("features.csv"), step.array("less.npy")
     words, holds = _holding(run, seed, spoken)
     own = known[known.along == "own"].reset_index(drop=True)
+    pool = np.flatnonzero(own.pool.astype(bool))
     lost = {along: less[(known.along == along).to_numpy()] for along in ("own", "random")}
     place = {along: dict(zip(part.feature, range(len(part)), strict=True)) for along, part in known.groupby("along")}
     detected = phonetics.read(need(phonetics.detection(run, seed, step.manifest["params"]["site"])), "labels.csv")
@@ -134,11 +135,11 @@ def phones(run: Profile, seed: int, step: Step) -> tuple[pd.DataFrame, np.ndarra
         if each.shape[1] < 2:
             continue
         target = place["own"][phone.feature]
-        matched = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), target, range(len(own)), CONTROLS, rng)
+        matched = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), target, pool, CONTROLS, rng)
         mean = each.mean(axis=1)
         against.append(mean[matched])
-        free = rng.choice(np.setdiff1d(np.arange(len(own)), [target]))
-        near = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), free, range(len(own)), CONTROLS, rng)
+        free = rng.choice(pool)
+        near = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), free, pool, CONTROLS, rng)
         nobody.append((mean[free], mean[near]))
         mine, at_random = each[target], place.get("random", {}).get(phone.feature)
         random = np.full(len(spoken), np.nan) if at_random is None else lost["random"][at_random]
@@ -174,7 +175,7 @@ def dose(run: Profile, seed: int, site: str, most: int = 8, a_speaker: int = 4) 
         surest = phones(run, seed, measured)[0].head(most)
         asked, rng = [], np.random.default_rng(seed)
         own = measured.table("features.csv").query("along == 'own'").reset_index(drop=True)
-        pool = np.flatnonzero(~own.chosen.astype(bool))
+        pool = np.flatnonzero(own.pool.astype(bool) & ~own.chosen.astype(bool))
         for row in surest.itertuples():
             target = int(own.index[own.feature == row.feature][0])
             other = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), target, pool, 1, rng)[0]
