@@ -175,7 +175,9 @@ chosen = chosen[chosen.kind.isin(["loudest", "decile 8", "decile 6", "decile 4",
 
 # %% tags=["hide-input"]
 said = f"/{surest.label.iloc[0]}/" if len(best) else "the most frequent"
-figures.voices(meaning.sounds(heard, chosen), meaning.RATE, caption=f"Feature {number}, {said}: from its loudest clips down.")
+figures.voices(
+    meaning.sounds(heard, chosen), meaning.RATE, caption=f"Feature {number}, {said}: from its loudest clips down."
+)
 
 # %% [markdown]
 # ## One thing, or several?

@@ -20,6 +20,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
+ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -67,6 +68,21 @@ MAY_IMPORT = {
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
                   "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
+    "scoring": {"text"},  # how a clip's errors are named
+    "decoding": {"hooks"},  # a layer norm that can be undone
+    "losses": {"patching", "text"},
+    "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
+    "targeted": {"causal", "controls", "edits", "losses", "meaning", "patching", "phonetics", "profiles", "recipes",
+                 "spoken", "store", "targets"},
+    "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
+                "profiles", "recipes", "scoring", "store"},
+    "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
+                      "recipes", "scoring", "speech", "store"},
+    "steering": {"edits", "patching"},
+    "figures_of_patching": {"figures"},
+    "faithfulness": {"causal", "dictionaries", "losses", "measure", "patching", "profiles", "recipes", "scoring",
+                     "store"},
+    "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
