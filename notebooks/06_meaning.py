@@ -36,7 +36,6 @@ from whisper_sae import (
     wording,
 )
 from whisper_sae import figures_of_meaning as drawn
-from whisper_sae.speech import RATE
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -176,7 +175,9 @@ chosen = chosen[chosen.kind.isin(["loudest", "decile 8", "decile 6", "decile 4",
 
 # %% tags=["hide-input"]
 said = f"/{surest.label.iloc[0]}/" if len(best) else "the most frequent"
-figures.voices(meaning.sounds(heard, chosen), RATE, caption=f"Feature {number}, {said}: from its loudest clips down.")
+figures.voices(
+    meaning.sounds(heard, chosen), meaning.RATE, caption=f"Feature {number}, {said}: from its loudest clips down."
+)
 
 # %% [markdown]
 # ## One thing, or several?
@@ -232,7 +233,7 @@ if units:
 
 # %%
 classes = {}
-for column in ("manner", "place", "voicing", "height") if len(told) else ():
+for column in phonetics.askable(told, ["manner", "place", "voicing", "height"]):
     for name in ("dictionary", "MLP neurons"):
         whose, at, of = rivals[name]
         classes.setdefault(column, {})[name] = store.make(phonetics.detection(whose, seed, at, of, column))
@@ -303,12 +304,12 @@ figures.say(f"Of {len(best):,} features that go with a phone, {len(both):,} wear
 # %% [markdown]
 # ## Sounds that are not speech
 #
-# Whisper hears more than speech. Where a corpus has clips of environmental sound in classes, the best feature of a class is chosen on some folds
+# Whisper hears more than speech. Where a corpus has clips without a speaker in classes, the best feature of a class is chosen on some folds
 # and scored on another; a clip counts once.
 
 # %%
 by_input, by_kind = pd.DataFrame(), pd.DataFrame()
-if {"label", "category"} & set(heard):
+if explained.classed(heard).any():
     by_input, by_kind = explained.kinds_of_sounds(run, seed, site)
     columns = ["input", "auc", "low", "high", "by_chance", "p", "clips"]
     figures.table(by_input[columns], caption="AUC of the best feature of a class, mean over classes; 95 % interval over clips. By chance: labels dealt anew.")  # fmt: skip
@@ -385,4 +386,4 @@ findings.save(
 # Tried and dropped: shuffling labels frame by frame as a null, which finds too much, because frames are no independent draws; one shift for all
 # clips of a speaker, which finds too much where clips differ; and leaving out short shifts, which finds far too much.
 #
-# Back: [3 · Do clips lie in clumps, and what are the clumps of?](03_clusters.ipynb)
+# Back: [4 · Which features tell women from men, and accent from accent?](04_voices.ipynb)

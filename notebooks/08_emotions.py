@@ -28,10 +28,10 @@ from whisper_sae import (
     figures,
     findings,
     index,
+    interventions,
     profiles,
     prompts,
     sae,
-    steering,
     store,
     verdicts,
 )
@@ -201,7 +201,7 @@ figures.table(
 codes, judge = emotions.codes_of(heard, step, main), emotions.judge(x, told)
 asked, learnt = (told["split"] == "test").to_numpy(), (told["split"] == "train").to_numpy()
 given = {name: codes.f[learnt & (told.emotion == name)].mean(axis=0) for name in names}
-causes = steering.interventions(judge, codes.only(asked), told.emotion[asked].to_numpy(), given, mine, seed=seed)
+causes = interventions.interventions(judge, codes.only(asked), told.emotion[asked].to_numpy(), given, mine, seed=seed)
 
 # %% tags=["hide-input"]
 figures.table(
@@ -218,10 +218,10 @@ figures.table(
 # %%
 vectors = emotions.directions(x, told, codes, mine)
 size = float(np.linalg.norm(x - x.mean(axis=0), axis=1).mean())
-steered = steering.steered(
+steered = interventions.steered(
     judge, x[asked], told.emotion[asked].to_numpy(), vectors, size * np.array([0.25, 0.5, 1.0]), seed=seed
 )
-file = steering.save(
+file = interventions.save(
     findings.folder(run.name) / "tables" / "steering.safetensors",
     vectors["feature"],
     {"encoder": encoder.name, "site": encoder.site, "alpha": size},
@@ -288,7 +288,7 @@ figures.say(
 assert not prompts.with_emotion_words(told.text[told.word_free]).any() and nulls.found[2] <= 0.05 * nulls.tested[2]
 assert emotions.planted(share, told, "happy", seed)
 assert found.selectivity.max() <= 4 + 1e-6 and cautions.too_few(100, 6144)
-assert np.array_equal(steering.changed(codes, [], "silenced"), codes.x)
+assert np.array_equal(interventions.changed(codes, [], "silenced"), codes.x)
 assert sae.load(main.path).d_sae == latents and (causes.before <= 1).all()
 
 # %% [markdown]

@@ -45,7 +45,7 @@ figures.use_style()
 # ## A model of one's own
 #
 # The texts are entries of an invented archive, of which letters are lost (`x`), a stretch is broken off (`[..]`), or a few are doubtful
-# (`<..>`). A transformer over letters learns to fill in letters that are covered. What a text has in it is known to the letter, so features can be scored.
+# (`<..>`). Nobody else has this model: it is written in `fragments` like any net of one's own. A transformer over letters learns to fill in letters that are covered. What a text has in it is known to the letter, so features can be scored.
 
 # %%
 told = fragments.write_texts(1200, seed)
@@ -66,7 +66,8 @@ figures.say(
 # ## One text at a time
 #
 # `modules` names places as torch does, and a pattern finds them. Each text is heard alone, what is said leaves the device at once, and a thread writes it
-# to disk: the memory needed is that of one text, however many there are. Padding never comes up, for nothing is padded.
+# to disk: the memory needed is that of one text, however many there are. Padding never comes up, for nothing is padded. Several at a time would be
+# faster and store the same, as a test checks; then whoever makes the batch has to say which places are padding, and these are left out.
 
 # %% tags=["show-code"]
 places = modules.sites(fragments.load(made.path), ["layers.?"])
@@ -87,7 +88,7 @@ figures.say(
 # ## How sparse is sparse?
 #
 # The reference reports 1,520 of 1,536 latents firing on every letter, and reads features off them. Under hardly any penalty a dictionary is dense here too,
-# and a warning says so; the knob is in the warning.
+# and a warning says so; the knob is in the warning. A second one counts rows: a latent needs more than one letter to learn from.
 
 # %%
 middle = sites[1]

@@ -21,6 +21,21 @@ hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is
 hypothesis.settings.load_profile("here")
 
 
+FIRST = ("00", "01", "02", "03")
+"""Notebooks whose outputs are compared by default; to run the others takes minutes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where two files are tested at a time, all that makes the demo's steps stays in one process, in order."""
+    for item in items:
+        notebook = item.path.suffix == ".ipynb"
+        together = notebook or item.path.name == "test_notebooks.py"
+        item.add_marker(pytest.mark.xdist_group("notebooks" if together else item.path.stem))
+        if notebook and not item.path.name.startswith(FIRST):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def small_whisper(tmp_path_factory) -> Path:
     """A directory in Hugging Face format: two layers a side, width 32, windows of 2 s (100 frames, 32,000 samples)."""

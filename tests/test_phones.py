@@ -198,7 +198,7 @@ def test_what_one_corpus_does_not_tell_is_filled_in(small_whisper, corpus, data,
     run = run_for(small_whisper, [one, two])
     found = spoken.phones_of(run, recipes.table(run, store.make(recipes.clips(run, 0))))
     assert found.ipa.tolist() == ["a", "b", "ɪ", "_"]
-    assert found.manner.tolist() == ["phone", "phone", "vowel", "pause"]
+    assert found.manner.tolist() == ["vowel", "stop", "vowel", "pause"]
     assert found.word.tolist() == ["", "", "in", ""] and found.word_index.tolist() == [-1, -1, 3, -1]
 
 

@@ -19,6 +19,8 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 
 ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "restoring"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
+ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -38,7 +40,9 @@ MAY_IMPORT = {
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "intervals": {"effects"},  # of the effect sizes there
     "relabelling": {"effects"},
-    "confounds": {"effects"},
+    "crossing": {"effects"},
+    "confounds": {"crossing", "effects"},  # partial d is the same there
+    "held_fixed": {"confounds", "effects"},
     "power": {"effects"},  # tidy labels
     "model": {"attention", "devices", "sites", "hooks", "logmel"},
     "modules": {"activations", "hooks"},  # the same store, the same hooks, any model
@@ -59,8 +63,8 @@ MAY_IMPORT = {
     "fitting": {"devices", "measure", "rows", "sae", "train"},
     "elsewhere": {"activations", "fitting", "measure", "modules", "rows", "sae", "store", "transpose"},
     "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
-    "emotions": {"activations", "classes", "elsewhere", "encoders", "probes", "profiles", "sae", "steering", "store",
-                 "index", "verdicts"},
+    "emotions": {"activations", "classes", "elsewhere", "encoders", "index", "interventions", "probes", "profiles",
+                 "sae", "store", "verdicts"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
@@ -71,6 +75,21 @@ MAY_IMPORT = {
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
                   "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
+    "scoring": {"text"},  # how a clip's errors are named
+    "decoding": {"hooks"},  # a layer norm that can be undone
+    "losses": {"patching", "text"},
+    "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
+    "targeted": {"causal", "controls", "edits", "losses", "meaning", "patching", "phonetics", "profiles", "recipes",
+                 "spoken", "store", "targets"},
+    "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
+                "profiles", "recipes", "scoring", "store"},
+    "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
+                      "recipes", "scoring", "speech", "store"},
+    "steering": {"edits", "patching"},
+    "figures_of_patching": {"figures"},
+    "faithfulness": {"causal", "dictionaries", "losses", "measure", "patching", "profiles", "recipes", "scoring",
+                     "store"},
+    "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
@@ -81,6 +100,12 @@ MAY_IMPORT = {
                   "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
+    "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
+               "profiles", "recipes", "speech", "store"},
+    "voice_probes": {"effects", "probes", "profiles", "recipes", "store", "voices"},
+    "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
+    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
+    "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
     "figures_of_classes": {"figures"},
 }  # fmt: skip

@@ -160,7 +160,7 @@ def sounds_of(
 ) -> Recipe:
     """`classes.csv`, a row a class of environmental sounds, and `draws.npy`, as `sounds.score` tells them.
 
-    Of all clips that have a class: a `label` or `category`. Folds are those of the corpus, or else dealt out. `way` is
+    Of all clips that have a class and no speaker, see `classed`. Folds are those of the corpus, or else dealt. `way` is
     the mean or the maximum over a clip's frames. Both sides of a signed input are asked: side features + feature is
     what is below zero.
     """
@@ -170,8 +170,7 @@ def sounds_of(
 
     def ask(folder: Path, clips: Step, activations: Step, codes: Step) -> dict:
         heard, known = table(run, clips), index.Index(codes.path)
-        label = _column(heard, CLASSES)
-        asked = np.flatnonzero(label != "")
+        label, asked = _column(heard, CLASSES), np.flatnonzero(classed(heard))
         clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), np.diff(known.starts))
         place = np.full(len(heard), -1)
         place[asked] = np.arange(len(asked))
@@ -194,9 +193,14 @@ def sounds_of(
     needs = {name: made.needs[name] for name in ("clips", "activations")}
     return Recipe(
         "sounds", ask, {"way": way, "shuffles": shuffles, "seed": seed}, needs=needs | {"codes": made},
-        code=(sounds, entries, sounds_of, _column), by=made_by(run, "06"),
+        code=(sounds, entries, sounds_of, classed, _column), by=made_by(run, "06"),
         label=f"sounds in the {of} of {site}",
     )  # fmt: skip
+
+
+def classed(heard: pd.DataFrame) -> np.ndarray:
+    """Which clips are sounds of a class, a `label` or `category`, by nobody: (clip,) bool."""
+    return (_column(heard, CLASSES) != "") & (heard.speaker == "").to_numpy()
 
 
 def _column(heard: pd.DataFrame, names: tuple[str, ...]) -> np.ndarray:

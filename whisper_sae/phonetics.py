@@ -7,6 +7,7 @@ Both ask whatever `meaning.codes` makes an index of: a dictionary, neurons, prin
 Features of a signed index have two sides, the lower ones numbered on from the upper: feature + the number of features.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
 from whisper_sae.spoken import TELLING, digests, phones_of
 from whisper_sae.store import Recipe, Step, need
+
+LEAST_FRAMES = 25
+"""Labels with fewer frames are not asked about, where any has more."""
 
 TOLERANCE = 0.01
 """Seconds around an edge between two phones in which a frame counts for neither: half a frame."""
@@ -62,8 +66,8 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     `articulation`, such as place, voicing or height.
 
     Chosen is on the training speakers and scored on the others. Where either are fewer than `intervals.LEAST`, half of
-    all speakers are the one, and of a single speaker half of the clips. What is no phone, such as a corpus's marks of
-    something else, is not asked. Raises BadPhones where no phone is told.
+    all speakers are the one, and of a single speaker half of the clips. Not asked is what is no phone, such as a
+    corpus's marks of something else, nor a label with fewer than LEAST_FRAMES. Raises BadPhones where none is told.
     """
     windows, counts = recording.table("windows.csv"), frames.Activations(recording.path).counts
     clip = np.repeat(windows["clip"].to_numpy(), counts)
@@ -71,17 +75,30 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     moment = np.repeat(windows["first"].to_numpy(), counts) / speech.RATE + (within + 0.5) * 0.02
     speaker = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
     told = phones_of(run, heard)
-    known = articulation.classes(told.ipa.unique(), "ipa")
-    told = told.assign(**{column: told.ipa.map(known[column]).fillna("")}) if column not in told else told
+    told = told.assign(**{column: _classes(told, column)})
     where = phones.placed(told, clip, moment)
     label = phones.labels(told, where, column, TOLERANCE)
-    here = label != ""
-    if not here.any():
+    if not (label != "").any():
         raise phones.BadPhones(f"phones: no corpus of this profile tells a phone's {column}")
+    common = pd.Series(label[label != ""]).value_counts()
+    common = common.index[common >= LEAST_FRAMES] if common.max() >= LEAST_FRAMES else common.index
+    here = np.isin(label, common)
     names, number = np.unique(label[here], return_inverse=True)
     known = codes.Frames(number, names, pd.factorize(speaker[here])[0], pd.factorize(clip[here])[0])
     choosing, apart = _choosing((heard.split == "train").to_numpy()[clip[here]], known, seed)
     return Asked(here, known, choosing, apart, where, timing.Clock(clip, moment, speaker), told)
+
+
+def _classes(told: pd.DataFrame, column: str) -> pd.Series:
+    """What is told of each phone in a column, or of its articulation; "" where that is nothing."""
+    if column in told:
+        return told[column].replace("phone", "") if column == "manner" else told[column]
+    return told.ipa.map(articulation.classes(told.ipa.unique(), "ipa")[column]).fillna("")
+
+
+def askable(told: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Those of some columns in which two things or more are told of phones."""
+    return [name for name in columns if len(set(_classes(told, name)) - {""}) > 1]
 
 
 def _choosing(train: np.ndarray, known: codes.Frames, seed: int) -> tuple[np.ndarray, str]:
@@ -112,7 +129,7 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
     return Recipe(
         "detection", score, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(detectors, codes, phones, index, detection, asked, _choosing, *TELLING, table),
+        code=(detectors, codes, phones, index, detection, asked, _choosing, _classes, *TELLING, table),
         by=made_by(run, "06"), label=f"{column} from the {of} of {site}",
     )  # fmt: skip
 
@@ -174,7 +191,7 @@ def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: 
     return Recipe(
         "answers", answer, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(selectivity, codes, chance, timing, phones, index, answers, asked, _choosing,
+        code=(selectivity, codes, chance, timing, phones, index, answers, asked, _choosing, _classes,
               _against_chance, _lags, _stage, _f1_of_always, *TELLING, table),
         by=made_by(run, "06"), label=f"what the {of} of {site} say of each {column}",
     )  # fmt: skip

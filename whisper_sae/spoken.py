@@ -17,16 +17,26 @@ from whisper_sae.recipes import lying_here
 def phones_of(run: Profile, heard: pd.DataFrame) -> pd.DataFrame:
     """When each phone of the clips `heard` sounds, where their corpora tell: `phones.read`, and `clip`, its row.
 
-    `ipa`, `manner` ("phone") and `word`, `word_index` ("", -1) are there whether a corpus tells them or not. What a
-    corpus does not give in IPA is read as `articulation.ipa` does: "" for a pause or a mark that is no sound.
+    `ipa`, `manner` and `word`, `word_index` ("", -1) are there whether a corpus tells them or not. What a corpus does
+    not give in IPA is read as `articulation.ipa` does: "" for a pause or a mark that is no sound. Where it tells no
+    manner, that is what `articulation.classes` says, or "phone" where that knows none.
     """
-    parts = [phones.read(folder) for folder in lying_here(run).values()]
-    parts = [part if "ipa" in part else part.assign(ipa=articulation.ipa(part.phone)) for part in parts]
-    told = _of_clips(pd.concat(parts or [phones.none().assign(ipa="")], ignore_index=True), heard)
+    parts = [_spelled(phones.read(folder)) for folder in lying_here(run).values()]
+    nothing = phones.none().assign(ipa="", manner="")
+    told = _of_clips(pd.concat(parts or [nothing], ignore_index=True), heard)
     for name, value in {"ipa": told.phone, "manner": "phone", "word": ""}.items():
         told[name] = told[name].fillna(value) if name in told else value
     number = told.word_index if "word_index" in told else pd.Series(-1, index=told.index)
     told["word_index"] = pd.to_numeric(number, errors="coerce").fillna(-1).astype(int)
+    return told
+
+
+def _spelled(told: pd.DataFrame) -> pd.DataFrame:
+    if "ipa" not in told:
+        told = told.assign(ipa=articulation.ipa(told.phone))
+    if "manner" not in told:
+        known = articulation.classes(told.ipa.unique(), "ipa").manner
+        told = told.assign(manner=told.ipa.map(known).replace("", "phone"))
     return told
 
 
@@ -60,7 +70,7 @@ def _of_phones(told: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
-TELLING = (alignments, articulation, phones.read, phones.words, phones_of, words_of, _of_clips, _of_phones)
+TELLING = (alignments, articulation, phones.read, phones.words, phones_of, words_of, _spelled, _of_clips, _of_phones)
 """All code that decides which phones and words are told."""
 
 

@@ -1,0 +1,136 @@
+"""The decoder written out says what transformers says, and its sites are those that a hook would see."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from whisper_sae import decoding, model, patching, profiles, speech, text
+
+DEMO = profiles.DEMO
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return model.load(str(DEMO / "whisper"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def clips():
+    found = speech.read(DEMO / "corpus")
+    return found[found.kind == "speech"].iloc[::24]  # 20 clips
+
+
+@pytest.fixture(scope="module")
+def encoded(demo, clips):
+    mels = model.mel(demo, [speech.samples(path) for path in clips.path])
+    with torch.no_grad():
+        return mels, demo.encoder(mels).last_hidden_state
+
+
+def decoder_of(whisper):
+    return decoding.Decoder(whisper, patching.prompt_of(whisper))
+
+
+def test_transcripts_are_those_of_generate(demo, encoded):
+    mels, heard = encoded
+    wrote = decoder_of(demo).write(heard)
+    texts = [one.strip() for one in demo.tokenizer.batch_decode(wrote)]
+    assert texts == text.transcribe(demo, mels) and len(set(texts)) > 15
+    assert len({len(one) for one in wrote}) > 2, "or none leaves the batch before another"
+
+
+def test_those_that_end_early_leave_the_others_alone(demo, encoded):
+    _, heard = encoded
+    decoder = decoder_of(demo)
+    assert decoder.write(heard) == [decoder.write(one[None])[0] for one in heard]
+
+
+def test_a_checked_draft_is_what_would_have_been_written(demo, encoded):
+    """Whatever the draft: the transcript itself, another clip's, nothing, one that begins or ends otherwise,
+    nonsense."""
+    _, heard = encoded
+    decoder = decoder_of(demo)
+    wrote = decoder.write(heard)
+    rng = torch.Generator().manual_seed(0)
+    nonsense = torch.randint(0, 560, (len(wrote), 30), generator=rng).tolist()
+    drafts = {
+        "the same": wrote, "another's": wrote[1:] + wrote[:1], "none": [[]] * len(wrote), "nonsense": nonsense,
+        "cut": [one[:-2] for one in wrote], "longer": [[*one, 5, 6] for one in wrote],
+        "one other": [[*one[:3], 9, *one[4:]] for one in wrote], "too long": [one * 9 for one in wrote],
+    }  # fmt: skip
+    for name, some in drafts.items():
+        assert decoder.check(heard, some) == wrote, name
+
+
+def test_logits_are_those_of_the_model(demo, encoded, clips):
+    _, heard = encoded
+    ids, _ = text.given(demo, clips.text.tolist())
+    mine = decoder_of(demo).logits(heard, ids)
+    with torch.no_grad():
+        theirs = demo.whole(encoder_outputs=(heard,), decoder_input_ids=ids).logits
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "part", ["heads", "attn", "cross_heads", "cross", "mlp_in", "mlp_pre", "mlp_hidden", "mlp", "resid", "normed"]
+)
+def test_every_site_is_where_a_hook_has_it(demo, encoded, clips, part):
+    """Half of what is said there, in a model with hooks and here: the same logits, and others than without."""
+    _, heard = encoded
+    ids, _ = text.given(demo, clips.text.tolist())
+    site = f"decoder.0.{part}"
+    norm = demo.decoder.layer_norm if part == "normed" else None
+    decoder = decoder_of(demo)
+    mine = decoder.logits(heard, ids, decoding.answering(site, lambda x, _: 0.5 * x, norm))
+    with torch.no_grad(), model.at(demo, {site: lambda x: 0.5 * x}):
+        theirs = demo.whole(encoder_outputs=(heard,), decoder_input_ids=ids).logits
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
+    assert (mine - decoder.logits(heard, ids)).abs().max() > 0.05
+
+
+def test_the_embedding_is_a_site_too(demo, encoded, clips):
+    _, heard = encoded
+    ids, _ = text.given(demo, clips.text.tolist())
+    mine = decoder_of(demo).logits(heard, ids, decoding.answering("decoder.embed", lambda x, _: 0.5 * x))
+    with torch.no_grad(), model.at(demo, {"decoder.embed": lambda x: 0.5 * x}):
+        theirs = demo.whole(encoder_outputs=(heard,), decoder_input_ids=ids).logits
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
+
+
+def test_suppressed_tokens_and_the_length_are_as_generate_has_them(demo, encoded):
+    mels, heard = encoded
+    first = decoder_of(demo).write(heard)
+    never, not_first = first[0][1], first[0][0]
+    told = {name: value for name, value in demo.whole.generation_config.to_dict().items() if value is not None}
+    told |= {"suppress_tokens": [never], "begin_suppress_tokens": [not_first], "max_length": 7}
+    before, demo.whole.generation_config = demo.whole.generation_config, GenerationConfig.from_dict(told)
+    try:
+        wrote = decoder_of(demo).write(heard)
+        checked = decoder_of(demo).check(heard, first)
+        demo.whole.generation_config = GenerationConfig.from_dict(told)
+        theirs = text.transcribe(demo, mels)
+    finally:
+        demo.whole.generation_config = before
+    assert [one.strip() for one in demo.tokenizer.batch_decode(wrote, skip_special_tokens=True)] == theirs
+    assert wrote == checked and wrote != first
+    assert all(never not in one and one[:1] != [not_first] for one in wrote)
+
+
+def test_what_is_under_the_norm_is_turned_back_exactly():
+    norm = torch.nn.LayerNorm(8)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x, step = torch.randn(3, 5, 8), torch.randn(8)
+    with torch.no_grad():
+        assert torch.equal(decoding.beneath(norm, x, lambda said: said), x)
+        new = decoding.beneath(norm, x, lambda said: said + step)
+        mean, deviation = x.mean(-1, keepdim=True), (x.var(-1, keepdim=True, correction=0) + norm.eps).sqrt()
+        torch.testing.assert_close((new - mean) / deviation * norm.weight + norm.bias, norm(x) + step)
+
+
+def test_without_a_decoder_it_says_so(demo):
+    with pytest.raises(model.BadModel, match="only encoder weights"):
+        decoding.Decoder(replace(demo, decoder=None, whole=SimpleNamespace()), [1])

@@ -1,0 +1,199 @@
+"""Edits go on from where a clip was heard to, and say what a hook and a whole run of the model say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from whisper_sae import edits, model, patching, profiles, sae, speech, text
+
+DEMO = profiles.DEMO
+SITES = ["encoder.embed", "encoder.1.resid", "encoder.1.mlp_hidden", "encoder.3.normed", "decoder.0.resid"]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return model.load(str(DEMO / "whisper"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def clips() -> pd.DataFrame:
+    found = speech.read(DEMO / "corpus")
+    return pd.concat([found[found.kind == "speech"].iloc[::40], found[found.kind == "sound"].iloc[::28]])  # 12 and 2
+
+
+@pytest.fixture(scope="module")
+def sounds(clips):
+    return [speech.samples(path) for path in clips.path]
+
+
+@pytest.fixture(scope="module")
+def heard(demo, sounds):
+    return patching.hear(demo, sounds, SITES)
+
+
+def coder_for(width: int, x: torch.Tensor, variant: str = "batchtopk") -> sae.SAE:
+    """An SAE that was not trained, fitted in size to some frames: (frame, width)."""
+    coder = sae.create(variant, width, 64, 8)
+    coder.start_on(x)
+    if isinstance(coder, sae.BatchTopK):
+        coder.calibrate([x])
+    return coder.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def coded(heard):
+    here = heard["encoder.1.resid"]
+    return patching.Coded(here, coder_for(192, here.held[here.valid]))
+
+
+def whole(demo, sounds, site, see, one_by_one=False):
+    """The naive way: a hook, and `generate`; of all clips together, or clip by clip."""
+    parts = [[number] for number in range(len(sounds))] if one_by_one else [list(range(len(sounds)))]
+    wrote = []
+    for part in parts:
+        look = lambda x, part=part: see(x, torch.tensor(part))  # noqa: E731
+        last = site == "encoder.3.normed"  # what the decoder is given: `at` would have it normed again
+        with model.watching(demo.encoder.layer_norm, look) if last else model.at(demo, {site: look}):
+            wrote += text.transcribe(demo, model.mel(demo, [sounds[number] for number in part]))
+    return wrote
+
+
+# ------------------------------------------------------------------------------------------------- the same
+
+
+@pytest.mark.parametrize("site", SITES[:-1])
+def test_going_on_from_the_site_is_running_it_all_with_a_hook(demo, sounds, heard, site):
+    here = heard[site]
+    mask = here.valid
+
+    def see(x, clips):
+        return torch.where(mask[clips][..., None], -0.3 * x, x)
+
+    mine = patching.write(here, {"less": patching.Change(lambda x, _: -0.3 * x)})["less"]
+    assert mine == whole(demo, sounds, site, see)
+    assert mine != patching.said(here, here.plain)
+
+
+def test_a_site_of_the_decoder_is_answered_at_every_step(demo, sounds, heard):
+    here = heard["decoder.0.resid"]
+    step = 12 * torch.randn(192, generator=torch.Generator().manual_seed(1))
+    mine = patching.write(here, {"steered": patching.Change(lambda x, _: x + step)}, batch=5)["steered"]
+    assert mine == whole(demo, sounds, here.site, lambda x, _: x + step, one_by_one=True)
+    assert mine != patching.said(here, here.plain)
+    first = torch.zeros(len(here), 64, dtype=torch.bool)
+    none = patching.write(here, {"nowhere": patching.Change(lambda x, _: x + step, where=first)})["nowhere"]
+    assert none == patching.said(here, here.plain)
+    first[:, :3] = True
+    early = patching.write(here, {"early": patching.Change(lambda x, _: x + step, where=first)})["early"]
+    assert early not in (mine, none)
+
+
+def test_plain_transcripts_are_those_of_transformers(demo, sounds, heard):
+    wrote = text.transcribe(demo, model.mel(demo, sounds))
+    assert all(patching.said(here, here.plain) == wrote for here in heard.values())
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_an_edit_that_changes_nothing_writes_the_same_tokens(heard, site):
+    here = heard[site]
+    width = 768 if site.endswith("mlp_hidden") else 192
+    coded = patching.Coded(here, coder_for(width, torch.randn(500, width)))
+    changes = {
+        "identity": patching.Change(lambda x, _: x),
+        "scale 1": coded.edit(edits.scale(dict.fromkeys(range(64), 1.0))),
+    }
+    assert patching.tokens(here, changes) == {"identity": here.plain, "scale 1": here.plain}
+
+
+def test_bit_for_bit_the_same_is_given_to_the_decoder(heard, coded):
+    here, clips = heard["encoder.1.resid"], torch.arange(6)
+    change = coded.edit(edits.scale(dict.fromkeys(range(64), 1.0)))
+    nothing = patching.Change(lambda x, _: x)
+    with torch.no_grad():
+        assert torch.equal(patching._encoded(here, [(change, clips)]), patching._encoded(here, [(nothing, clips)]))
+
+
+# ------------------------------------------------------------------------------------------------- changes
+
+
+def loud(coded, count=6):
+    return np.argsort(-coded.rates)[:count].tolist()
+
+
+def test_a_batch_of_many_edits_is_each_of_them_alone(heard, coded):
+    here = heard["encoder.1.resid"]
+    some = loud(coded)
+    changes = {f"{feature}": coded.edit(edits.scale({feature: -2.0})) for feature in some}
+    together = patching.write(here, changes, batch=5)
+    assert together == {name: patching.write(here, {name: change})[name] for name, change in changes.items()}
+    assert len({tuple(wrote) for wrote in together.values()}) > 1
+
+
+def test_clips_in_which_a_silenced_feature_never_fires_are_not_run(heard, coded):
+    here = heard["encoder.1.resid"]
+    dense = coded.of(range(64))
+    rare = min((f for f in range(64) if coded.rates[f] > 0), key=lambda f: coded.fires([f]).sum())
+    change = coded.edit(edits.silence([rare]))
+    fires = (dense[..., rare] > 0).any(dim=1).numpy()
+    assert change.touched.tolist() == fires.tolist() == coded.fires([rare]).tolist()
+    assert coded.edit(edits.hold({rare: 1.0})).touched.all(), "one that wakes it changes all"
+    everything = patching.Change(change.see, None, change.where)
+    assert patching.write(here, {"a": change}) == patching.write(here, {"a": everything})
+
+
+def test_padding_is_left_alone_unless_it_is_asked_for(heard, coded):
+    here = heard["encoder.1.resid"]
+    seen = {}
+    for name, change in {"valid": coded.spliced(), "all": coded.spliced(everywhere=True)}.items():
+        said = patching._told(here, [(change, torch.arange(4))])(here.held[:4])
+        seen[name] = (said != here.held[:4]).any(dim=-1)
+    assert torch.equal(seen["valid"], here.valid[:4])
+    assert seen["all"].all()
+    assert not here.valid.all() and torch.equal(coded.of([3])[~here.valid], torch.zeros(int((~here.valid).sum()), 1))
+    padded = patching.Coded(here, coded.coder, padding=True)
+    assert padded.codes.nnz > coded.codes.nnz
+
+
+def test_an_edit_is_limited_to_its_frames(heard, coded):
+    here = heard["encoder.1.resid"]
+    where = edits.between(len(here), here.whisper.positions, 10, 20)
+    change = coded.edit(edits.add({loud(coded)[0]: 5.0}), where)
+    said = patching._told(here, [(change, torch.arange(len(here)))])(here.held)
+    moved = (said != here.held).any(dim=-1)
+    assert torch.equal(moved, where & here.valid) and moved.any()
+    nowhere = coded.edit(edits.silence(loud(coded)), where & False)
+    assert not nowhere.touched.any()
+
+
+def test_codes_are_those_of_the_coder(heard, coded):
+    here = heard["encoder.1.resid"]
+    f = coded.coder.encode(here.held[2, here.valid[2]])
+    torch.testing.assert_close(coded.of(range(64), np.array([2]))[0, here.valid[2]], f, rtol=1e-4, atol=1e-4)
+    fired = sum((coded.coder.encode(x[v]) > 0).sum(dim=0) for x, v in zip(here.held, here.valid, strict=True))
+    np.testing.assert_allclose(coded.rates, fired.numpy() / here.valid.sum().item(), atol=1e-4)
+
+
+def test_what_was_trained_under_the_last_norm_is_what_the_decoder_gets(heard, demo):
+    """There the site is the encoder's output itself: what an edit adds arrives to the bit."""
+    here, step = heard["encoder.3.normed"], torch.randn(192)
+    change = patching.Change(lambda x, _: x + step)
+    with torch.no_grad():
+        given = patching._encoded(here, [(change, torch.arange(3))])
+        normed = demo.encoder.layer_norm(here.held[:3])
+    expected = torch.where(here.valid[:3][..., None], normed + step, normed)
+    assert torch.equal(given, expected)
+
+
+def test_some_clips_are_the_same_clips(heard, coded):
+    here = heard["encoder.1.resid"]
+    few = patching.some(here, np.array([5, 2]))
+    change = patching.Change(lambda x, _: 0.6 * x)
+    every = patching.write(here, {"": change})[""]
+    assert patching.write(few, {"": change})[""] == [every[5], every[2]]
+    assert few.plain == [here.plain[5], here.plain[2]]
+
+
+def test_a_clip_that_is_too_long_is_refused(demo):
+    with pytest.raises(model.BadModel, match="longer than the window"):
+        patching.hear(demo, [np.zeros(9 * 16_000, np.float32)], ["encoder.1.resid"])

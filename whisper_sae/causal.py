@@ -1,0 +1,106 @@
+"""Which clips are edited, heard once for all that is asked of them: what the recipes of causal effects begin with.
+
+Effects are asked of speakers on whom nothing was trained or chosen, unless a recipe says otherwise.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from whisper_sae import model, patching, sae, scoring, speech
+from whisper_sae.dictionaries import dictionary
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import clips, side_of, table
+from whisper_sae.store import need
+
+HELD_OUT = ("validation", "test")
+
+HELD = 2 * 10**9
+"""Bytes of what is said at the sites that are held at a time."""
+
+CODE = (speech, patching, sae)
+"""All code that decides what is heard and edited; for the keys of results."""
+
+
+@dataclass
+class Gathered:
+    """Some clips, a row each, and what was heard of them at each site."""
+
+    clips: pd.DataFrame
+    """As `recipes.table` has them; `clip` is the row there."""
+    heard: dict[str, patching.Heard]
+    scorer: scoring.Scorer
+    """Against what was said, with Whisper's normaliser for English."""
+
+    @property
+    def speakers(self) -> np.ndarray:
+        """(clip,) names; a clip of nobody's is its own."""
+        return self.clips.speaker.where(self.clips.speaker != "", self.clips.id).to_numpy()
+
+    @property
+    def spoken(self) -> np.ndarray:
+        """(clip,) bool: words are said."""
+        return (self.clips.text.str.strip() != "").to_numpy()
+
+    def sound(self, row: int) -> np.ndarray:
+        """The samples of a clip, 16 kHz: (sample,)."""
+        return speech.samples(self.clips.path[row])
+
+    def fewer(self, a_speaker: int = 0, most: int = 0, seed: int = 0) -> "Gathered":
+        """The same of at most `a_speaker` clips of each speaker and `most` in all; 0 is any number. See `drawn`."""
+        return self.at(drawn(self.clips, a_speaker, most or len(self.clips), seed).index.to_numpy())
+
+    def at(self, rows: np.ndarray) -> "Gathered":
+        """The same of some clips, their row numbers or (clip,) bool."""
+        clips = self.clips.iloc[np.arange(len(self.clips))[rows]]
+        heard = {site: patching.some(one, rows) for site, one in self.heard.items()}
+        scorer = scoring.Scorer(clips.text.tolist(), self.scorer.normalise)
+        return Gathered(clips.reset_index(drop=True), heard, scorer)
+
+
+@functools.lru_cache(maxsize=4)
+def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str, ...] = HELD_OUT,
+             spoken: bool | None = True, most: int = 128) -> Gathered:  # fmt: skip
+    """Clips of some splits that fit in a window, with words, without (`spoken=False`) or both (None), heard at `sites`.
+
+    At most `most`, and no more than HELD bytes hold, drawn at random, the speakers in turn. The last few that were
+    asked for are remembered: do not change them. ValueError where there is none.
+    """
+    every = table(run, need(clips(run, seed)))
+    whisper = model.load(run.model, run.device, precision=run.precision)
+    fits = (every.duration * speech.RATE).round() <= whisper.window
+    words = every.text.str.strip() != ""
+    here = every[fits & every.split.isin(splits) & (True if spoken is None else words == spoken)]
+    if here.empty:
+        kind = {True: "with words ", False: "without words ", None: ""}[spoken]
+        raise ValueError(f"clips: none {kind}of {' or '.join(splits)} fits in a window")
+    a_clip = 4 * whisper.positions * whisper.config.d_model * (1 + len(sites))
+    chosen = drawn(here, 0, max(1, min(most, HELD // a_clip)), seed)
+    sounds = [speech.samples(path) for path in chosen.path]
+    heard = patching.hear(whisper, sounds, sites)
+    scorer = scoring.Scorer(chosen.text.tolist(), scoring.normalisers(whisper)["english"])
+    return Gathered(chosen.assign(clip=chosen.index).reset_index(drop=True), heard, scorer)
+
+
+def drawn(here: pd.DataFrame, a_speaker: int, most: int, seed: int) -> pd.DataFrame:
+    """At most `most` rows, each speaker's in turn and at most `a_speaker` of one (0: any number), in their old
+    order."""
+    who = here.speaker.where(here.speaker != "", here.id)
+    mixed = here.sample(frac=1, random_state=seed)
+    turn = mixed.groupby(who.loc[mixed.index]).cumcount()
+    if a_speaker:
+        turn = turn[turn < a_speaker]
+    return here.loc[turn.sort_values(kind="stable").index[:most]].sort_index()
+
+
+def sites_of(run: Profile) -> tuple[str, ...]:
+    """The sites of the encoder that a profile records."""
+    found = model.sites(model._config(run.model), side_of(run, "encoder"))
+    return tuple(site for site in found if site.startswith("encoder"))
+
+
+def coder_of(run: Profile, seed: int, site: str) -> sae.SAE:
+    """The trained dictionary of a site, ready to be used; it has to be made before."""
+    return sae.load(need(dictionary(run, seed, site)).path).requires_grad_(False)

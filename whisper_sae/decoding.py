@@ -1,0 +1,203 @@
+"""Whisper's decoder written out: greedy transcripts and teacher-forced answers, many clips at a time.
+
+`generate` of transformers prepares each call for half a second of options that nobody here uses. This is the same
+arithmetic on the same weights, step by step: keys and values of what was heard are made once, those of what was written
+are kept, and clips that have come to their end leave the batch. Every site of the decoder can be seen and answered on
+the way, by the names that `sites` has.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whisper_sae.hooks import normed
+
+See = Callable[[str, Tensor, Tensor], Tensor]
+"""What is said at a site, (row, position, width), and which rows of the batch these are, (row,): what is said
+instead."""
+
+
+def _of(held: list[tuple[Tensor, Tensor]], rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of some rows."""
+    return [tuple(part[rows] for part in pair) for pair in held]
+
+
+ROUNDS = 3
+"""How often a draft is mended before it is given up: a word that is another one takes a round or two."""
+
+LEFT = 2 / 3
+"""Those that have come to their end leave the batch when no more than this share goes on: leaving costs a copy."""
+
+
+def _as_it_is(_site: str, x: Tensor, _rows: Tensor) -> Tensor:
+    return x
+
+
+class Decoder:
+    """The decoder of a `model.Whisper`, and how a transcript begins: `prompt` (position,) and what is never written."""
+
+    def __init__(self, whisper, prompt: list[int]):
+        self.net: nn.Module = whisper.require_decoder()
+        told, config = whisper.whole.generation_config, whisper.config
+        self.prompt, self.end = list(prompt), int(config.eos_token_id)
+        if told.eos_token_id is not None:
+            self.end = int(told.eos_token_id[0] if isinstance(told.eos_token_id, list) else told.eos_token_id)
+        self.never = torch.tensor(told.suppress_tokens or [], dtype=torch.long)
+        self.not_first = torch.tensor(told.begin_suppress_tokens or [], dtype=torch.long)
+        longest = (told.max_length or config.max_target_positions) + len(self.prompt)
+        self.longest = min(longest, config.max_target_positions)
+        self.out = whisper.whole.proj_out
+        self.heads = config.decoder_attention_heads
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def listened(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values of what was heard, (row, frame, width), in each layer: (row, head, frame, …) each."""
+        return [
+            (self._split(layer.encoder_attn.k_proj(encoded)), self._split(layer.encoder_attn.v_proj(encoded)))
+            for layer in self.net.layers
+        ]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def step(self, ids: Tensor, first: int, heard: list, written: list, see: See, rows: Tensor) -> Tensor:
+        """What the decoder says of the next tokens, `ids` (row, position) from position `first` on: (row, position,
+        width). `written` holds each layer's keys and values of what came before, and takes in these."""
+        x = self.net.embed_tokens(ids) + self.net.embed_positions.weight[first : first + ids.shape[1]]
+        x = see("decoder.embed", x, rows)
+        for number, layer in enumerate(self.net.layers):
+            x = self._layer(number, layer, x, heard[number], written, see, rows)
+        return self.net.layer_norm(x)
+
+    def _layer(self, number: int, layer: nn.Module, x: Tensor, heard: tuple, written: list, see: See, rows: Tensor):
+        def at(part: str, said: Tensor) -> Tensor:
+            return see(f"decoder.{number}.{part}", said, rows)
+
+        own, cross, before = layer.self_attn, layer.encoder_attn, layer.self_attn_layer_norm(x)
+        key, value = self._split(own.k_proj(before)), self._split(own.v_proj(before))
+        if written[number] is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(written[number], (key, value), strict=True))
+        written[number] = (key, value)
+        told = self._attended(own, before, key, value, causal=x.shape[1] > 1)
+        x = x + at("attn", own.out_proj(at("heads", told)))
+        told = self._attended(cross, layer.encoder_attn_layer_norm(x), *heard)
+        x = x + at("cross", cross.out_proj(at("cross_heads", told)))
+        inside = at("mlp_pre", layer.fc1(at("mlp_in", layer.final_layer_norm(x))))
+        x = x + at("mlp", layer.fc2(at("mlp_hidden", layer.activation_fn(inside))))
+        return at("resid", x)
+
+    def _attended(self, attention: nn.Module, x: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+        query = self._split(attention.q_proj(x) * attention.scaling)
+        said = F.scaled_dot_product_attention(query, key, value, scale=1.0, is_causal=causal)
+        return said.transpose(1, 2).flatten(2)
+
+    # --------------------------------------------------------------------------------------------- transcripts
+
+    @torch.no_grad()
+    def write(self, encoded: Tensor, see: See = _as_it_is) -> list[list[int]]:
+        """The tokens that are written of what was heard, (row, frame, width): greedy, without prompt and end."""
+        return self._greedy(self.listened(encoded), see)
+
+    def _greedy(self, heard: list, see: See = _as_it_is) -> list[list[int]]:
+        count, device = len(heard[0][0]), heard[0][0].device
+        rows, written = torch.arange(count, device=device), [None] * len(self.net.layers)
+        ids = torch.tensor([self.prompt], device=device).expand(count, -1)
+        found: list[list[int]] = [[] for _ in range(count)]
+        going, place = torch.ones(count, dtype=torch.bool), 0
+        while going.any() and place + ids.shape[1] < self.longest:
+            said = self.step(ids, place, heard, written, see, rows)
+            place += ids.shape[1]
+            ids = self._chosen(said[:, -1:], first=place == len(self.prompt))
+            going &= ids[:, 0].cpu() != self.end
+            for row, token, on in zip(rows.tolist(), ids[:, 0].tolist(), going.tolist(), strict=True):
+                if on:
+                    found[row].append(token)
+            if going.sum() <= LEFT * len(rows):
+                here = going.nonzero().squeeze(1).to(device)
+                rows, ids, heard, written = rows[here], ids[here], _of(heard, here), _of(written, here)
+                going = going[going]
+        return found
+
+    @torch.no_grad()
+    def check(self, encoded: Tensor, drafts: list[list[int]]) -> list[list[int]]:
+        """What `write` writes, found sooner where it is near to a draft, tokens a row.
+
+        A draft is given as a whole, and where the decoder answers each token with the next one, it is what would have
+        been written. Where it does not, its first other answer takes the place of the draft's, and what is left of the
+        draft is tried behind it. Who is not through after ROUNDS writes from the beginning.
+        """
+        heard, found, guesses = self.listened(encoded), [[] for _ in drafts], [list(draft) for draft in drafts]
+        rows, most = list(range(len(drafts))), self.longest - len(self.prompt)
+        for _ in range(ROUNDS):
+            answers = self._answers(heard, [guesses[row][:most] for row in rows])
+            still = []
+            for place, row in enumerate(rows):
+                guess = guesses[row][:most]
+                at = next((n for n, token in enumerate(guess) if token != answers[place][n]), len(guess))
+                other = self.end if at == most else answers[place][at]
+                guesses[row] = guess[:at] if other == self.end else [*guess[:at], other, *guess[at + 1 :]]
+                if other == self.end:
+                    found[row] = guesses[row]
+                else:
+                    still.append(place)
+            rows = [rows[place] for place in still]
+            if not rows:
+                return found
+            heard = _of(heard, torch.tensor(still, device=encoded.device))
+        for row, tokens in zip(rows, self._greedy(heard), strict=True):
+            found[row] = tokens
+        return found
+
+    def _answers(self, heard: list, guesses: list[list[int]]) -> list[list[int]]:
+        """The token that follows each part of each guess, from the first token on: a list a row, one longer."""
+        width = max(map(len, guesses))
+        given = [[*self.prompt, *guess, *[self.end] * (width - len(guess))] for guess in guesses]
+        ids = torch.tensor(given, device=heard[0][0].device)
+        rows = torch.arange(len(ids), device=ids.device)
+        said = self.step(ids, 0, heard, [None] * len(self.net.layers), _as_it_is, rows)
+        return self._chosen(said[:, len(self.prompt) - 1 :], first=True).tolist()
+
+    def _chosen(self, said: Tensor, first: bool) -> Tensor:
+        """The tokens answered at positions, (row, position); `first`: the first of them begins the transcript."""
+        logits = self.out(said)
+        logits[..., self.never] = -torch.inf
+        if first:
+            logits[:, 0, self.not_first] = -torch.inf
+        return logits.argmax(dim=-1)
+
+    # ------------------------------------------------------------------------------------------ teacher forcing
+
+    @torch.no_grad()
+    def logits(self, encoded: Tensor, ids: Tensor, see: See = _as_it_is) -> Tensor:
+        """What the decoder answers when it is given `ids`, (row, position): (row, position, token). Position p is about
+        the token after it; nothing is suppressed."""
+        rows = torch.arange(len(encoded), device=encoded.device)
+        written = [None] * len(self.net.layers)
+        return self.out(self.step(ids, 0, self.listened(encoded), written, see, rows))
+
+
+def answering(site: str, look: Callable[[Tensor, Tensor], Tensor], norm: nn.LayerNorm | None = None) -> See:
+    """A `See` that lets `look` answer at one site of the decoder: (row, position, width) and the rows -> the same
+    shape.
+
+    A `normed` site needs the final layer norm, `norm`: what `look` adds there is added to the residual stream in its
+    units, by each position's own mean and deviation.
+    """
+    place = site.replace(".normed", ".resid")
+
+    def see(here: str, x: Tensor, rows: Tensor) -> Tensor:
+        if here != place:
+            return x
+        return look(x, rows) if norm is None else beneath(norm, x, lambda said: look(said, rows))
+
+    return see
+
+
+def beneath(norm: nn.LayerNorm, x: Tensor, look: Callable[[Tensor], Tensor]) -> Tensor:
+    """x with what `look` adds to its layer norm's output, turned back into the units of x: what is not changed there is
+    not changed here, to the bit. (…, width)"""
+    said, moments = normed(norm, x)
+    return x + (look(said) - said) / norm.weight * moments[..., 1:]

@@ -1,0 +1,174 @@
+"""How much of a dictionary holds a concept? Take the best features away, and ask a probe, and Whisper.
+
+    step = store.make(erasing.erased(run, seed, site, "gender"))        # of voices
+    step = store.make(erasing.erased(run, seed, site, "manner:nasal"))  # of phones
+    erasing.curves(step), erasing.words(step)
+
+What is recorded as gender is a setting of a voice in the demo, and a label of a corpus elsewhere; see `data/README.md`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from whisper_sae import activations as frames_of_store
+from whisper_sae import causal, dictionaries, edits, erasure, patching, phonetics, probes, scoring
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import made_by, recorded, table
+from whisper_sae.store import Recipe, Step
+
+COUNTS, IN_WORDS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256), (4, 16, 64, 256)
+"""How many features are taken away or kept before a probe is asked, and before Whisper is."""
+
+ORDERS = ("best", "random", "random, another draw")
+
+
+def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a_speaker: int = 2) -> Recipe:
+    """`read.csv`: how much of the two commonest values of a label is read off frames of speakers who were not met, a
+    row a way, count and speaker; `words.csv`: what is written when as many are silenced, or alone are kept, a row a
+    clip.
+
+    Ways: the best features removed, as many at random (twice), the best kept alone, as many at random kept alone; and
+    for comparison the difference of means, and LEACE, removed. Each probe is fitted anew on what is left.
+    """
+    heard = recorded(run, seed, site)
+    needs = {"clips": heard.needs["clips"], "activations": heard, "trained": dictionaries.dictionary(run, seed, site)}
+
+    def erase(folder: Path, clips: Step, activations: Step, trained: Step) -> dict:
+        coder = causal.coder_of(run, seed, site)
+        if ":" in label:
+            train, asked = _of_phones(run, seed, clips, activations, site, label, frames)
+            names = [label.split(":")[1], "other"]
+        else:
+            names = _values(table(run, clips), label)
+            splits = ("train", *causal.HELD_OUT)
+            sides = [_side(run, seed, clips, activations, site, split, label, names, frames) for split in splits]
+            train, asked = sides[0], _joined(sides[1:])
+        with torch.no_grad():
+            orders = _orders(coder, train, seed)
+            ways = _ways(coder, train, orders)
+            rows = [
+                (way, count, who, right)
+                for (way, count), change in tqdm(ways.items(), desc="reading what is left", unit=" probes")
+                for who, right in erasure.read(train, asked, change).items()
+            ]
+        pd.DataFrame(rows, columns=["way", "count", "speaker", "right"]).to_csv(folder / "read.csv", index=False)
+        wrote = _words(run, seed, site, coder, orders, a_speaker)
+        wrote.to_csv(folder / "words.csv", index=False)
+        told = {"values": names, "speakers": len(set(asked.speaker)), "features": coder.d_sae}
+        return told | {"frames": len(train.is_it), "clips": int((wrote.way == "untouched").sum())}
+
+    params = {"seed": seed, "site": site, "label": label, "frames": frames, "a_speaker": a_speaker}
+    return Recipe(
+        "erasing", erase, params, needs=needs, by=made_by(run, "05"), label=f"{label} erased at {site}",
+        code=(*causal.CODE, edits, erasure, erased, _values, _of_phones, _side, _joined, _orders, _ways, _words,
+              causal.gathered, causal.drawn),
+    )  # fmt: skip
+
+
+def _values(known: pd.DataFrame, label: str) -> list[str]:
+    names = known[known[label] != ""][label].value_counts().index[:2].tolist()
+    if len(names) < 2:
+        raise ValueError(f"{label}: the clips have fewer than two values of it")
+    return names
+
+
+def _of_phones(run, seed, clips, activations, site, label, most) -> tuple[erasure.Side, erasure.Side]:
+    """Frames of phones of a class, such as "manner:nasal", and of all others: of training speakers and of the rest."""
+    column, value = label.split(":")
+    known = phonetics.asked(run, table(run, clips), activations, column, seed)
+    held, rows = frames_of_store.Activations(activations.path).rows(site), np.flatnonzero(known.here)
+    is_it, rng = known.frames.names[known.frames.label] == value, np.random.default_rng(seed)
+    sides = []
+    for choosing in (True, False):
+        mine = np.flatnonzero(known.choosing == choosing)
+        some = np.sort(rng.permutation(mine)[:most])
+        sides.append(erasure.Side(held.take(rows[some]), is_it[some], known.frames.speaker[some]))
+    return sides[0], sides[1]
+
+
+def _side(run, seed, clips, activations, site, split, label, names, most) -> erasure.Side:
+    """At most so many frames of a split that have one of two values of a label."""
+    rows, voice = dictionaries.frames_of(run, clips, activations, site, split)
+    known = table(run, clips)
+    voices = known.speaker.where(known.speaker != "", known.id)
+    value = known.groupby(pd.factorize(voices)[0])[label].first().to_numpy()[voice]
+    able = np.flatnonzero(np.isin(value, names))
+    some = np.sort(np.random.default_rng(seed).permutation(able)[:most])
+    return erasure.Side(rows.take(some), value[some] == names[0], pd.factorize(voices)[1].to_numpy()[voice[some]])
+
+
+def _joined(sides: list[erasure.Side]) -> erasure.Side:
+    x, is_it, speaker = zip(*sides, strict=True)
+    return erasure.Side(torch.cat(x), np.concatenate(is_it), np.concatenate(speaker))
+
+
+def _orders(coder, train: erasure.Side, seed: int) -> dict[str, np.ndarray]:
+    f = coder.encode(train.x)
+    alive = np.flatnonzero((f > 0).any(dim=0).numpy())
+    rng = np.random.default_rng(seed)
+    best = erasure.ranked(f, train.is_it)
+    return {"best": best[np.isin(best, alive)]} | {name: rng.permutation(alive) for name in ORDERS[1:]}
+
+
+def _ways(coder, train: erasure.Side, orders: dict) -> dict:
+    """{(way, count): what is done to x}"""
+    ways = {}
+    for name, order in orders.items():
+        for count in COUNTS:
+            some = order[:count]
+            ways[f"{name} removed", count] = erasure.without(some, coder.encode, coder.W_dec)
+            if count and name != ORDERS[2]:
+                ways[f"{name} alone", count] = erasure.alone(some, coder.encode, coder.W_dec)
+    ways["difference of means removed", 1] = erasure.without_mean_difference(train)
+    ways["LEACE removed", 1] = erasure.least_squares_erased(train)
+    return ways
+
+
+def _words(run, seed, site, coder, orders: dict, a_speaker: int) -> pd.DataFrame:
+    """What is written with features silenced or alone kept: a row a clip, way and count."""
+    some = causal.gathered(run, seed, causal.sites_of(run)).fewer(a_speaker, seed=seed)
+    coded = patching.Coded(some.heard[site], coder)
+    changes = {}
+    for name in ORDERS[:2]:
+        for count in IN_WORDS:
+            mine = orders[name][:count]
+            changes[f"{name} removed", count] = coded.edit(edits.silence(mine))
+            if name == "best":
+                changes[f"{name} alone", count] = coded.edit(edits.keep(mine, coder.d_sae))
+    bar = lambda batches: tqdm(batches, desc=f"erasing at {site}", unit=" batches")  # noqa: E731
+    wrote = patching.write(some.heard[site], changes, progress=bar)
+    plain = patching.said(some.heard[site], some.heard[site].plain)
+    wrote |= {("untouched", 0): plain}
+    parts = [
+        some.scorer.count(texts).assign(way=way, count=count, speaker=some.speakers)
+        for (way, count), texts in wrote.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def curves(step: Step) -> pd.DataFrame:
+    """A row a way and count: `right`, how much is read, its interval over speakers, and their number; chance is 0.5."""
+    told = step.table("read.csv", dtype={"speaker": str})
+    return probes.summary(told, ["way", "count"])
+
+
+def gone_at(step: Step, way: str) -> int:
+    """How many features have to be removed in that way until the probe is at chance (`erasure.until_chance`); -1: not
+    at any count."""
+    told = step.table("read.csv", dtype={"speaker": str})
+    shares = [dict(zip(part.speaker, part.right, strict=True)) for _, part in told[told.way == way].groupby("count")]
+    return erasure.until_chance(COUNTS, shares)
+
+
+def words(step: Step, seed: int = 0) -> pd.DataFrame:
+    """A row a way and count: the WER with its interval, and how much it is above the untouched."""
+    told = step.table("words.csv", dtype={"speaker": str})
+    parts = {key: part.reset_index(drop=True) for key, part in told.groupby(["way", "count"], sort=False)}
+    first = {("untouched", 0): parts.pop(("untouched", 0))} | parts
+    found = scoring.table(first, next(iter(first.values())).speaker, seed=seed)
+    found.insert(1, "count", [count for _, count in found.way])
+    return found.assign(way=[way for way, _ in found.way])

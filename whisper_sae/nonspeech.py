@@ -1,0 +1,81 @@
+"""Sounds in which nobody speaks, made here: what a model that hears words in them is tried on, at no cost and no risk.
+
+Silence, noise of several colours, mains hum, tones in chords, clicks; and noise that is shaped and swells as speech
+does, which is nearest to what a model may take for words.
+"""
+
+import numpy as np
+from scipy import signal
+
+RATE = 16_000
+KINDS = ("silence", "white", "pink", "hum", "chords", "clicks", "speech-like noise", "whistle")
+
+
+def made(kind: str, seed: int = 0, seconds: float = 3.0) -> np.ndarray:
+    """A sound of one of KINDS, (sample,) of 16 kHz, float32, the same for the same seed. ValueError for another
+    kind."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r} is not one of {', '.join(KINDS)}")
+    rng = np.random.default_rng([KINDS.index(kind), seed])
+    time = np.arange(round(seconds * RATE)) / RATE
+    loud = 10 ** (rng.uniform(-35, -15) / 20)
+    sound = _MAKE[kind](time, rng)
+    level = np.sqrt(np.mean(sound**2))
+    return (sound * (loud / level if level > 0 else 1)).clip(-1, 1).astype(np.float32)
+
+
+def _coloured(n: int, rng, power: float) -> np.ndarray:
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    return np.fft.irfft(spectrum / np.maximum(np.arange(len(spectrum)), 1) ** (power / 2), n)
+
+
+def _hum(time, rng) -> np.ndarray:
+    pitch = rng.choice([50.0, 60.0])
+    return sum(np.sin(2 * np.pi * pitch * n * time + rng.uniform(0, 6)) / n for n in (1, 2, 3, 5))
+
+
+def _chords(time, rng) -> np.ndarray:
+    sound, beat = np.zeros(len(time)), 0.4
+    for first in np.arange(0, time[-1], beat):
+        root = 110 * 2 ** (rng.integers(0, 24) / 12)
+        since = time - first
+        decay = np.where((since >= 0) & (since < beat), np.exp(-4 * since), 0)
+        sound += decay * sum(np.sin(2 * np.pi * root * ratio * since) for ratio in (1, 1.26, 1.5, 2))
+    return sound
+
+
+def _clicks(time, rng) -> np.ndarray:
+    sound = 1e-3 * rng.standard_normal(len(time))
+    sound[rng.integers(0, len(time), max(1, round(6 * time[-1])))] += 1.0
+    return signal.lfilter([1], [1, -0.7], sound)
+
+
+def _like_speech(time, rng) -> np.ndarray:
+    """Noise under two formants that wander, swelling four times a second, over a buzz at the pitch of a voice."""
+    pitch = rng.uniform(90, 240) * (1 + 0.1 * np.sin(2 * np.pi * 0.7 * time + rng.uniform(0, 6)))
+    source = signal.sawtooth(2 * np.pi * np.cumsum(pitch) / RATE) + 0.3 * rng.standard_normal(len(time))
+    sound = np.zeros(len(time))
+    for first in range(0, len(time), RATE // 8):
+        part = slice(first, first + RATE // 8)
+        said = source[part]
+        for formant in (rng.uniform(300, 800), rng.uniform(900, 2400)):
+            said = signal.lfilter(*signal.iirpeak(formant, 6, RATE), said) + 0.3 * said
+        sound[part] = said
+    return sound * np.clip(np.sin(2 * np.pi * 4 * time + rng.uniform(0, 6)) + 0.4, 0, None)
+
+
+def _whistle(time, rng) -> np.ndarray:
+    glide = rng.uniform(600, 1500) * 2 ** (rng.uniform(-1, 1) * time / time[-1])
+    return np.sin(2 * np.pi * np.cumsum(glide) / RATE)
+
+
+_MAKE = {
+    "silence": lambda time, rng: np.zeros(len(time)),
+    "white": lambda time, rng: rng.standard_normal(len(time)),
+    "pink": lambda time, rng: _coloured(len(time), rng, 1.0),
+    "hum": _hum,
+    "chords": _chords,
+    "clicks": _clicks,
+    "speech-like noise": _like_speech,
+    "whistle": _whistle,
+}

@@ -1,0 +1,337 @@
+"""Change what Whisper says inside, and read what it then writes: every clip is heard once, every edit goes on from
+there.
+
+    heard = patching.hear(whisper, sounds, ["encoder.2.resid"])["encoder.2.resid"]
+    coded = Coded(heard, coder)
+    wrote = patching.write(heard, {"without 30": coded.edit(edits.silence([30]))})    # a text a clip
+
+The encoder runs up to the site once a clip. An edit there goes on with the next layer, and what an edit leaves as it
+is, such as clips in which a silenced feature never fires, is not run again. What is left of all edits and clips is
+decoded in full batches. Frames of padding are left alone unless a mask says otherwise.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from scipy.sparse import csc_array
+from torch import Tensor
+
+from whisper_sae import model, text
+from whisper_sae.decoding import Decoder, See, answering, beneath
+from whisper_sae.edits import Edit
+
+BATCH = 16
+"""Windows in one batch: on a processor more are no faster, for what is said of them leaves its cache."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is said at a site instead: `see` is given x, (item, frame, width), and the items' clips, (item,)."""
+
+    see: Callable[[Tensor, Tensor], Tensor]
+    touched: np.ndarray | None = None
+    """(clip,) bool: in which clips it can change anything; None: in any."""
+    where: Tensor | None = None
+    """(clip, frame) bool: the frames that are changed; None: all that are not padding. At a site of the decoder, (clip,
+    position) of the tokens that are given; None: all."""
+
+
+@dataclass
+class Heard:
+    """Clips that were heard up to a site: `held` (clip, frame, width) is the stream from which layer `layer` goes
+    on."""
+
+    whisper: model.Whisper
+    site: str
+    held: Tensor
+    layer: int
+    encoded: Tensor
+    """(clip, frame, width): what the decoder is given when nothing is changed."""
+    valid: Tensor
+    """(clip, frame) bool: not padding."""
+    decoder: Decoder
+    plain: list[list[int]] = field(default_factory=list)
+    """The tokens written of each clip when nothing is changed."""
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def in_decoder(self) -> bool:
+        return self.site.startswith("decoder.")
+
+    @property
+    def direct(self) -> bool:
+        """Whether `held` is the stream under the site itself; otherwise the layer is run again to reach it."""
+        return self.site.rsplit(".", 1)[1] in ("embed", "resid", "normed")
+
+
+# ---------------------------------------------------------------------------------------------------- hearing
+
+
+def prompt_of(whisper: model.Whisper) -> list[int]:
+    """The tokens with which every transcript begins."""
+    return text.given(whisper, [""])[0][0].tolist()
+
+
+@torch.no_grad()
+def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[str], batch: int = BATCH) -> dict:
+    """{site: Heard} of clips, each (sample,) of 16 kHz and no longer than a window; the encoder runs once for all
+    sites.
+
+    Raises BadModel for a site that there is not, a clip that is too long, and where there is no decoder or tokenizer.
+    """
+    decoder = Decoder(whisper, prompt_of(whisper))
+    places = {site: _begin(whisper, site) for site in sites}
+    streams = {stream for stream, _ in places.values() if stream}
+    held, encoded = {stream: [] for stream in streams}, []
+    for first in range(0, len(sounds), batch):
+        kept: dict[str, Tensor] = {}
+        look = {stream: lambda x, stream=stream, kept=kept: kept.update({stream: x}) for stream in streams}
+        with model.at(whisper, look):
+            encoded.append(whisper.encoder(model.mel(whisper, list(sounds[first : first + batch]))).last_hidden_state)
+        for stream, parts in held.items():
+            parts.append(kept[stream])
+    every, frames = torch.cat(encoded), torch.arange(whisper.positions)
+    lengths = torch.tensor([-(-len(sound) // whisper.samples_a_frame) for sound in sounds])
+    valid = frames < lengths[:, None]
+    plain = [tokens for part in every.split(2 * batch) for tokens in decoder.write(part)]
+    joined = {stream: torch.cat(parts) for stream, parts in held.items()}
+    return {
+        site: Heard(whisper, model.named(whisper.config, site), joined.get(stream, every), layer, every, valid, decoder,
+                    plain)
+        for site, (stream, layer) in places.items()
+    }  # fmt: skip
+
+
+def _begin(whisper: model.Whisper, site: str) -> tuple[str, int]:
+    """The stream that is held for a site of the encoder, "" for one of the decoder, and the layer that hears it
+    next."""
+    side, *rest = model.named(whisper.config, site).split(".")
+    if side == "decoder":
+        return "", 0
+    if rest == ["embed"]:
+        return "encoder.embed", 0
+    layer = int(rest[0])
+    if rest[1] in ("resid", "normed"):
+        return f"encoder.{layer}.resid", layer + 1
+    return (f"encoder.{layer - 1}.resid" if layer else "encoder.embed"), layer
+
+
+def some(heard: Heard, clips: np.ndarray) -> Heard:
+    """The same of some of the clips, their numbers or (clip,) bool."""
+    at = torch.from_numpy(np.arange(len(heard))[clips])
+    plain = [heard.plain[number] for number in at.tolist()]
+    return replace(heard, held=heard.held[at], encoded=heard.encoded[at], valid=heard.valid[at], plain=plain)
+
+
+# --------------------------------------------------------------------------------------------------- changing
+
+
+def _told(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Callable[[Tensor], Tensor]:
+    """What is said of a batch that is made of parts, each a change and the clips it is made in."""
+
+    def see(x: Tensor) -> Tensor:
+        parts = x.split([len(clips) for _, clips in changes])
+        said = []
+        for part, (change, clips) in zip(parts, changes, strict=True):
+            mask = (heard.valid if change.where is None else change.where)[clips].to(x.device)
+            said.append(torch.where(mask[..., None], change.see(part, clips), part))
+        return torch.cat(said)
+
+    return see
+
+
+def _encoded(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Tensor:
+    """What the decoder is given of a batch, (item, frame, width): the encoder goes on after the site."""
+    encoder, see = heard.whisper.encoder, _told(heard, changes)
+    x = heard.held[torch.cat([clips for _, clips in changes])]
+    if heard.site.endswith(".normed"):
+        if heard.layer == len(encoder.layers):
+            return see(encoder.layer_norm(x))
+        x = beneath(encoder.layer_norm, x, see)
+    elif heard.direct:
+        x = see(x)
+    else:
+        with model.at(heard.whisper, {heard.site: see}):
+            return _onwards(encoder, x, heard.layer)
+    return _onwards(encoder, x, heard.layer)
+
+
+def _onwards(encoder, x: Tensor, layer: int) -> Tensor:
+    for one in encoder.layers[layer:]:
+        said = one(x, None)
+        x = said[0] if isinstance(said, tuple) else said
+    return encoder.layer_norm(x)
+
+
+@dataclass
+class Run:
+    """A batch that is run: what the decoder is given, (item, frame, width), and at one of its own sites, `see()`, who
+    answers there, anew for every time that it speaks."""
+
+    heard: Heard
+    clips: Tensor
+    encoded: Tensor
+    see: Callable[[], See] | None = None
+
+    def write(self) -> list[list[int]]:
+        """The tokens of each item."""
+        if self.see is not None:
+            return self.heard.decoder.write(self.encoded, self.see())
+        return self.heard.decoder.check(self.encoded, [self.heard.plain[clip] for clip in self.clips.tolist()])
+
+
+def run_of(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Run:
+    """The batch of some changes, each with its clips."""
+    clips = torch.cat([mine for _, mine in changes])
+    if heard.in_decoder:
+        return Run(heard, clips, heard.encoded[clips], lambda: _speaking(heard, changes, clips))
+    return Run(heard, clips, _encoded(heard, changes))
+
+
+def _speaking(heard: Heard, changes: Sequence[tuple[Change, Tensor]], clips: Tensor) -> See:
+    """Who answers at a site of the decoder. It counts positions as they come, so it is good for one transcript."""
+    norm = heard.whisper.decoder.layer_norm if heard.site.endswith(".normed") else None
+    part_of = torch.repeat_interleave(torch.arange(len(changes)), torch.tensor([len(c) for _, c in changes]))
+    done = 0
+
+    def look(x: Tensor, rows: Tensor) -> Tensor:
+        nonlocal done
+        said, here = x.clone(), slice(done, done + x.shape[1])
+        done = here.stop
+        for number in part_of[rows].unique().tolist():
+            change, mine = changes[number][0], (part_of[rows] == number).nonzero().squeeze(1)
+            new = change.see(x[mine], clips[rows[mine]])
+            if change.where is not None:
+                new = torch.where(change.where[clips[rows[mine]], here][..., None], new, x[mine])
+            said[mine] = new
+        return said
+
+    return answering(heard.site, look, norm)
+
+
+def batches(heard: Heard, changes: Mapping[str, Change], size: int) -> Iterable[list[tuple[str, Tensor]]]:
+    """All that has to be run, as lists of (name of a change, its clips) with `size` clips together."""
+    batch, room = [], size
+    for name, change in changes.items():
+        left = np.arange(len(heard)) if change.touched is None else np.flatnonzero(change.touched)
+        while len(left):
+            mine, left = left[:room], left[room:]
+            batch.append((name, torch.from_numpy(mine)))
+            room -= len(mine)
+            if not room:
+                yield batch
+                batch, room = [], size
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def tokens(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, progress: Callable = iter) -> dict:
+    """{name: tokens written of each clip} under each change; nothing is run of clips that a change cannot touch."""
+    found = {name: list(heard.plain) for name in changes}
+    for parts in progress(list(batches(heard, changes, batch))):
+        wrote = run_of(heard, [(changes[name], clips) for name, clips in parts]).write()
+        for name, clips in parts:
+            for clip in clips.tolist():
+                found[name][clip] = wrote.pop(0)
+    return found
+
+
+def write(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, progress: Callable = iter) -> dict:
+    """{name: text written of each clip} under each change: see `tokens`."""
+    return {name: said(heard, ids) for name, ids in tokens(heard, changes, batch, progress).items()}
+
+
+def said(heard: Heard, ids: list[list[int]]) -> list[str]:
+    """The texts of tokens, a list a clip."""
+    return [one.strip() for one in heard.whisper.require_tokenizer().batch_decode(ids, skip_special_tokens=True)]
+
+
+# ------------------------------------------------------------------------------------------------ an SAE's codes
+
+
+class Coded:
+    """The codes of an SAE of all frames of what was heard, and edits of them. With `padding` those of padding, too.
+
+    `rates` (feature,) is the share of the frames on which each fires. For a site of the decoder nothing is kept,
+    because what is said there depends on what was written: codes are made as it speaks.
+    """
+
+    @torch.no_grad()
+    def __init__(self, heard: Heard, coder, padding: bool = False):
+        self.heard, self.coder, self.codes = heard, coder, None
+        self.frames = torch.ones_like(heard.valid) if padding else heard.valid
+        if heard.in_decoder or not heard.direct:
+            return
+        rows, columns, values = [], [], []
+        at = self.frames.flatten().nonzero().squeeze(1)
+        for part in at.split(8192):
+            clip, frame = part // self.frames.shape[1], part % self.frames.shape[1]
+            f = coder.encode(self._stream(heard.held[clip, frame]))
+            row, latent = f.nonzero(as_tuple=True)
+            rows.append(part[row].numpy())
+            columns.append(latent.numpy())
+            values.append(f[row, latent].numpy())
+        entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+        self.codes = csc_array(entries, shape=(self.frames.numel(), coder.d_sae))
+        self.rates = np.diff(self.codes.indptr) / max(1, len(at))
+
+    def _stream(self, x: Tensor) -> Tensor:
+        if not self.heard.site.endswith(".normed"):
+            return x
+        return model.normed(model.final_norm(self.heard.whisper, self.heard.site), x)[0]
+
+    def of(self, features: Sequence[int], clips: np.ndarray | None = None) -> Tensor:
+        """The codes of some features in some clips, all if None: (clip, frame, feature)."""
+        clips = np.arange(len(self.heard)) if clips is None else np.asarray(clips)
+        return self._rows(self.codes[:, list(features)].tocsr(), clips)
+
+    def _rows(self, codes, clips: np.ndarray) -> Tensor:
+        frames = self.frames.shape[1]
+        rows = codes[(clips[:, None] * frames + np.arange(frames)).ravel()]
+        return torch.from_numpy(rows.toarray()).unflatten(0, (len(clips), frames))
+
+    def fires(self, features: Sequence[int]) -> np.ndarray:
+        """In which clips any of the features fires: (clip,) bool."""
+        found = np.zeros(len(self.heard), dtype=bool)
+        found[np.unique(self.codes[:, list(features)].tocoo().row // self.frames.shape[1])] = True
+        return found
+
+    def edit(self, edit: Edit, where: Tensor | None = None, along: Tensor | None = None) -> Change:
+        """An edit as a change, on `where` (clip, frame), or all frames that are coded. `along`, (d_sae, width), are
+        other directions than the SAE's own, for controls that are as large at the same moments."""
+        W_dec = self.coder.W_dec if along is None else along
+        if self.codes is None:
+            return Change(self._as_it_speaks(edit, W_dec), None, where)
+        mask = self.frames if where is None else where & self.frames
+        touched = mask.any(dim=1).numpy()
+        if edit.features is None:
+            return Change(self._as_it_speaks(edit, W_dec), touched, mask)
+        mine = self.codes[:, list(edit.features)].tocsr()
+        if not edit.wakes:
+            fired = mine.tocoo().row
+            touched = np.zeros(len(self.heard), dtype=bool)
+            touched[np.unique(fired[mask.flatten().numpy()[fired]] // self.frames.shape[1])] = True
+
+        def see(x: Tensor, clips: Tensor) -> Tensor:
+            f = self._rows(mine, clips.numpy()).to(x)
+            return x + edit.added(f, clips, W_dec)
+
+        return Change(see, touched, mask)
+
+    def _as_it_speaks(self, edit: Edit, W_dec: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        def see(x: Tensor, clips: Tensor) -> Tensor:
+            f = self.coder.encode(x)
+            f = f if edit.features is None else f[..., list(edit.features)]
+            return x + edit.added(f, clips, W_dec)
+
+        return see
+
+    def spliced(self, everywhere: bool = False) -> Change:
+        """The SAE's reconstruction in the place of x; `everywhere`: on the frames of padding, too."""
+        where = torch.ones_like(self.frames) if everywhere else None
+        return Change(lambda x, _: self.coder(x), None, where)
