@@ -241,6 +241,6 @@ findings.save(
 # Nothing in the store, the dictionary, the index or the scores had to know that these were letters. A model that is not in this project needs what this page gave:
 # a module, items, and a function that makes a batch of them.
 #
-# Tried and dropped: asking for features of damage without the letter alone beside them, by which a mark that *is* in the text counts as understanding.
+# What is at three depths of one small net is no law; it is how a sweep over layers looks. Tried and dropped: asking for features of damage without the letter alone beside them, by which a mark that *is* in the text counts as understanding.
 #
 # Back: [8 · Are there features for emotions in what a text encoder says?](08_emotions.ipynb)

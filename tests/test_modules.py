@@ -170,9 +170,8 @@ def test_what_is_not_finite_is_refused_though_nobody_marked_padding(toy, tmp_pat
 GENERAL = [
     "hooks", "rows", "narrow", "shards", "activations", "sae", "sparse", "kernels", "train", "fitting", "measure",
     "devices", "cautions", "modules", "index", "transpose", "codes", "selectivity", "chance", "classes",
-    "detectors", "timing",
-    "by_label", "probes", "effects", "intervals", "relabelling", "power", "confounds", "families", "clusters", "maps",
-    "trees", "forest", "synthetic", "interchange", "foreign", "store",
+    "detectors", "timing", "by_label", "probes", "effects", "intervals", "relabelling", "power", "confounds",
+    "crossing", "families", "clusters", "maps", "trees", "forest", "synthetic", "interchange", "foreign", "store",
 ]  # fmt: skip
 """The dictionary, its training, its index and the statistics, and what they stand on."""
 

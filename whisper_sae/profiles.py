@@ -185,11 +185,6 @@ TABLE = {
             sweep_tokens=100_000,
         ),
         Profile(
-            name="emotions",
-            about="google-t5/t5-base, which is what MusicGen reads with, reads prompts; for notebook 08.",
-            text_encoder="google-t5/t5-base",
-        ),
-        Profile(
             name="tiny",
             about="openai/whisper-tiny hears LibriSpeech (dev-clean).",
             model="openai/whisper-tiny",
@@ -228,6 +223,12 @@ TABLE = {
             batch_tokens=8192,
             learning_rate=4e-4,
             sweep_tokens=4_000_000,
+        ),
+        Profile(
+            name="emotions",
+            about="google-t5/t5-base, which is what MusicGen reads with, reads prompts; for notebook 08.",
+            banner="Speech here is the demo's: a small trained Whisper hears synthetic voices. T5 is real, and reads prompts.",
+            text_encoder="google-t5/t5-base",
         ),
     ]
 }  # fmt: skip
