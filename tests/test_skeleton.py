@@ -17,7 +17,7 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
+ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "restoring"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
 ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination"}
@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "timing": {"codes"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
     "sounds": {"codes"},
+    "encoders": {"devices"},
+    "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "intervals": {"effects"},  # of the effect sizes there
@@ -42,7 +44,8 @@ MAY_IMPORT = {
     "confounds": {"crossing", "effects"},  # partial d is the same there
     "held_fixed": {"confounds", "effects"},
     "power": {"effects"},  # tidy labels
-    "model": {"attention", "sites", "hooks", "logmel"},
+    "model": {"attention", "devices", "sites", "hooks", "logmel"},
+    "modules": {"activations", "hooks"},  # the same store, the same hooks, any model
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"shards"},
     "live": {"narrow", "rows", "shards"},  # the other source of rows
@@ -57,7 +60,11 @@ MAY_IMPORT = {
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
-    "fitting": {"feeding", "measure", "model", "profiles", "rows", "sae", "train"},
+    "fitting": {"devices", "measure", "rows", "sae", "train"},
+    "elsewhere": {"activations", "fitting", "measure", "modules", "rows", "sae", "store", "transpose"},
+    "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
+    "emotions": {"activations", "classes", "elsewhere", "encoders", "probes", "profiles", "sae", "conditioning",
+                 "store", "index", "verdicts"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
@@ -100,6 +107,7 @@ MAY_IMPORT = {
     "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
     "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
+    "figures_of_classes": {"figures"},
 }  # fmt: skip
 
 

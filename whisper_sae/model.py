@@ -23,6 +23,7 @@ from transformers import (
 
 from whisper_sae import sites as names
 from whisper_sae.attention import fuse
+from whisper_sae.devices import pick
 from whisper_sae.hooks import normed, under_norm, unnormed, watching
 from whisper_sae.logmel import log_mel
 
@@ -219,17 +220,6 @@ def identity(name: str) -> str:
                 total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()[:12]
     return f"{name}@{_config(bare)._commit_hash}"
-
-
-def pick(device: str) -> torch.device:
-    """The device of that name; `auto` is cuda, else mps, else cpu. BadModel where this machine has no such device."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros((), device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadModel(f"device: {device!r} cannot be used here: {' '.join(str(error).split())[:200]}") from None
 
 
 def require_precision(precision: str, device: torch.device) -> None:

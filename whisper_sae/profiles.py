@@ -114,6 +114,11 @@ class Profile:
     """Stop when so many evaluations on validation frames in a row, one every 100 steps, were no better than the best;
     0 never."""
 
+    # models that do not hear (notebook 08)
+    text_encoder: str = "bundled"
+    """What reads prompts: `bundled` is the sentence encoder that is installed with the project, all-MiniLM-L6-v2; or a
+    hub id such as `google-t5/t5-base`, or a local directory."""
+
     # the sweep at the focus site (notebook 02): a grid over the axes given; an empty one stays at its value above
     sweep_variant: tuple[str, ...] = ("batchtopk", "topk", "jumprelu", "relu")
     """Variants to compare."""
@@ -178,6 +183,11 @@ TABLE = {
             sweep_k=(4, 8, 16, 32),
             sweep_penalty=(1.0, 2.0, 4.0),
             sweep_tokens=100_000,
+        ),
+        Profile(
+            name="emotions",
+            about="google-t5/t5-base, which is what MusicGen reads with, reads prompts; for notebook 08.",
+            text_encoder="google-t5/t5-base",
         ),
         Profile(
             name="tiny",
@@ -278,7 +288,7 @@ def _field(path: Path, name: str, value, defaults: dict):
         raise ValueError(f"{path}: {name}: expected {kind}, got {value!r}")
     if item is str:
         values = [_filled(path, name, v, defaults) for v in values]
-    if name in ("model", "corpus"):
+    if name in ("model", "corpus", "text_encoder"):
         values = [_located(path, v) for v in values]
     return tuple(values) if many else values[0]
 
