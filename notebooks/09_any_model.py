@@ -45,7 +45,7 @@ figures.use_style()
 # ## A model of one's own
 #
 # The texts are entries of an invented archive, of which letters are lost (`x`), a stretch is broken off (`[..]`), or a few are doubtful
-# (`<..>`). A transformer over letters learns to fill in letters that are covered. What a text has in it is known to the letter, so features can be scored.
+# (`<..>`). Nobody else has this model: it is written in `fragments` like any net of one's own. A transformer over letters learns to fill in letters that are covered. What a text has in it is known to the letter, so features can be scored.
 
 # %%
 told = fragments.write_texts(1200, seed)
@@ -66,7 +66,8 @@ figures.say(
 # ## One text at a time
 #
 # `modules` names places as torch does, and a pattern finds them. Each text is heard alone, what is said leaves the device at once, and a thread writes it
-# to disk: the memory needed is that of one text, however many there are. Padding never comes up, for nothing is padded.
+# to disk: the memory needed is that of one text, however many there are. Padding never comes up, for nothing is padded. Several at a time would be
+# faster and store the same, as a test checks; then whoever makes the batch has to say which places are padding, and these are left out.
 
 # %% tags=["show-code"]
 places = modules.sites(fragments.load(made.path), ["layers.?"])
@@ -80,14 +81,14 @@ held = activations.Activations(acts.path)
 megabytes = restoring.peak_megabytes()
 figures.say(
     f"{len(places)} layers; of {', '.join(sites)} {acts.facts['frames']:,} letters of width {held.sites[sites[0]]} are stored. "
-    f"This whole process, with torch and all its libraries, has held {megabytes:,.0f} MB at most."
+    f"This whole process, with torch and all its libraries, has held {megabytes:,.0f} MB at most in this run."
 )
 
 # %% [markdown]
 # ## How sparse is sparse?
 #
-# The reference reports 1,520 of 1,536 latents firing on every letter, and reads features off them. A dictionary under hardly any penalty does that here too,
-# and a warning says so; the knob is in the warning.
+# The reference reports 1,520 of 1,536 latents firing on every letter, and reads features off them. Under hardly any penalty a dictionary is dense here too,
+# and a warning says so; the knob is in the warning. A second one counts rows: a latent needs more than one letter to learn from.
 
 # %%
 middle = sites[1]
@@ -169,7 +170,7 @@ figures.say(
 # %% [markdown]
 # ## Where a feature fires
 #
-# An index keeps every firing, as it does for Whisper; a piece is a text, a row a letter. Under each text the letters at which the best feature for damaged surroundings fires are marked.
+# An index keeps every firing, as it does for Whisper; a piece is a text, a row a letter. Below, the best feature for what is beside damage, with capitals where it fires.
 
 # %%
 shelf = index.Index(
@@ -179,13 +180,13 @@ number = int(at[(at.pattern == "beside") & (at.input == "dictionary")].feature.i
 peaks = shelf.peaks(number).sort_values("value", ascending=False).head(6)
 
 # %% tags=["hide-input"]
-shown = [
-    (texts.text.iloc[piece], "".join("^" if value > 0 else "·" for value in shelf.trace(number, piece)))
-    for piece in peaks.piece
-]
+shown = []
+for piece in peaks.piece:
+    pairs = zip(texts.text.iloc[piece], shelf.trace(number, piece), strict=True)
+    shown.append("".join(letter.upper() if value > 0 else letter for letter, value in pairs))
 figures.table(
-    pd.DataFrame(shown, columns=["text", f"where feature {number} fires"]),
-    caption="The six texts in which it is highest.",
+    pd.DataFrame({"highest": peaks.value.to_numpy(), f"where feature {number} fires": shown}),
+    caption="The six texts in which it is highest; capitals where it fires.",
 )
 
 # %% [markdown]

@@ -6,7 +6,17 @@ import pytest
 import torch
 from test_encoders import folders  # noqa: F401
 
-from whisper_sae import conditioning, elsewhere, emotions, encoders, figures_of_classes, index, profiles, prompts, store
+from whisper_sae import (
+    elsewhere,
+    emotions,
+    encoders,
+    figures_of_classes,
+    index,
+    interventions,
+    profiles,
+    prompts,
+    store,
+)
 
 HOW = elsewhere.Training(tokens=8_000, expansion=4, k=8, dead_tokens=4_000)
 
@@ -38,8 +48,8 @@ def test_from_prompts_to_verdicts(heard):
     codes, asked = emotions.codes_of(found, step, main), (told["split"] == "test").to_numpy()
     judge = emotions.judge(x, told)
     given = {name: codes.f[told.emotion == name].mean(axis=0) for name in mine}
-    causes = conditioning.interventions(judge, codes.only(asked), told.emotion[asked].to_numpy(), given, mine, draws=5)
-    assert set(causes.way) == set(conditioning.WAYS) and causes.p.between(0, 1).all()
+    causes = interventions.interventions(judge, codes.only(asked), told.emotion[asked].to_numpy(), given, mine, draws=5)
+    assert set(causes.way) == set(interventions.WAYS) and causes.p.between(0, 1).all()
     assert 0 <= emotions.apart(codes, mine, 0, draws=3)[0] <= 1
     same, lot = emotions.alike(found, [main, main], mine, 0)
     assert same == 1 and lot < 0.2

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import classes, conditioning, elsewhere, encoders, probes, sae, verdicts
+from whisper_sae import classes, elsewhere, encoders, interventions, probes, sae, verdicts
 from whisper_sae.elsewhere import Reading, Training
 from whisper_sae.index import Index
 from whisper_sae.profiles import Profile
@@ -236,10 +236,10 @@ def candidates(found: pd.DataFrame, most: int = 5) -> dict[str, np.ndarray]:
     return {name: best.feature[best["class"] == name].to_numpy()[:most] for name in names}
 
 
-def codes_of(heard: Heard, step: Step, trained: Step) -> conditioning.Codes:
-    """Prompts as `conditioning` wants them."""
+def codes_of(heard: Heard, step: Step, trained: Step) -> interventions.Codes:
+    """Prompts as `interventions` wants them."""
     coder = sae.load(trained.path)
-    return conditioning.Codes(means(heard), np.asarray(step.array("mean.npy")), coder.W_dec.detach().numpy(),
+    return interventions.Codes(means(heard), np.asarray(step.array("mean.npy")), coder.W_dec.detach().numpy(),
                           coder.b_dec.detach().numpy())  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def alike(heard: Heard, seeds: list[Step], features_: dict[str, np.ndarray], see
 
 
 def apart(
-    codes: conditioning.Codes, features_: dict[str, np.ndarray], seed: int, draws: int = 50
+    codes: interventions.Codes, features_: dict[str, np.ndarray], seed: int, draws: int = 50
 ) -> tuple[float, float]:
     """The share of pairs of features of two emotions with |r| below `verdicts.APART` over prompts, and the mean of it
     for as many other features that say as much."""
@@ -293,13 +293,13 @@ def apart(
         pairs = classes.correlations(codes.f[:, which], groups)
         return float((pairs < verdicts.APART).mean()) if len(pairs) else np.nan
 
-    null = [share(conditioning.matched(amount, mine, amount > 0, rng)) for _ in range(draws)]
+    null = [share(interventions.matched(amount, mine, amount > 0, rng)) for _ in range(draws)]
     return share(mine), float(np.nanmean(null))
 
 
-def directions(x: np.ndarray, told: pd.DataFrame, codes: conditioning.Codes, features_: dict) -> dict[str, dict]:
-    """Vectors for `conditioning.steered`, by kind and emotion: the decoder row of the feature that stands out most, and
-    its rival, the mean of the training prompts of the emotion less that of all others."""
+def directions(x: np.ndarray, told: pd.DataFrame, codes: interventions.Codes, features_: dict) -> dict[str, dict]:
+    """Vectors for `interventions.steered`, by kind and emotion: the decoder row of the feature that stands out most,
+    and, its rival, the mean of the training prompts of the emotion less that of all others."""
     here, label = (told["split"] == "train").to_numpy(), told.emotion.to_numpy()
     rival = {name: x[here & (label == name)].mean(0) - x[here & (label != name)].mean(0) for name in features_}
     own = {name: codes.W_dec[mine[0]] for name, mine in features_.items() if len(mine)}

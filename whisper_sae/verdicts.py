@@ -22,9 +22,9 @@ def table(*, likeness, probed: pd.DataFrame, rivals: pd.DataFrame, l0: float, de
           stable: tuple[float, float], steered: pd.DataFrame) -> pd.DataFrame:  # fmt: skip
     """A row a must-have: what was published, what is asked here, the value, chance by the same rule, and the verdict.
 
-    `likeness` is `classes.likeness`; `probed`, `causes`, `steered` the tables of `emotions.probed` and `conditioning`;
-    `found` and `random` those of `classes.discoveries` with `held_out` and `word_free`, of the dictionary and of a
-    random one; `apart` and `stable` are a share and what chance gives of it.
+    `likeness` is `classes.likeness`; `probed` is the table of `emotions.probed`, `causes` and `steered` are those of
+    `interventions`; `found` and `random` those of `classes.discoveries` with `held_out` and `word_free`, of the
+    dictionary and of a random one; `apart` and `stable` are a share and what chance gives of it.
     """
     told, lot = of_features(found), of_features(random)
     fvu = rivals.set_index("rival").fvu

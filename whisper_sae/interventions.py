@@ -17,10 +17,10 @@ from safetensors.numpy import save_file
 
 WAYS = ("silenced", "transplanted", "alone")
 
-EXAMPLE = """from safetensors.torch import load_file
-vectors = load_file("steering.safetensors")
-music.text_encoder.encoder.final_layer_norm.register_forward_hook(lambda module, given, said: said + {alpha:g} * vectors["{name}"])
-"""  # noqa: E501
+EXAMPLE = """vectors = safetensors.torch.load_file("steering.safetensors")
+norm = music.text_encoder.encoder.final_layer_norm
+norm.register_forward_hook(lambda module, given, said: said + 2.0 * vectors["happy"])
+"""
 """How vectors are used in transformers: `music` is a MusicgenForConditionalGeneration, whose text encoder said them."""
 
 
@@ -130,7 +130,7 @@ def steered(judge, x: np.ndarray, label: np.ndarray, vectors: dict, alphas, *, d
 def save(path: str | Path, vectors: dict[str, np.ndarray], about: dict) -> Path:
     """Write vectors, {name: (width,)}, as safetensors, each of length 1; `about` is kept in the file's head.
 
-    A model that reads the same states takes them as they are: EXAMPLE has the three lines.
+    EXAMPLE, which is kept there too, has the three lines by which a model that reads the same states takes them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +138,6 @@ def save(path: str | Path, vectors: dict[str, np.ndarray], about: dict) -> Path:
     if not all(np.isfinite(v).all() for v in unit.values()):
         raise ValueError(f"{path}: a vector is 0 or not finite, so it has no direction")
     part = path.with_name(path.name + ".part")
-    save_file(unit, part, metadata={name: json.dumps(value) for name, value in about.items()})
+    save_file(unit, part, metadata={"example": EXAMPLE} | {name: json.dumps(value) for name, value in about.items()})
     os.replace(part, path)
     return path

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import T5Config, T5EncoderModel
 
-from whisper_sae import conditioning, modules, sae, verdicts
+from whisper_sae import interventions, modules, sae, verdicts
 
 NAMES = ("calm", "sad")
 
@@ -24,13 +24,13 @@ def world():
     tokens = 0.3 * rng.normal(size=(120, 3, 24)) + 2 * truth[np.where(label == "calm", 5, 9)][:, None]
     tokens = torch.tensor(tokens, dtype=torch.float32)
     f = coder.eval().encode(tokens).detach()
-    codes = conditioning.Codes(tokens.mean(1).numpy(), f.mean(1).numpy(), truth, coder.b_dec.detach().numpy())
+    codes = interventions.Codes(tokens.mean(1).numpy(), f.mean(1).numpy(), truth, coder.b_dec.detach().numpy())
     judge = LogisticRegression(C=0.1).fit(codes.x[::2], label[::2])
     given = {name: codes.f[::2][label[::2] == name].mean(axis=0) for name in NAMES}
     return coder, tokens, codes, label, judge, given
 
 
-@pytest.mark.parametrize("way", conditioning.WAYS)
+@pytest.mark.parametrize("way", interventions.WAYS)
 def test_what_is_done_to_the_mean_is_what_is_done_to_every_token(world, way):
     coder, tokens, codes, _, _, given = world
     mine = [5, 9, 30]
@@ -44,34 +44,34 @@ def test_what_is_done_to_the_mean_is_what_is_done_to_every_token(world, way):
             "alone": coder.b_dec + said,
             "transplanted": tokens - said + other @ coder.W_dec,
         }[way].mean(dim=1)
-    np.testing.assert_allclose(conditioning.changed(codes, mine, way, given["sad"]), want, atol=1e-5)
+    np.testing.assert_allclose(interventions.changed(codes, mine, way, given["sad"]), want, atol=1e-5)
 
 
 def test_nothing_changed_changes_nothing(world):
     codes = world[2]
-    assert np.array_equal(conditioning.changed(codes, [], "silenced"), codes.x)
+    assert np.array_equal(interventions.changed(codes, [], "silenced"), codes.x)
     with pytest.raises(ValueError, match="'louder' is not one of silenced"):
-        conditioning.changed(codes, [], "louder")
+        interventions.changed(codes, [], "louder")
 
 
 def test_true_features_are_causes_and_others_are_not(world):
     _, _, codes, label, judge, given = world
-    told = conditioning.interventions(judge, codes, label, given, {"calm": [5], "sad": [9]}, draws=60)
+    told = interventions.interventions(judge, codes, label, given, {"calm": [5], "sad": [9]}, draws=60)
     assert (told.p <= 0.05).all() and len(told) == 6
     silenced = told[told.way == "silenced"]
     assert (silenced.after < silenced.before - 0.2).all() and (silenced.control > silenced.before - 0.1).all()
     idle = [int(np.argsort(given["calm"])[-12])]
-    wrong = conditioning.interventions(judge, codes, label, given, {"calm": idle}, draws=60)
+    wrong = interventions.interventions(judge, codes, label, given, {"calm": idle}, draws=60)
     assert (wrong.p > 0.05).any()
-    assert conditioning.interventions(judge, codes, label, given, {"calm": []}).empty
+    assert interventions.interventions(judge, codes, label, given, {"calm": []}).empty
 
 
 def test_matched_features_say_as_much_and_are_others():
     amount = np.linspace(0, 1, 200)
-    drawn = conditioning.matched(amount, [50, 150], amount > 0, np.random.default_rng(0), near=8)
+    drawn = interventions.matched(amount, [50, 150], amount > 0, np.random.default_rng(0), near=8)
     assert not set(drawn) & {50, 150} and np.abs(amount[drawn] - amount[[50, 150]]).max() < 0.05
     with pytest.raises(ValueError, match="1 others are too few to match 2"):
-        conditioning.matched(amount[:3], [0, 1], np.ones(3, bool), np.random.default_rng(0))
+        interventions.matched(amount[:3], [0, 1], np.ones(3, bool), np.random.default_rng(0))
 
 
 def test_a_true_vector_steers_and_random_ones_do_not(world):
@@ -80,7 +80,7 @@ def test_a_true_vector_steers_and_random_ones_do_not(world):
         "feature": {"calm": codes.W_dec[5], "sad": codes.W_dec[9]},
         "wrong": {"calm": codes.W_dec[0], "sad": codes.W_dec[1]},
     }
-    told = conditioning.steered(judge, codes.x, label, vectors, [0.0, 2.0], draws=50).set_index(
+    told = interventions.steered(judge, codes.x, label, vectors, [0.0, 2.0], draws=50).set_index(
         ["class", "vector", "alpha"]
     )
     for name in NAMES:
@@ -91,11 +91,11 @@ def test_a_true_vector_steers_and_random_ones_do_not(world):
 
 def test_the_file_is_what_the_three_lines_need(tmp_path):
     """The lines of the example, on a small T5: α = 0 changes nothing, else the states move by α along the vector."""
-    path = conditioning.save(
-        tmp_path / "conditioning.safetensors", {"happy": np.full(32, 3.0)}, {"site": "s", "alpha": 2.0}
+    path = interventions.save(
+        tmp_path / "steering.safetensors", {"happy": np.full(32, 3.0)}, {"site": "s", "alpha": 2.0}
     )
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"site": '"s"', "alpha": "2.0"}
+        assert file.metadata() == {"site": '"s"', "alpha": "2.0", "example": interventions.EXAMPLE}
     vectors = load_file(path)
     assert vectors["happy"].norm() == pytest.approx(1)
     net = T5EncoderModel(T5Config(num_layers=2, d_model=32, d_kv=8, d_ff=64, num_heads=4, vocab_size=20)).eval()
@@ -111,7 +111,7 @@ def test_the_file_is_what_the_three_lines_need(tmp_path):
     with modules.at(net, {"encoder.final_layer_norm": lambda said: said + 2.0 * vectors["happy"]}):
         assert not torch.equal(net(**given).last_hidden_state, clean)
     with pytest.raises(ValueError, match="has no direction"):
-        conditioning.save(tmp_path / "bad.safetensors", {"a": np.zeros(3)}, {})
+        interventions.save(tmp_path / "bad.safetensors", {"a": np.zeros(3)}, {})
 
 
 def told_of(found, share=0.9, p=0.01):
@@ -124,7 +124,7 @@ def told_of(found, share=0.9, p=0.01):
         ("unseen phrases", "embedding", share, share - 0.1, share),
         ("unseen phrases", "emotions dealt anew", 0.25, 0.2, 0.3),
     ]
-    ways = pd.DataFrame([(name, way, p) for name in NAMES for way in conditioning.WAYS], columns=["class", "way", "p"])
+    ways = pd.DataFrame([(name, way, p) for name in NAMES for way in interventions.WAYS], columns=["class", "way", "p"])
     steer = pd.DataFrame([(n, kind, r, r) for n in NAMES for kind, r in (("feature", share), ("random", 0.3))],
                          columns=["class", "vector", "rise", "p95"])  # fmt: skip
 
