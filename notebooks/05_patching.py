@@ -262,11 +262,12 @@ figures.say(
 # %% [markdown]
 # ## By hand
 #
-# One clip and factors of your choice: the transcript as it is, with the dictionary in the layer's place, and edited.
+# One clip, the first in which it makes a difference, and factors of your choice: the transcript as it is, with the dictionary in the layer's place, and edited.
 
 # %% tags=["figure"]
 surest = table.feature.tolist()[0] if len(table) else int(coded.rates.argmax())
-row = int(coded.of([surest]).amax(dim=(1, 2)).argmax())  # the clip in which it is loudest
+around = patching.tokens(heard, {"": coded.edit(edits.scale({surest: -1.0}))})[""]
+row = next((n for n, tokens in enumerate(around) if tokens != heard.plain[n]), 0)  # the first that is written otherwise
 hand = steering.steer(heard.whisper, coder, site, some.sound(row), {surest: -1.0})
 figures.show(
     drawn.tracks(hand.tracks, hand.after, hand.frame_seconds),

@@ -171,7 +171,8 @@ GENERAL = [
     "hooks", "rows", "narrow", "shards", "activations", "sae", "sparse", "kernels", "train", "fitting", "measure",
     "devices", "cautions", "modules", "index", "transpose", "codes", "selectivity", "chance", "classes",
     "detectors", "timing", "by_label", "probes", "effects", "intervals", "relabelling", "power", "confounds",
-    "crossing", "families", "clusters", "maps", "trees", "forest", "synthetic", "interchange", "foreign", "store",
+    "crossing", "held_fixed", "families", "clusters", "maps", "trees", "forest", "synthetic", "interchange",
+    "foreign", "store",
 ]  # fmt: skip
 """The dictionary, its training, its index and the statistics, and what they stand on."""
 

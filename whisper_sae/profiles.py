@@ -227,7 +227,7 @@ TABLE = {
         Profile(
             name="emotions",
             about="google-t5/t5-base, which is what MusicGen reads with, reads prompts; for notebook 08.",
-            banner="Speech here is the demo's: a small trained Whisper hears synthetic voices. T5 is real, and reads prompts.",
+            banner="Speech here is the demo's: a small trained Whisper hears synthetic voices. T5 reads prompts.",
             text_encoder="google-t5/t5-base",
         ),
     ]
