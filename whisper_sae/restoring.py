@@ -25,7 +25,7 @@ HOW = elsewhere.Training(tokens=120_000, batch_tokens=512, k=16, dead_tokens=20_
 """Eight times as many latents; stops early where held-out letters are said no better."""
 
 
-def restorer(told: pd.DataFrame, seed: int, steps: int = 400, by: str = "") -> Recipe:
+def restorer(told: pd.DataFrame, seed: int, steps: int = 300, by: str = "") -> Recipe:
     """A `fragments.Restorer` trained on the training texts: its weights, and `history.csv`."""
 
     def fit(folder: Path) -> dict:
