@@ -52,10 +52,10 @@ ALL = sorted(path.name for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name.startswith("01") else pytest.mark.slow) for name in ALL]
+    "name", [pytest.param(name, marks=[] if name.startswith(("00", "01")) else pytest.mark.slow) for name in ALL]
 )
 def test_papermill_runs_them_from_any_folder(elsewhere, name):
-    """One by default: nbval runs all of them in place."""
+    """Two by default, the second with what the first made: nbval runs others in place, and every report all."""
     done = papermill(elsewhere, name, "-p", "seed", "0")
     assert done.returncode == 0, done.stderr[-2000:]
     book = nbformat.read(elsewhere[0] / "out.ipynb", as_version=4)
