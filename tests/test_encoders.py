@@ -111,7 +111,7 @@ def test_the_bundled_encoder_is_the_published_one_read_offline_and_its_package_r
     folder = Path(encoders.find(encoders.BUNDLED))
     with open(folder / "model.safetensors", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    assert digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "as on the model's own page"
+    assert digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "as published"
     encoder = encoders.load()
     assert encoder.site == "encoder.layer.5" and encoders.PACKAGE not in sys.modules
     assert "sentence_transformers" not in sys.modules
