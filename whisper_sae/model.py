@@ -21,9 +21,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from whisper_sae import devices
 from whisper_sae import sites as names
 from whisper_sae.attention import fuse
-from whisper_sae.devices import pick
 from whisper_sae.hooks import normed, under_norm, unnormed, watching
 from whisper_sae.logmel import log_mel
 
@@ -220,6 +220,14 @@ def identity(name: str) -> str:
                 total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()[:12]
     return f"{name}@{_config(bare)._commit_hash}"
+
+
+def pick(device: str) -> torch.device:
+    """As `devices.pick`; BadModel where this machine has no such device."""
+    try:
+        return devices.pick(device)
+    except ValueError as error:
+        raise BadModel(str(error)) from None
 
 
 def require_precision(precision: str, device: torch.device) -> None:

@@ -80,6 +80,11 @@ class Profile:
     position and other neighbours, so in tiny.en its cosine to the same frame heard alone is about 0.9;
     `recipes.other_ways` measures it."""
 
+    # models that do not hear (notebook 08)
+    text_encoder: str = "bundled"
+    """What reads prompts: `bundled` is the sentence encoder that is installed with the project, all-MiniLM-L6-v2; or a
+    hub id such as `google-t5/t5-base`, or a local directory."""
+
     # the sparse autoencoder (notebook 02)
     variant: str = "batchtopk"
     """`batchtopk`, `topk`, `multitopk`, `matryoshka`, `jumprelu`, `relu` or `tied`: `sae` has their formulas."""
@@ -113,11 +118,6 @@ class Profile:
     patience: int = 0
     """Stop when so many evaluations on validation frames in a row, one every 100 steps, were no better than the best;
     0 never."""
-
-    # models that do not hear (notebook 08)
-    text_encoder: str = "bundled"
-    """What reads prompts: `bundled` is the sentence encoder that is installed with the project, all-MiniLM-L6-v2; or a
-    hub id such as `google-t5/t5-base`, or a local directory."""
 
     # the sweep at the focus site (notebook 02): a grid over the axes given; an empty one stays at its value above
     sweep_variant: tuple[str, ...] = ("batchtopk", "topk", "jumprelu", "relu")
