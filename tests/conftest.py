@@ -59,6 +59,12 @@ def loaded(small_whisper) -> model.Whisper:
     return model.load(str(small_whisper), "cpu")
 
 
+@pytest.fixture(scope="session")
+def demo() -> model.Whisper:
+    """The Whisper that is bundled, on the CPU. Shared by all tests: watch it, do not change it."""
+    return model.load(str(profiles.DEMO / "whisper"), "cpu")
+
+
 @pytest.fixture
 def corpus(tmp_path):
     """Writes a corpus: `corpus(name, voices=, clips=, ...)` gives its directory in `audiofolder` layout.

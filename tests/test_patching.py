@@ -12,11 +12,6 @@ SITES = ["encoder.embed", "encoder.1.resid", "encoder.1.mlp_hidden", "encoder.3.
 
 
 @pytest.fixture(scope="module")
-def demo():
-    return model.load(str(DEMO / "whisper"), "cpu")
-
-
-@pytest.fixture(scope="module")
 def clips() -> pd.DataFrame:
     found = speech.read(DEMO / "corpus")
     return pd.concat([found[found.kind == "speech"].iloc[::40], found[found.kind == "sound"].iloc[::28]])  # 12 and 2

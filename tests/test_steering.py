@@ -11,11 +11,6 @@ SITE = "encoder.1.resid"
 
 
 @pytest.fixture(scope="module")
-def demo():
-    return model.load(str(DEMO / "whisper"), "cpu")
-
-
-@pytest.fixture(scope="module")
 def sound():
     found = speech.read(DEMO / "corpus")
     return speech.samples(found[found.kind == "speech"].path.iloc[0])
