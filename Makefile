@@ -19,7 +19,7 @@ report: $(READY)
 test: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest -m "not slow" -n 2 --dist loadgroup
+	$(RUN) pytest -m "not slow" -n 2
 
 test-slow: $(READY)
 	$(RUN) pytest -m slow

@@ -100,5 +100,5 @@ def test_the_figures_are_drawn():
     rows = [(name, kind, alpha, alpha / 9, alpha / 5) for name in ("calm", "sad") for alpha in (0.0, 1.0)
             for kind in ("feature", "difference of means", "random")]  # fmt: skip
     fig = figures_of_classes.rises(pd.DataFrame(rows, columns=["class", "vector", "alpha", "rise", "p95"]))
-    assert [axis.get_title() for axis in fig.axes] == ["calm", "sad"] and len(fig.axes[0].lines) == 3
+    assert [axis.get_title(loc="left") for axis in fig.axes] == ["calm", "sad"] and len(fig.axes[0].lines) == 3
     assert len(figures_of_classes.densities({"a": np.linspace(0, 1, 50), "b": np.zeros(9)}).axes) == 1

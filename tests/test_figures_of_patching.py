@@ -2,16 +2,9 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 
-from whisper_sae import figures
 from whisper_sae import figures_of_patching as drawn
-
-
-@pytest.fixture(autouse=True)
-def style():
-    figures.use_style()
 
 
 def shown(fig: Figure) -> Figure:

@@ -40,10 +40,8 @@ def test_power_is_marked_on_its_curve():
 
 def test_the_matrix_names_its_groups_and_says_its_numbers():
     axis = draw.apart(("a", "b"), np.array([[0, -1.5], [1.5, 0]]), 4).axes[0]
-    assert (
-        sorted(text.get_text() for text in axis.texts) == ["-1.5", "1.5"]
-        and axis.get_title() == "Feature 4: d between any two"
-    )
+    assert sorted(text.get_text() for text in axis.texts) == ["-1.5", "1.5"]
+    assert axis.get_title(loc="left") == "Feature 4: d between any two"
 
 
 def test_a_sparse_probe_is_a_line_an_input():
