@@ -19,10 +19,10 @@ report: $(READY)
 test: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -m "not slow" -n 2
 
 test-slow: $(READY)
-	$(RUN) pytest tests -m slow
+	$(RUN) pytest -m slow
 
 lab: $(READY)
 	$(RUN) jupyterlab --notebook-dir=notebooks

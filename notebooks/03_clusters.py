@@ -275,7 +275,7 @@ if run.expansion >= 4:
     for needed in atlas.smaller(run, seed, run.focus):
         store.make(needed)
     grown_up = store.make(atlas.families_of(run, seed, run.focus))
-    parents = grown_up.table("parents.csv").sort_values(["children", "rate"], ascending=False)
+    parents = atlas.parents_of(grown_up)
     figures.table(
         parents.head(6), caption="The parents with most children: how often they fire, and what became of their frames."
     )
@@ -392,4 +392,4 @@ findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables
 #
 # Back: [2 · Can a few directions at a time re-say what a layer says?](02_training.ipynb)
 #
-# Next: [6 · What does a feature mean?](06_meaning.ipynb)
+# Next: [4 · Which features tell women from men, and accent from accent?](04_voices.ipynb)

@@ -28,12 +28,9 @@ from whisper_sae import (
     figures,
     findings,
     hallucination,
-    meaning,
     patching,
-    phonetics,
     profiles,
     recipes,
-    speech,
     steering,
     store,
     targeted,
@@ -53,8 +50,7 @@ figures.use_style()
 
 # %%
 clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
-heard_of = recipes.table(run, clips)
-told = recipes.phones_of(run, heard_of)  # a row a phone; empty where no corpus tells any
+told = targeted.told_in(run, seed)  # a row a phone; empty where no corpus tells any
 site = run.focus
 some = causal.gathered(run, seed, causal.sites_of(run))  # clips of speakers held out, heard once
 heard, coder = some.heard[site], causal.coder_of(run, seed, site)
@@ -69,10 +65,7 @@ same = {name: tokens == heard.plain for name, tokens in patching.tokens(heard, n
 
 # %% tags=["hide-input"]
 kept_as_is = "; ".join(f"{name}: {'all' if one else 'not all'}" for name, one in same.items())
-figures.say(
-    f"{len(some.clips)} clips of {len(set(some.speakers))} speakers on whom nothing was trained, edited at {site}. "
-    f"Tokens the same: {kept_as_is}."
-)
+figures.say(f"{len(some.clips)} clips of {len(set(some.speakers))} speakers on whom nothing was trained, edited at {site}. Tokens the same: {kept_as_is}.")  # fmt: skip
 
 # %% [markdown]
 # ## Is what Whisper needs still there?
@@ -111,8 +104,7 @@ fig = figures.with_intervals(lines, "site", "WER", "way")
 fig.axes[0].set(title="Word errors with each layer re-said", ylabel="WER, %")
 figures.show(
     fig,
-    alt="; ".join(f"{each}: dictionary {one.set_index('way').WER[faithfulness.ITS]:.1f} %, principal directions "
-                  f"{one.set_index('way').WER['principal directions']:.1f} %" for each, one in layers.items()),
+    alt="; ".join(f"{row.site}: {row.way} {row.WER:.1f} %" for row in lines.itertuples()),
     caption="Each layer alone is replaced, on valid frames. Bars are 95 % intervals over speakers.",
 )  # fmt: skip
 
@@ -129,8 +121,7 @@ figures.show(
 # %% tags=["show-code"]
 table, even, features = pd.DataFrame(), 1.0, None
 if len(told):
-    store.make(meaning.codes(run, seed, site)), store.make(phonetics.detection(run, seed, site))
-    features = store.make(targeted.effects(run, seed, site))
+    features = targeted.measured(run, seed, site)
     table, nobody = targeted.phones(run, seed, features)
     even = controls.evenness(nobody)
 found = table[table.q <= 0.05] if len(table) else table
@@ -141,11 +132,9 @@ if len(table):
     fig.axes[0].set(title="What words that hold the phone lose, above other words", xlabel="log-odds, nats")
     figures.show(
         fig,
-        alt=f"{len(found)} phones found: {', '.join(found.phone)}; effects from {table.effect.min():.2f} to "
-        f"{table.effect.max():.2f}, mean of the controls {table.controls.mean():.2f}.",
-        caption=f"The surest 20 of {len(table)} phones; {features.facts['clips']} clips of {features.facts['speakers']} "
-        "speakers held out; bars are 95 % intervals over those who say both kinds of words.",
-    )
+        alt=f"{len(found)} phones found: {', '.join(found.phone)}; effects from {table.effect.min():.2f} to {table.effect.max():.2f}, mean of the controls {table.controls.mean():.2f}.",
+        caption=f"The surest 20 of {len(table)} phones; {features.facts['clips']} clips of {features.facts['speakers']} speakers held out; bars are 95 % intervals over those who say both kinds of words.",
+    )  # fmt: skip
 
 # %% tags=["hide-input"]
 if len(table):
@@ -155,13 +144,18 @@ if len(table):
     weak = found[found.effect <= 2 * found.random].phone.tolist()
     figures.say(
         f"Of {len(table)} phones {len(found)} are found: {', '.join(found.phone)}. Near, q up to 0.1: {', '.join(near) or 'none'}. "
-        f"Their controls lose {found.controls.mean():.2f} on average, the features {found.effect.mean():.2f}. A random direction "
-        f"at the same moments does at least half as much for {', '.join(weak) or 'none of them'}: there the moment matters as "
-        f"much as the direction. Features that are nobody's: p are even (Kolmogorov and Smirnov, {even:.2f})."
+        f"Their controls lose {found.controls.mean():.2f} on average, the features {found.effect.mean():.2f}. Of the "
+        f"{found.random.notna().sum()} of them with a random direction at the same moments, it does at least half as much for "
+        f"{', '.join(weak) or 'none'}: there the moment matters as much as the direction. Features that are nobody's: p are even "
+        f"(Kolmogorov and Smirnov, {even:.2f})."
     )
 
 # %% [markdown]
 # ## Turn it down, off, around
+#
+# Surety is not yet a word. A model that hears much twice can do without one of its features, and then zero looks like
+# nothing; what is *said in the opposite direction* is harder to hear past. That is more than absence: it also says what
+# no sound would say, so a control has to go the same way.
 #
 # Between −2 and 2 times its codes: 0 is silence, 1 changes nothing, below 0 the feature says the opposite of what it
 # means. Here the outcome is what is written: words missed, of those that hold the phone above the others.
@@ -176,11 +170,9 @@ if len(table):
     own, other = most[~most.control].effect, most[most.control].effect
     figures.show(
         fig,
-        alt="At the lowest scale: "
-        + "; ".join(f"/{name}/ {own[name]:.0f}, control {other[name]:.0f}" for name in own.index),
-        caption=f"The eight surest phones, each beside a matched feature; {dose.facts['clips']} clips of "
-        f"{dose.facts['speakers']} speakers. Dotted: untouched. Bands are 95 % intervals over speakers.",
-    )
+        alt="At the lowest scale: " + "; ".join(f"/{name}/ {own[name]:.0f}, control {other[name]:.0f}" for name in own.index),
+        caption=f"The eight surest phones, each beside a matched feature; {dose.facts['clips']} clips of {dose.facts['speakers']} speakers. Dotted: untouched. Bands are 95 % intervals over speakers.",
+    )  # fmt: skip
 
 # %% tags=["hide-input"]
 if len(doses):
@@ -190,20 +182,21 @@ if len(doses):
     q = controls.discoveries(at[-1.0][~at[-1.0].control].p)
     figures.say(
         f"Silenced, the eight features cost {mine[0.0]:.1f} % of the words that hold their phones above others, controls "
-        f"{theirs[0.0]:.1f} %; turned around {mine[-1.0]:.1f} %, controls {theirs[-1.0]:.1f} %; in words {(q <= 0.05).sum()} of them "
-        "are found."
-    )
+        f"{theirs[0.0]:.1f} %; turned around {mine[-1.0]:.1f} %, controls {theirs[-1.0]:.1f} %; in words {(q <= 0.05).sum()} of them are found."
+    )  # fmt: skip
+
+# %% tags=["hide-input"]
+if len(turned):
     shown = turned[(turned.phones != "") & (turned.wrote != "∅")].head(10)
-    figures.table(
-        shown[["phone", "said", "wrote", "phones", "times"]], caption="What became what, features turned around (-1)."
-    )
+    figures.table(shown[["phone", "said", "wrote", "phones", "times"]], caption=f"What became what, features turned around (-1); {dose.facts['clips']} clips. Controls: the figure above.")  # fmt: skip
 
 # %% [markdown]
 # ## How many features hold a concept?
 #
 # Take away the features that tell nasals best, from the first on, and let a probe, fitted anew on what is left, ask
 # frames of speakers it has not met. Or keep only them. Removed at random they are the control; one direction, the
-# difference of the means, or LEACE's, is the rival. Where no phones are told, the concept is the gender of the voice.
+# difference of the means, or LEACE's, is the rival. Two questions are often taken for one: how many features are *enough*
+# to tell a concept, and how many have to go until it is *gone*. Where no phones are told, the concept is the gender of the voice.
 
 # %%
 concept = "manner:nasal" if len(told) else "gender"
@@ -218,19 +211,15 @@ fig.axes[0].set(title=f"Reading {concept} from what is left")
 wide = left.pivot(index="way", columns="count", values="right")
 figures.show(
     fig,
-    alt=f"With 64 features removed {wide.loc['best removed', 64]:.2f} is read, at random {wide.loc['random removed', 64]:.2f}; "
-    f"of 4 alone {wide.loc['best alone', 4]:.2f}, at random {wide.loc['random alone', 4]:.2f}.",
-    caption=f"{erased.facts['speakers']} speakers the probe has not met; bands are 95 % intervals over them. The "
-    "dictionary's error stays when features are removed, and is left out when they are kept alone.",
-)
+    alt=f"With 64 features removed {wide.loc['best removed', 64]:.2f} is read, at random {wide.loc['random removed', 64]:.2f}; of 4 alone {wide.loc['best alone', 4]:.2f}, at random {wide.loc['random alone', 4]:.2f}.",
+    caption=f"{erased.facts['speakers']} speakers the probe has not met; bands are 95 % intervals over them. The dictionary's error stays when features are removed, and is left out when they are kept alone.",
+)  # fmt: skip
 
 # %% tags=["hide-input"]
 gone = erasing.gone_at(erased, "best removed")
 few = f"{gone} features" if gone >= 0 else f"more than {max(erasing.COUNTS)} of {erased.facts['features']} features"
-figures.table(
-    words[["way", "count", "WER", "WER_low", "WER_high", "more", "more_low", "more_high"]],
-    caption=f"What Whisper then writes: WER, %, {erased.facts['clips']} clips, intervals over speakers.",
-)
+shown = words[["way", "count", "WER", "WER_low", "WER_high", "more", "more_low", "more_high"]]
+figures.table(shown, caption=f"What Whisper then writes: WER, %, {erased.facts['clips']} clips, intervals over {words.speakers[0]} speakers.")  # fmt: skip
 figures.say(
     f"To bring the probe to chance takes {few}; one direction leaves {rivals.iloc[0]:.2f} (means) and {rivals.iloc[1]:.2f} "
     f"(LEACE). Removing 64 leaves {wide.loc['best removed', 64]:.2f}, at random {wide.loc['random removed', 64]:.2f}."
@@ -253,19 +242,15 @@ fig = drawn.both_sides(steered)
 fig.axes[0].set(title="Fewer words where nobody speaks, at what price")
 figures.show(
     fig,
-    alt="; ".join(f"{row.direction} {row.strength:g}: made up {row.made_up:.0f} %, WER {row.WER:.0f} %"
-                  for row in steered[steered.strength.isin([0.0, 0.2, 0.5])].itertuples()),
-    caption=f"Numbers: strength. {int(steered.sounds.max())} sounds of kinds in which words were heard, {int(steered.clips.max())} "
-    f"clips of {int(steered.speakers.max())} speakers; bars are 95 % intervals.",
+    alt="; ".join(f"{row.direction} {row.strength:g}: made up {row.made_up:.0f} %, WER {row.WER:.0f} %" for row in steered[steered.strength.isin([0.0, 0.2, 0.5])].itertuples()),
+    caption=f"Numbers: strength. {int(steered.sounds.max())} sounds of kinds in which words were heard, {int(steered.clips.max())} clips of {int(steered.speakers.max())} speakers; bars are 95 % intervals.",
 )  # fmt: skip
 
 # %% tags=["hide-input"]
-figures.table(
-    kinds[kinds.made_up > 0].drop(columns="repeats").head(6), caption="Kinds of sound in which words are heard."
-)
-figures.table(detector[["input", "no_speech", "no_speech_low", "no_speech_high", "made_up", "made_up_low", "made_up_high",
-                        "made_up_n", "speech_n"]],
-              caption="AUC of a probe that has met neither kind nor speaker: sounds from speech, made-up transcripts from real.")  # fmt: skip
+figures.table(kinds[kinds.made_up > 0].drop(columns="repeats").head(6), caption="Kinds of sound in which words are heard, of how many.")  # fmt: skip
+figures.table(detector, caption="AUC of a probe that has met neither kind nor speaker: sounds from speech, made-up transcripts from real; intervals, and n of sounds and clips. The features' control is what the site says itself.")  # fmt: skip
+
+# %% tags=["hide-input"]
 mild = steered[steered.strength == 0.2].set_index("direction")
 figures.say(
     f"Words are heard in {kinds.made_up.sum()} of {kinds.sounds.sum()} sounds. At strength 0.2 in {mild.made_up['features']:.0f} % of "
@@ -277,14 +262,13 @@ figures.say(
 # %% [markdown]
 # ## By hand
 #
-# One clip and factors of your choice: the transcript as it is, with the dictionary in the layer's place, and edited.
+# One clip, the first in which it makes a difference, and factors of your choice: the transcript as it is, with the dictionary in the layer's place, and edited.
 
 # %% tags=["figure"]
 surest = table.feature.tolist()[0] if len(table) else int(coded.rates.argmax())
-row = int(coded.of([surest]).amax(dim=(1, 2)).argmax())  # the clip in which it is loudest
-hand = steering.steer(
-    heard.whisper, coder, site, store_sound := meaning.speech.samples(some.clips.path[row]), {surest: -1.0}
-)
+around = patching.tokens(heard, {"": coded.edit(edits.scale({surest: -1.0}))})[""]
+row = next((n for n, tokens in enumerate(around) if tokens != heard.plain[n]), 0)  # the first that is written otherwise
+hand = steering.steer(heard.whisper, coder, site, some.sound(row), {surest: -1.0})
 figures.show(
     drawn.tracks(hand.tracks, hand.after, hand.frame_seconds),
     alt=f"Feature {surest} peaks at {hand.tracks[surest].max():.1f} and is turned around.",
@@ -310,9 +294,7 @@ assert even > 0.01, "p of features that are nobody's are not even"
 assert left.right.between(0, 1).all() and (steered.strength.min() == 0)
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{len(nothing)} edits that change nothing, on {len(some.clips)} clips: tokens {'the same' if all(same.values()) else 'differ'}"
-)
+print(f"{len(nothing)} edits that change nothing, on {len(some.clips)} clips: {'the same' if all(same.values()) else 'other'} tokens")  # fmt: skip
 print("ways to re-say a layer:", "; ".join(here.way))
 print("scales:", ", ".join(f"{scale:g}" for scale in targeted.SCALES), "· sounds:", kinds.sounds.sum())
 
@@ -320,9 +302,8 @@ print("scales:", ", ".join(f"{scale:g}" for scale in targeted.SCALES), "· sound
 findings.save(
     "05_patching",
     run.name,
-    headline=f"Without their features {len(found)} of {len(table)} phones are less sure in the words that hold them, beyond "
-    f"matched controls; with the dictionary in the place of {site} WER is {wer[faithfulness.ITS]:.1f} %, untouched "
-    f"{wer[faithfulness.UNTOUCHED]:.1f} %.",
+    headline=f"Without their features words with {len(found)} of {len(table)} phones are heard less surely, beyond matched controls; "
+    f"with the dictionary in the place of {site} WER is {wer[faithfulness.ITS]:.1f} %, untouched {wer[faithfulness.UNTOUCHED]:.1f} %.",
     tables={"faithfulness": pd.concat([one.assign(site=each) for each, one in layers.items()]), "phones": table,
             "doses": doses, "turned": turned, "erasure": left, "erasure-words": words, "sounds": kinds,
             "steering": steered},

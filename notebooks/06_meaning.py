@@ -36,7 +36,6 @@ from whisper_sae import (
     wording,
 )
 from whisper_sae import figures_of_meaning as drawn
-from whisper_sae.speech import RATE
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -176,7 +175,9 @@ chosen = chosen[chosen.kind.isin(["loudest", "decile 8", "decile 6", "decile 4",
 
 # %% tags=["hide-input"]
 said = f"/{surest.label.iloc[0]}/" if len(best) else "the most frequent"
-figures.voices(meaning.sounds(heard, chosen), RATE, caption=f"Feature {number}, {said}: from its loudest clips down.")
+figures.voices(
+    meaning.sounds(heard, chosen), meaning.RATE, caption=f"Feature {number}, {said}: from its loudest clips down."
+)
 
 # %% [markdown]
 # ## One thing, or several?
@@ -385,4 +386,4 @@ findings.save(
 # Tried and dropped: shuffling labels frame by frame as a null, which finds too much, because frames are no independent draws; one shift for all
 # clips of a speaker, which finds too much where clips differ; and leaving out short shifts, which finds far too much.
 #
-# Back: [3 · Do clips lie in clumps, and what are the clumps of?](03_clusters.ipynb)
+# Back: [4 · Which features tell women from men, and accent from accent?](04_voices.ipynb)

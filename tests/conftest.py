@@ -12,13 +12,44 @@ import soundfile
 import torch
 from coders import WIDTH, made
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from xdist.scheduler import LoadScopeScheduling
 
-from whisper_sae import model, profiles, sae
+from whisper_sae import figures, model, profiles, sae
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a fault
 hypothesis.settings.load_profile("here")
+figures.use_style()
+
+FIRST = ("00", "01", "02", "03")
+"""Notebooks whose outputs are compared by default; to run the others takes minutes."""
+
+
+def is_notebook(file: str) -> bool:
+    """Whether a test file makes the demo's steps: a notebook, or the test that runs notebooks."""
+    return file.endswith((".ipynb", "test_notebooks.py"))
+
+
+def pytest_collection_modifyitems(items):
+    """Notebooks first, since they take longest; only the first of them by default."""
+    items.sort(key=lambda item: not is_notebook(item.path.name))
+    for item in items:
+        if item.path.suffix == ".ipynb" and not item.path.name.startswith(FIRST):
+            item.add_marker(pytest.mark.slow)
+
+
+class ByFile(LoadScopeScheduling):
+    """Tests of one file run in one process, in order; so do all notebooks, which share the demo's steps."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "notebooks" if is_notebook(file) else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +73,12 @@ def small_whisper(tmp_path_factory) -> Path:
 def loaded(small_whisper) -> model.Whisper:
     """The small Whisper, on the CPU. Shared by all tests: watch it, do not change it."""
     return model.load(str(small_whisper), "cpu")
+
+
+@pytest.fixture(scope="session")
+def demo() -> model.Whisper:
+    """The Whisper that is bundled, on the CPU. Shared by all tests: watch it, do not change it."""
+    return model.load(str(profiles.DEMO / "whisper"), "cpu")
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """Made-up features of clips of speakers, whose truth is known: what simulations of statistics draw from."""
 
 import numpy as np
+import pandas as pd
 from scipy import special
+
+from whisper_sae import effects
 
 OFTEN = 0.4
 """How many clips a code fires in, where nothing else is said."""
@@ -41,3 +44,12 @@ def true_d(kind: str, icc: float, each: int, differ: str = "") -> tuple[float, f
     d = (one.mean() - other.mean()) / np.sqrt((one.var() + other.var()) / 2)
     place = np.searchsorted(np.sort(other), one, side="left") + np.searchsorted(np.sort(other), one, side="right")
     return float(d), float(place.mean() / 2 / len(other))
+
+
+def people(n=24, features=60, planted=0.0, seed=0):
+    """2 n speakers, women and men in turn in three accents; feature 0 is `planted` SDs higher in women."""
+    rng = np.random.default_rng(seed)
+    labels = pd.DataFrame({"gender": ["female", "male"] * n, "accent": np.repeat(["a", "b", "c"], 2 * n // 3)})
+    x = rng.normal(size=(2 * n, features)) + 5
+    x[:, 0] += planted * (labels.gender == "female")
+    return effects.Voices(x, labels, np.ones(2 * n, int), 0)

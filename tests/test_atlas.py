@@ -77,7 +77,8 @@ def test_a_dictionary_half_as_large_lives_on(made, monkeypatch):
     for recipe in atlas.smaller(here.run, 0, SITE):
         store.make(recipe)
     step = store.make(atlas.families_of(here.run, 0, SITE))
-    children, parents = step.table("children.csv"), step.table("parents.csv")
+    children, parents = step.table("children.csv"), atlas.parents_of(step)
+    assert parents.lost.isna().equals(parents.children == 0) and parents.lost.dropna().between(0, 1).all()
     assert step.facts["latents"] == 2 * here.acts.facts["sites"][SITE] and 900 <= step.facts["frames"] < 1100
     assert step.facts["linked"] == children.linked.sum() == parents.children.sum()
     assert len(children) <= 4 * here.acts.facts["sites"][SITE] and (children.inside[children.linked] >= 0.5).all()

@@ -20,7 +20,7 @@ def one_line(error: BaseException) -> str:
     assert said.strip()
     assert "\n" not in said, said
     assert "\r" not in said, said
-    assert len(said) < 600, said
+    assert len(said) < 700, said
     return said
 
 

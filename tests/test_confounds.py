@@ -7,7 +7,7 @@ import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import confounds, effects, intervals, relabelling
+from whisper_sae import confounds, crossing, effects, intervals, relabelling
 
 
 def world(seed, speakers=80, features=60, overlap=1.2):
@@ -72,7 +72,7 @@ def test_without_covariates_it_is_cohens_d_and_within_strata_that_of_effects():
     x, gender, told = world(0)
     accent = np.resize(["x", "y", "z"], len(x))
     np.testing.assert_allclose(confounds.adjusted(x, gender, told[[]]).d, effects.between(x, gender).d, atol=1e-10)
-    ours, theirs = confounds.adjusted(x, gender, told[[]], strata=accent), effects.within(x, gender, accent)
+    ours, theirs = confounds.adjusted(x, gender, told[[]], strata=accent), crossing.within(x, gender, accent)
     for one, other in zip(ours[1:7], theirs[1:7], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-10)
 
@@ -164,7 +164,7 @@ def test_coarsened_strata_take_most_of_it_away():
     told.loc[0, "f0_hz"] = np.nan
     strata = confounds.coarsened(told[["f0_hz"]], bins=8)
     assert strata[0] == "" and len(set(strata[1:])) == 8
-    plain, found = effects.between(x, gender), effects.within(x, gender, strata)
+    plain, found = effects.between(x, gender), crossing.within(x, gender, strata)
     assert abs(found.d[:20].mean()) < 0.2 * plain.d[:20].mean() and found.d[20:40].mean() == pytest.approx(
         1.2, abs=0.15
     )

@@ -1,47 +1,138 @@
-"""What sets clips and groups apart is what was planted, and speakers count once."""
+"""Groups compared in every feature: what is planted is found, lots find nothing, and what something else tells goes."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from speakers import people
 
-from whisper_sae import contrasts, effects, index, transpose
-
-
-def test_two_clips_are_compared_by_shares_of_what_features_can_say():
-    a, b, farthest = np.array([10.0, 1, 0, 0, 2]), np.array([5.0, 0, 0, 3, 2]), np.array([100.0, 1, 9, 4, 2])
-    found = contrasts.of_clips(a, b, farthest)
-    assert found.feature.tolist() == [1, 3, 0, 4] and found.difference.tolist() == [1, -0.75, 0.05, 0]
-    assert found.a.tolist() == [1, 0, 10, 2]
+from whisper_sae import contrasts, power, voices
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_groups_are_compared_over_speakers(tmp_path, signed, monkeypatch):
-    monkeypatch.setattr(contrasts, "BLOCK", 3)
-    rng = np.random.default_rng(0)
-    clips = pd.DataFrame({"speaker": [f"v{n // 3}" for n in range(30)] + [""]})
-    piece_of = np.sort(np.concatenate([np.arange(31), rng.integers(0, 31, 9)]))  # some clips have several
-    counts = rng.integers(2, 9, len(piece_of))
-    dense = rng.normal(size=(counts.sum(), 7)).astype(np.float32)
-    dense[:, 6] = 0
-    first = np.repeat(piece_of < 15, counts)
-    dense[first, 4] += 3
-    dense = dense if signed else np.maximum(dense, 0)
-    transpose.build(tmp_path / "i", counts, lambda x, y: dense[x:y], 7, signed=signed)
-    side = np.where(np.arange(31) < 15, "a", "b")
-    found = contrasts.of_groups(index.Index(tmp_path / "i"), piece_of, clips, side)
-    of_row = np.repeat(piece_of, counts)
-    means = np.stack([dense[of_row == clip].mean(axis=0) for clip in range(30)])
-    cast = np.stack([means[3 * n : 3 * n + 3].mean(axis=0) for n in range(10)])
-    told = effects.between(cast, ["a"] * 5 + ["b"] * 5)
-    assert found.feature[0] == 4 and set(found.feature) == set(range(6)), "who never fires is left out"
-    np.testing.assert_allclose(found.difference, told.d[found.feature], rtol=2e-3, atol=2e-3)
-    np.testing.assert_allclose(found.a, cast[:5].mean(axis=0)[found.feature], rtol=2e-3, atol=1e-3)
-    assert found.speakers_a.eq(5).all() and found.difference.abs().is_monotonic_decreasing
+@pytest.mark.parametrize("strata", ["", "accent"])
+def test_what_is_planted_is_found_first_and_a_lot_finds_nothing(strata):
+    found = contrasts.two(people(planted=2.0), "gender", strata, deals=4_000)
+    assert found.table.feature[0] == 0 and found.chance.found[0] and found.table.d[0] > 1
+    assert found.table.low.notna().all()
+    row = contrasts.counted(found, "gender", "when_firing")
+    assert row["found"] == found.chance.found.sum() and row["measure"] == "when firing"
+    lot = contrasts.two(people(), "gender", strata, deals=4_000)
+    assert lot.chance.found.sum() == 0 and not lot.chance.beyond.any()
 
 
-def test_a_group_of_one_speaker_is_refused(tmp_path):
-    dense = np.ones((6, 2), np.float32)
-    transpose.build(tmp_path / "i", np.array([2, 2, 2]), lambda x, y: dense[x:y], 2)
-    clips = pd.DataFrame({"speaker": ["v0", "v1", "v2"]})
-    with pytest.raises(ValueError, match="1 speakers are 'b'; at least 2"):
-        contrasts.of_groups(index.Index(tmp_path / "i"), np.arange(3), clips, np.array(["a", "a", "b"]))
+def test_one_feature_alone_can_be_found_among_many():
+    chance = contrasts.two(people(features=600, planted=3.0), "gender").chance
+    assert chance.deals >= 20 * 600 and chance.found[0] and chance.least_found == 1
+
+
+def test_few_speakers_are_refused_with_the_reason():
+    cast = people(n=9)
+    cast.labels.loc[cast.labels.index[cast.labels.gender == "male"][5:], "gender"] = ""
+    assert not voices.answerable(cast, "gender")
+    with pytest.raises(ValueError):
+        contrasts.two(cast, "gender")
+
+
+def test_a_feature_with_few_values_is_not_asked():
+    cast = people()
+    cast.means[10:, 3] = np.nan  # five of each are left
+    cast.means[:, 4] = 7
+    cast.means[:, 5], cast.means[0, 5] = 7, 8  # one speaker is another: dealt alone, d would be infinite
+    assert np.flatnonzero(~voices.asked(cast, "gender")).tolist() == [3, 4, 5]
+    found = contrasts.two(cast, "gender", deals=500)
+    assert not set(found.table.feature) & {3, 4, 5} and found.chance.threshold < 3
+
+
+@pytest.mark.parametrize("strata", ["", "gender"])
+def test_groups_that_differ_are_found_and_others_are_as_chance_has_it(strata):
+    cast = people()
+    cast.means[:, 5] += 2.0 * (cast.labels.accent == "b")
+    found = contrasts.many(cast, "accent", strata, deals=8_000)
+    assert (
+        found.table.feature[0] == 5 and found.table.q[0] < 0.02 and found.table.eta_squared[0] > found.chance.threshold
+    )
+    assert found.chance.by_chance.mean() == pytest.approx(0.05 * 60, abs=1)
+    assert (found.table.q[1:] > 0.05).all()
+
+
+def confounded():
+    """96 speakers: women have more of feature 0, accent b of 5, and a near microphone, louder by 7 dB, more of 1."""
+    cast, rng = people(planted=2.5, n=48), np.random.default_rng(1)
+    mic = np.repeat([0, 1], 48)[rng.permutation(96)]
+    level = mic * 7 + rng.normal(size=96) * 2
+    cast.means[:, 1] += 0.5 * level
+    cast.means[:, 5] += 2.0 * (cast.labels.accent == "b")
+    cast.labels["mic"] = np.where(mic, "near", "far")
+    return cast, pd.DataFrame({"level": level, "length": rng.normal(size=96), "same": mic.astype(float)})
+
+
+def test_what_a_number_tells_vanishes_when_it_is_held_and_what_is_true_stays():
+    cast, told = confounded()
+    table = contrasts.held(cast, ["gender", "mic", "accent"], told, deals=2_000)
+    mics, genders, accents = (
+        table[table.label == name].set_index(["held", "way"]) for name in table.label.unique()[[1, 0, 2]]
+    )
+    assert mics.beyond["nothing", ""] == mics.beyond["length", "regression"] == 1
+    assert mics.beyond["level", "regression"] == 0 and mics.left["level", "regression"] < 0.5
+    assert (
+        genders.beyond["nothing", ""]
+        == genders.beyond["level", "regression"]
+        == genders.beyond["level", "matching"]
+        == 1
+    )
+    assert genders.left["level", "regression"] > 0.9 and genders.n["level", "matching"] < 96
+    assert accents.beyond["level", "regression"] == 1 and ("level", "matching") not in accents.index
+    assert mics.own["level", "regression"] == pytest.approx(3.5, abs=0.6) and genders.own["level", "regression"] < 1
+    assert "nothing is left" in mics.why["same", "regression"] and "0 pairs" in mics.why["same", "matching"]
+    assert "in 8 ways" in mics.why["level", "matching"]  # three pairs are alike
+    assert (table.why == "").sum() == len(table) - 3
+
+
+def test_every_two_groups_are_compared_and_one_feature_shown():
+    cast = people()
+    cast.means[:, 5] += 3.0 * (cast.labels.accent == "b")
+    table = contrasts.pairs(cast, "accent", 5, deals=1_000)
+    assert len(table) == 3 and set(table.n_one) == {16} and table.beyond.tolist() == [1, 1, 0]
+    assert table.one[0] == "a" and table.d[0] < -2 and table.low[0] < table.d[0] < table.high[0]
+    assert table.visible[0] == pytest.approx(power.detectable(16, 16, power.level_of(table.threshold[0], 16, 16)))
+    few = people()
+    few.labels.loc[few.labels.index[few.labels.accent == "c"][5:], "accent"] = ""
+    assert contrasts.pairs(few, "accent", 5, deals=1_000)[["one", "other"]].to_numpy().tolist() == [["a", "b"]]
+    assert contrasts.many(few, "accent", deals=200).few == ("c",)
+    with pytest.raises(ValueError, match="gender: 0 groups have 6 speakers or more"):
+        contrasts.many(people(n=3), "gender")
+
+
+def test_crossed_labels_say_where_they_have_too_few():
+    cast = people(planted=3.0)
+    table = contrasts.crossings(cast, "gender", "accent", 0).set_index("accent")
+    assert table.female.tolist() == [8, 8, 8] and (table.low > 0).all() and (table.why == "").all()
+    cast.labels.loc[cast.labels.index[(cast.labels.accent == "a") & (cast.labels.gender == "male")][5:], "gender"] = ""
+    table = contrasts.crossings(cast, "gender", "accent", 0).set_index("accent")
+    assert "5 speakers are 'male'" in table.why["a"] and np.isnan(table.low["a"]) and table.d["a"] > 1
+    found = contrasts.two(people(planted=3.0), "gender", "accent", deals=500).table
+    assert found.interaction.between(0, 1).all() and found.low[0] < found.d[0] < found.high[0]
+
+
+def test_a_label_of_many_groups_has_partial_eta_squared_with_its_interval():
+    cast = people()
+    cast.means[:, 5] += 2.0 * (cast.labels.accent == "b")
+    table = contrasts.many(cast, "accent", deals=300).table
+    assert ((table.low <= table.eta_squared) & (table.eta_squared <= table.high)).all() and (table.n == 48).all()
+    assert table.low[0] > 0 and (table.omega_squared < table.eta_squared).all()
+    assert voices.crossed(cast, "accent", "gender")
+
+
+def test_the_power_of_a_corpus_is_that_of_its_own_threshold():
+    found = contrasts.two(people(), "gender", deals=1_000)
+    seen = contrasts.seen(found)
+    (one, all_), strict = list(seen.least.values())[:2], power.level_of(found.chance.threshold, 24, 24)
+    assert one == pytest.approx(power.detectable(24, 24)) and all_ == pytest.approx(power.detectable(24, 24, strict))
+    assert seen.level == strict and list(seen.curves) == list(seen.least) and "6 + 6" in list(seen.least)[2]
+    sizes = contrasts.sample_sizes(seen, 0.1)
+    assert list(sizes) == ["d of clips", "1 clip", "10 clips, ICC 0.1", "10 clips, ICC 0.3"]
+    assert sizes["1 clip"][0] == power.speakers_needed(0.2, strict)
+
+
+def test_pairs_as_a_square():
+    names, d = contrasts.matrix(pd.DataFrame({"one": ["a", "a"], "other": ["b", "c"], "d": [1.0, -2.0]}))
+    assert names == ("a", "b", "c") and d.tolist() == [[0, 1, -2], [-1, 0, 0], [2, 0, 0]]

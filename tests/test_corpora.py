@@ -437,7 +437,9 @@ store.make(recipes.clips(run, 0))
 """
 
 
-@pytest.mark.parametrize("after", [10, 31, 33])
+@pytest.mark.parametrize(
+    "after", [pytest.param(10, marks=pytest.mark.slow), pytest.param(31, marks=pytest.mark.slow), 33]
+)
 def test_a_fetch_that_is_killed_leaves_nothing_that_is_taken_for_whole(
     voices, small_whisper, data, run_for, tmp_path, after
 ):

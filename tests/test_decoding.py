@@ -13,11 +13,6 @@ DEMO = profiles.DEMO
 
 
 @pytest.fixture(scope="module")
-def demo():
-    return model.load(str(DEMO / "whisper"), "cpu")
-
-
-@pytest.fixture(scope="module")
 def clips():
     found = speech.read(DEMO / "corpus")
     return found[found.kind == "speech"].iloc[::24]  # 20 clips

@@ -12,7 +12,7 @@ from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.oneway import anova_oneway
 from statsmodels.stats.weightstats import ttest_ind
 
-from whisper_sae import effects
+from whisper_sae import crossing, effects
 
 sizes = st.integers(2, 9)
 seeds = st.integers(0, 10_000)
@@ -81,7 +81,7 @@ def test_a_speaker_without_a_value_is_as_one_who_is_not_there(seed):
     x, labels = drawn(seed, 20, 3, ties=True), np.resize(["a", "b"], 20)
     x[np.random.default_rng(seed).random(x.shape) < 0.3] = np.nan
     accents = np.resize(["x", "y", "y"], 20)
-    found, held = effects.between(x, labels), effects.within(x, labels, accents)
+    found, held = effects.between(x, labels), crossing.within(x, labels, accents)
     many, (_, matrix) = effects.among(x, labels), effects.pairwise(x, labels)
     for feature, column in enumerate(x.T):
         there = np.isfinite(column)
@@ -94,7 +94,7 @@ def test_a_speaker_without_a_value_is_as_one_who_is_not_there(seed):
             np.testing.assert_allclose(ours[..., feature], theirs[..., 0], **EXACT)
         np.testing.assert_allclose(matrix[0, 1, feature], alone.d[0], **EXACT)
         np.testing.assert_allclose(many.eta_squared[feature], effects.among(one, labels[there]).eta_squared[0], **EXACT)
-        alone = effects.within(one, labels[there], accents[there])
+        alone = crossing.within(one, labels[there], accents[there])
         for ours, theirs in zip(held[1:], alone[1:], strict=True):
             np.testing.assert_allclose(ours[feature], theirs[0], **EXACT)
 
@@ -128,53 +128,6 @@ def test_pairs_of_groups():
     assert names == ("a", "b", "c") and found.shape == (3, 3, 5)
     assert (np.diagonal(found) == 0).all() and (found == -found.swapaxes(0, 1)).all()
     np.testing.assert_allclose(found[0, 2], effects.between(x, labels, ("a", "c")).d, **EXACT)
-
-
-# ------------------------------------------------------------------------------------------- crossed factors
-
-
-@settings(max_examples=25)
-@given(seeds, st.integers(16, 40), st.integers(1, 4))
-def test_within_strata_is_two_way_least_squares(seed, n, strata):
-    rng = np.random.default_rng(seed)
-    x, side, accent = (
-        drawn(seed, n, 3),
-        rng.permutation(np.resize(["a", "b"], n)),
-        rng.integers(0, strata, n).astype(str),
-    )
-    cells = pd.crosstab(accent, side)
-    if not (cells > 0).all(axis=None):
-        return
-    found = effects.within(x, side, accent)
-    for feature, column in enumerate(x.T):
-        table = pd.DataFrame({"x": column, "first": (side == "a") * 1.0, "accent": accent})
-        model = ols("x ~ first + C(accent)" if strata > 1 else "x ~ first", table).fit()
-        d = model.params["first"] / np.sqrt(model.scale)
-        ours = [each[feature] for each in (found.d, found.t, found.p, found.df)]
-        theirs = [d, model.tvalues["first"], model.pvalues["first"], model.df_resid]
-        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
-        if strata > 1 and len(cells) > 1:
-            full = ols("x ~ first * C(accent)", table).fit()
-            np.testing.assert_allclose(
-                found.interaction[feature], sm.stats.anova_lm(model, full)["Pr(>F)"][1], atol=1e-7
-            )
-    if strata == 1:
-        np.testing.assert_allclose(found.d, effects.between(x, side).d, **EXACT)
-        np.testing.assert_allclose(found.left, 1, **EXACT)
-
-
-def test_what_is_of_accent_is_gone_within_accents():
-    """Three women in four are Scottish and only accent matters: that shows between genders, and not within accents."""
-    rng = np.random.default_rng(0)
-    accent = np.repeat(["scottish", "indian"], 40)
-    gender = np.concatenate([np.repeat(["f", "m"], [30, 10]), np.repeat(["f", "m"], [10, 30])])
-    x = rng.normal(size=(80, 400)) + 2 * (accent == "scottish")[:, None]
-    assert effects.between(x, gender).d.mean() > 0.6
-    found = effects.within(x, gender, accent)
-    assert abs(found.d.mean()) < 0.05 and abs((found.p < 0.05).mean() - 0.05) < 0.04
-    assert found.left[0] == pytest.approx(0.75)
-    crossed = x + np.where((gender == "f") == (accent == "indian"), 1.5, -1.5)[:, None]
-    assert (effects.within(crossed, gender, accent).interaction < 0.01).all()
 
 
 # -------------------------------------------------------------------------------------------------- speakers
@@ -241,7 +194,7 @@ def test_clips_without_a_speaker_or_label():
         (lambda: effects.between(np.ones((4, 1)), ["f", "f", "f", ""], ("f", "m")), "labels: 0 speakers are 'm'"),
         (lambda: effects.between(np.ones((4, 1)), ["f", "f", "f", "m"]), "labels: 1 speakers are 'm'"),
         (lambda: effects.among(np.ones((3, 1)), ["a", "b", ""]), "labels: 2 groups of 2 speakers"),
-        (lambda: effects.within(np.ones((4, 1)), ["f", "f", "m", "m"], ["x", "x", "y", "y"]),
+        (lambda: crossing.within(np.ones((4, 1)), ["f", "f", "m", "m"], ["x", "x", "y", "y"]),
          "strata: none has both f and m"),
     ],
 )  # fmt: skip
@@ -258,7 +211,7 @@ def test_a_constant_feature_has_no_effect_size(value):
     found, many = effects.between(x, labels), effects.among(x, labels)
     for each in (found.d, found.g, found.auc, found.t, found.p, many.eta_squared, many.f, many.p, many.omega_squared):
         assert np.isnan(each).all()
-    assert np.isnan(effects.within(x, labels, np.resize(["x", "x", "y"], 14)).d).all()
+    assert np.isnan(crossing.within(x, labels, np.resize(["x", "x", "y"], 14)).d).all()
     assert not effects.live(x).any()
 
 

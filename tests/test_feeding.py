@@ -80,7 +80,7 @@ def test_from_a_store_nobody_is_trained_beside_another(run):
 
 @pytest.mark.parametrize("beside", [(), SITES])
 def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
-    run = replace(live(run), tokens=60_000)  # more than 100 steps: a checkpoint
+    run = replace(live(run), tokens=30_000)  # more than 100 steps: a checkpoint
     whole = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
     monkeypatch.setenv("WHISPER_SAE_DATA", str(tmp_path / "again"))
     store.make(recipes.clips(run, 0))
@@ -88,7 +88,7 @@ def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
 
     def stumble(self, *args):
         calls.append(1)
-        if len(calls) == 170 * max(1, len(beside)):
+        if len(calls) == 110 * max(1, len(beside)):
             raise KeyboardInterrupt
         return step(self, *args)
 
@@ -99,7 +99,7 @@ def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
     calls.clear()
     monkeypatch.setattr(dictionaries.sae.SAE, "terms", lambda *args: calls.append(1) or step(*args))
     resumed = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
-    steps = -(-60_000 // 256)
+    steps = -(-30_000 // 256)
     assert len(calls) == (steps - 100) * max(1, len(beside)), "from the checkpoint on"
     assert equal(whole, resumed) and whole.manifest["files"] == resumed.manifest["files"]
 

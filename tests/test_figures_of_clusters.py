@@ -28,7 +28,7 @@ def test_every_point_is_drawn_under_its_own_label():
     drawn = {part.get_label(): part.get_offsets()[:, 0].tolist() for part in one.collections}
     assert drawn["b"] == [0, 12] and drawn["a"] == [4] and drawn["c"] == [16] and [8] in drawn.values()
     assert other.collections[0].get_offsets()[:, 0].tolist() == [6]  # a, by name
-    assert [one.get_title(), other.get_title()] == ["one", "other"]
+    assert [one.get_title(loc="left"), other.get_title(loc="left")] == ["one", "other"]
 
 
 def test_labels_of_another_length_are_refused():
@@ -91,7 +91,7 @@ def test_a_matrix_of_any_size_can_be_drawn(rows):
 def test_silhouettes_have_a_panel_each():
     table = clusters.find(np.random.default_rng(0).standard_normal((12, 3)), most=4, draws=3).table
     fig = draw.silhouettes({"all clips": table, "speech": table})
-    assert [axis.get_title() for axis in fig.axes] == ["all clips", "speech"]
+    assert [axis.get_title(loc="left") for axis in fig.axes] == ["all clips", "speech"]
     np.testing.assert_array_equal(fig.axes[1].lines[0].get_ydata(), table.silhouette)
 
 

@@ -127,9 +127,15 @@ def kill_again_and_again(job: Job, kills: int, seed: int) -> None:
     job.check_names()
 
 
-@pytest.mark.parametrize(("what", "kills"), [("activations", 2), ("dictionary", 2)])
-def test_killed_at_a_few_moments(job, what, kills):
-    kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=kills, seed=0)
+@pytest.mark.parametrize(("what", "when", "nth"), [("activations", "before", 3), ("dictionary", "after", 3)])
+def test_killed_half_way(job, what, when, nth):
+    """Around a shard or a checkpoint that gets its name; all other moments are slow tests."""
+    short = job(what, SHORT[what], 256 * 250)
+    assert short.start(when, nth).wait() == -9, (short.folder / "stderr").read_text()
+    short.check_names()
+    assert short.at_work() and not short.is_made()
+    short.check_same(short.finish())
+    short.check_names()
 
 
 @pytest.mark.slow

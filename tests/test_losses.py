@@ -5,14 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from whisper_sae import losses, model, patching, profiles, speech, text
+from whisper_sae import losses, patching, profiles, speech, text
 
 DEMO = profiles.DEMO
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return model.load(str(DEMO / "whisper"), "cpu")
 
 
 @pytest.fixture(scope="module")

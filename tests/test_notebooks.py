@@ -48,14 +48,18 @@ def test_02_says_what_to_run_first(elsewhere):
     )
 
 
+ALL = sorted(path.name for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
 @pytest.mark.parametrize(
-    "name", ["00_instrument.ipynb", "01_extraction.ipynb", "02_training.ipynb", "03_clusters.ipynb"]
+    "name", [pytest.param(name, marks=[] if name.startswith(("00", "01")) else pytest.mark.slow) for name in ALL]
 )
 def test_papermill_runs_them_from_any_folder(elsewhere, name):
+    """Two by default, the second with what the first made: nbval runs others in place, and every report all."""
     done = papermill(elsewhere, name, "-p", "seed", "0")
     assert done.returncode == 0, done.stderr[-2000:]
     book = nbformat.read(elsewhere[0] / "out.ipynb", as_version=4)
-    assert sum("<figure" in str(cell.get("outputs")) for cell in book.cells) >= 5
+    assert sum("<figure" in str(cell.get("outputs")) for cell in book.cells) >= 3
     assert (elsewhere[0] / "reports" / "demo" / "findings" / f"{Path(name).stem}.json").exists()
 
 

@@ -12,11 +12,6 @@ SITES = ["encoder.embed", "encoder.1.resid", "encoder.1.mlp_hidden", "encoder.3.
 
 
 @pytest.fixture(scope="module")
-def demo():
-    return model.load(str(DEMO / "whisper"), "cpu")
-
-
-@pytest.fixture(scope="module")
 def clips() -> pd.DataFrame:
     found = speech.read(DEMO / "corpus")
     return pd.concat([found[found.kind == "speech"].iloc[::40], found[found.kind == "sound"].iloc[::28]])  # 12 and 2
@@ -197,3 +192,24 @@ def test_some_clips_are_the_same_clips(heard, coded):
 def test_a_clip_that_is_too_long_is_refused(demo):
     with pytest.raises(model.BadModel, match="longer than the window"):
         patching.hear(demo, [np.zeros(9 * 16_000, np.float32)], ["encoder.1.resid"])
+
+
+def test_on_real_weights_edits_go_on_as_they_should(shared):
+    """OpenAI's encoder and decoder blocks with few words: digits of four speakers. No claim about Whisper's errors."""
+    whisper = model.load(str(shared / "whisper-tiny.en-small-vocabulary"), "cpu")
+    digits = speech.read(shared / "speech" / "free-spoken-digits")
+    pause, sounds = np.zeros(1600, np.float32), []
+    for turn, speaker in enumerate(sorted(digits.speaker.unique())[:4]):
+        some = digits[digits.speaker == speaker].sample(4, random_state=turn)
+        sounds.append(np.concatenate([part for path in some.path for part in (speech.samples(path), pause)]))
+    here = patching.hear(whisper, sounds, ["encoder.2.resid"])["encoder.2.resid"]
+    assert patching.said(here, here.plain) == text.transcribe(whisper, model.mel(whisper, sounds))
+    coded = patching.Coded(here, coder_for(384, here.held[here.valid]))
+    same = patching.tokens(here, {"": coded.edit(edits.scale(dict.fromkeys(range(64), 1.0)))})[""]
+    assert same == here.plain
+    mean = here.held[here.valid].mean(dim=0)
+    deaf = patching.Change(lambda x, _: mean.expand_as(x))
+    mine = patching.write(here, {"": deaf})[""]
+    assert mine != patching.said(here, here.plain)
+    hooked = whole(whisper, sounds, here.site, lambda x, clips: torch.where(here.valid[clips][..., None], mean, x))
+    assert mine == hooked

@@ -135,3 +135,17 @@ def test_what_cannot_be_said_is_refused(what, said):
     with pytest.raises(ValueError) as refused:
         what()
     assert said in str(refused.value)
+
+
+def test_sample_sizes_have_a_column_a_design():
+    needed = pd.DataFrame(
+        {"d_clips": [0.2] * 4, "clips": [1, 1, 10, 10], "icc": [0.1, 0.3] * 2, "speakers": [9, 9, 4, 6]}
+    )
+    assert power.by_design(needed).iloc[0].to_dict() == {
+        "d of clips": 0.2, "1 clip": 9, "10 clips, ICC 0.1": 4, "10 clips, ICC 0.3": 6,
+    }  # fmt: skip
+
+
+def test_what_no_difference_reaches_is_not_seen():
+    assert power.detectable(6, 6, power.level_of(np.inf, 6, 6)) == np.inf
+    assert power.detectable(6, 6, power.level_of(1e7, 6, 6)) == np.inf

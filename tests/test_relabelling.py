@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from whisper_sae import effects, relabelling
+from whisper_sae import crossing, effects, relabelling
 
 
 def alike(rng, kind, icc, n, each, features):
@@ -48,7 +48,7 @@ def test_d_is_that_of_effects(seed, crossed, missing):
         x[rng.random(x.shape) < 0.4] = np.nan
     strata = rng.integers(0, 4, 40).astype(str) if crossed else None
     found = relabelling.relabelled(x, labels, strata=strata, deals=50)
-    theirs = effects.within(x, labels, strata) if crossed else effects.between(x, labels)
+    theirs = crossing.within(x, labels, strata) if crossed else effects.between(x, labels)
     np.testing.assert_allclose(found.d, theirs.d, atol=1e-9)
     np.testing.assert_array_equal(found.nominal, (theirs.p <= 0.05).sum() if crossed else found.nominal)
 
@@ -169,6 +169,18 @@ def test_a_planted_feature_is_found_within_accents_and_no_other():
     assert np.flatnonzero(found.beyond).tolist() == [5] and found.found[5] and found.found.sum() <= 2
     none = relabelling.relabelled(x, rng.permutation(gender), strata=None, deals=2000)
     assert not none.beyond.any()
+
+
+def test_speakers_who_change_places_are_asked_as_those_who_did_not():
+    """Each of a few relabelings, asked again by itself."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.exponential(size=(20, 30)), np.resize(["a", "b"], 20)
+    x[:, 3] += 5 * (labels == "a")  # found as it is, and by no lot
+    table = relabelling.nothing(x, labels, relabelings=100, deals=2_000)
+    assert len(table) == 100 and (table.found > 0).mean() < 0.12 and (table.beyond > 0).mean() < 0.12
+    assert ((table.beyond > 0) == (table.p_family <= 0.05)).mean() > 0.98
+    alone = relabelling.nothing(x[:, :1], labels, relabelings=400, deals=2_000)
+    assert (alone.q == alone.p_family).all() and (alone.q <= 0.05).mean() == pytest.approx(0.05, abs=0.04)
 
 
 # ------------------------------------------------------------------------------------------------- odd input

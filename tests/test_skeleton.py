@@ -17,8 +17,9 @@ MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
 
-ON_RECIPES = {"feeding", "fitting", "dictionaries", "padding"}
+ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "restoring"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
+ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
 ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "explorer"}
 
 # Leaves import no sibling. These stand on top of them:
@@ -33,13 +34,18 @@ MAY_IMPORT = {
     "timing": {"codes"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
     "sounds": {"codes"},
+    "encoders": {"devices"},
+    "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "intervals": {"effects"},  # of the effect sizes there
     "relabelling": {"effects"},
-    "confounds": {"effects"},
+    "crossing": {"effects"},
+    "confounds": {"crossing", "effects"},  # partial d is the same there
+    "held_fixed": {"confounds", "effects"},
     "power": {"effects"},  # tidy labels
-    "model": {"attention", "sites", "hooks", "logmel"},
+    "model": {"attention", "devices", "sites", "hooks", "logmel"},
+    "modules": {"activations", "hooks"},  # the same store, the same hooks, any model
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"shards"},
     "live": {"narrow", "rows", "shards"},  # the other source of rows
@@ -54,7 +60,11 @@ MAY_IMPORT = {
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
-    "fitting": {"feeding", "measure", "model", "profiles", "rows", "sae", "train"},
+    "fitting": {"devices", "measure", "rows", "sae", "train"},
+    "elsewhere": {"activations", "fitting", "measure", "modules", "rows", "sae", "store", "transpose"},
+    "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
+    "emotions": {"activations", "classes", "elsewhere", "encoders", "index", "interventions", "probes", "profiles",
+                 "sae", "store", "verdicts"},
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
@@ -69,8 +79,8 @@ MAY_IMPORT = {
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
     "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
-    "targeted": {"causal", "controls", "edits", "losses", "patching", "phonetics", "profiles", "recipes", "store",
-                 "targets"},
+    "targeted": {"causal", "controls", "edits", "losses", "meaning", "patching", "phonetics", "profiles", "recipes",
+                 "spoken", "store", "targets"},
     "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
                 "profiles", "recipes", "scoring", "store"},
     "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
@@ -85,9 +95,9 @@ MAY_IMPORT = {
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
                   "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
-    "contrasts": {"effects"},
+    "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},
-    "questions": {"catalogue", "contrasts", "labels", "media", "messages", "uploads"},  # no browser, no model
+    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
     "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "pages", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "uploads"},
     "stills": {"media"},
@@ -97,7 +107,14 @@ MAY_IMPORT = {
                   "speech", "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
+    "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
+               "profiles", "recipes", "speech", "store"},
+    "voice_probes": {"effects", "probes", "profiles", "recipes", "store", "voices"},
+    "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
+    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
+    "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
+    "figures_of_classes": {"figures"},
 }  # fmt: skip
 
 

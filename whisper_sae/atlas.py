@@ -238,6 +238,12 @@ def families_of(run: Profile, seed: int, site: str) -> Recipe:
     )  # fmt: skip
 
 
+def parents_of(step: Step) -> pd.DataFrame:
+    """The `parents.csv` of a step of `families_of`, those with most children first."""
+    told = step.table("parents.csv", na_values={name: [""] for name in ("first", "absorbed", "lost")})
+    return told.sort_values(["children", "rate"], ascending=False, ignore_index=True)
+
+
 def _some_rows(starts: np.ndarray, most: int, seed: int) -> np.ndarray:
     """About `most` rows, in whole pieces drawn at random: (row,) bool."""
     counts = np.diff(starts)

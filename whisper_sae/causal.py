@@ -44,6 +44,10 @@ class Gathered:
         """(clip,) bool: words are said."""
         return (self.clips.text.str.strip() != "").to_numpy()
 
+    def sound(self, row: int) -> np.ndarray:
+        """The samples of a clip, 16 kHz: (sample,)."""
+        return speech.samples(self.clips.path[row])
+
     def fewer(self, a_speaker: int = 0, most: int = 0, seed: int = 0) -> "Gathered":
         """The same of at most `a_speaker` clips of each speaker and `most` in all; 0 is any number. See `drawn`."""
         return self.at(drawn(self.clips, a_speaker, most or len(self.clips), seed).index.to_numpy())

@@ -56,14 +56,17 @@ class Verdict(NamedTuple):
             return self.q <= rate
 
 
-def judge(observed: np.ndarray, chance: np.ndarray, spread: np.ndarray, size: np.ndarray) -> Verdict:
+def judge(
+    observed: np.ndarray, chance: np.ndarray, spread: np.ndarray, size: np.ndarray, apart: int = APART
+) -> Verdict:
     """What of `observed`, an array of tests, is above `chance`, (shift, …), what as many shifts gave.
 
     Each test is measured in its own deviations: those of its shifts, a shift left out of its own, and no less than
     `spread`, what independent frames would give (a test that hardly ever moves must not look certain). p is the share
     of shifts, of all tests of about the same `size` (frames expected by chance), that reach as far: few shifts
     thus make small p, and a rare feature, whose chance is skewed, is compared with rare ones. On average over tests
-    this is exact where nothing is to be found; of a single test it holds as far as those of its size are alike.
+    this is exact where nothing is to be found; of a single test it holds as far as those of its size are alike. The
+    more shifts there are to each group of tests alike, `apart`, the finer is p.
 
     Raises ValueError for fewer than APART shifts.
     """
@@ -74,7 +77,7 @@ def judge(observed: np.ndarray, chance: np.ndarray, spread: np.ndarray, size: np
     z, p, q = (np.full(observed.size, np.nan) for _ in range(3))
     possible = np.isfinite(observed) & np.isfinite(chance).all(axis=0) & (size[0] > 0) & (spread[0] > 0)
     order = np.flatnonzero(possible)[np.argsort(size[0][possible], kind="stable")]
-    for tests in np.array_split(order, max(1, len(chance) // APART)):
+    for tests in np.array_split(order, max(1, len(chance) // apart)):
         if len(tests):
             z[tests], by_chance = _standardised(observed[tests], chance[:, tests], spread[0][tests])
             reached = by_chance.size - np.searchsorted(np.sort(by_chance, axis=None), z[tests])

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from whisper_sae import effects
-from whisper_sae.effects import Within
+from whisper_sae import crossing, effects
+from whisper_sae.crossing import Within
 
 OVERLAP = 1e-9
 """A grouping of which the covariates leave a smaller share than this is told by them."""
@@ -57,7 +57,7 @@ def adjusted(
     x, first = np.asarray(means, dtype=np.float64)[here], (side[here] == 0).astype(np.float64)
     d, t, df, p, left, n = (np.full(x.shape[1], np.nan) for _ in range(6))
     for rows, columns in _patterns(x):
-        basis, part = _basis(held[rows]), x[np.ix_(rows, columns)]
+        basis, part = spanned(held[rows]), x[np.ix_(rows, columns)]
         alone = first[rows] - basis @ (basis.T @ first[rows])
         whole, weight, spare = (
             np.square(first[rows] - first[rows].mean()).sum(),
@@ -70,7 +70,7 @@ def adjusted(
         rest = part - basis @ (basis.T @ part)
         slope = alone @ rest / weight
         least = effects.ROUNDING * np.square(part).max(axis=0) * len(part)
-        found = effects.judged(
+        found = crossing.judged(
             groups, slope, np.square(rest - np.outer(alone, slope)).sum(axis=0), spare, weight, least
         )
         for into, value in zip((d, t, df, p), found[1:5], strict=True):
@@ -91,7 +91,7 @@ def _held(labels, covariates: pd.DataFrame, groups, strata) -> tuple:
             raise ValueError(f"covariates: {count} speakers of {name!r} have them all; at least 2 are needed")
     numbers = numbers[here] - numbers[here].mean(axis=0)
     held = np.column_stack([numbers, pd.get_dummies(pd.Series(told[here])).to_numpy(dtype=np.float64)])
-    basis, first = _basis(held), (side[here] == 0) * 1.0
+    basis, first = spanned(held), (side[here] == 0) * 1.0
     if basis.shape[1] >= here.sum() - 1:
         raise ValueError(f"covariates: {basis.shape[1]} of them and strata are too many for {here.sum()} speakers")
     if np.square(first - basis @ (basis.T @ first)).sum() <= OVERLAP * len(first):
@@ -108,7 +108,7 @@ def _patterns(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield rows, np.flatnonzero(np.ravel(number) == kind)
 
 
-def _basis(design: np.ndarray) -> np.ndarray:
+def spanned(design: np.ndarray) -> np.ndarray:
     """Orthonormal columns that span those of `design` (speaker, column), as many as its rank."""
     size = np.linalg.norm(design, axis=0)
     turned, strength, _ = np.linalg.svd(design[:, size > 0] / size[size > 0], full_matrices=False)
@@ -167,7 +167,7 @@ def matched(labels, covariates: pd.DataFrame, groups: tuple[str, str] | None = N
 def coarsened(covariates: pd.DataFrame, bins: int = 4) -> np.ndarray:
     """Strata of speakers who are alike: each covariate cut into `bins` of equal number (Iacus, King & Porro 2012).
 
-    (speaker,) str, "" where a covariate is missing: to be used as `strata` of `effects.within` or
+    (speaker,) str, "" where a covariate is missing: to be used as `strata` of `crossing.within` or
     `relabelling.relabelled`, where a stratum of one group only tells nothing.
     """
     numbers = covariates.to_numpy(dtype=np.float64)

@@ -1,61 +1,264 @@
-"""What sets two clips apart, or two groups of speakers: every feature of an index at once, the farthest apart first.
+"""Groups of speakers compared in every feature of a site, each number beside what chance gives.
 
-Of two clips there is one number a feature each, its peak, and all that can be said is which is the greater. Of two
-groups the speaker is the unit, as everywhere: each speaker's clips are averaged, and d is of speakers. It is a
-description to listen by, chosen among all features, and no test.
+`voices` makes speakers of clips; what is asked here glues them to `effects`, `intervals`, `relabelling` and
+`held_fixed`, and says it in tables:
+
+    found = contrasts.two(cast, "gender", strata="accent")         # a row a feature
+    found = contrasts.many(cast, "accent")
+    table = contrasts.held(cast, ["gender", "mic"], covariates)    # what is left with each held fixed, or matched
 """
+
+import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
-from whisper_sae import effects
-
-BLOCK = 512
-"""Features that are looked at together."""
+from whisper_sae import confounds, crossing, effects, held_fixed, intervals, power, relabelling
+from whisper_sae.voices import asked, groups_of
 
 
-def of_clips(a: np.ndarray, b: np.ndarray, farthest: np.ndarray) -> pd.DataFrame:
-    """Features by how far their peaks in two clips are apart, (feature,) each: `feature a b difference`.
+class Found(NamedTuple):
+    """Two groups in every feature that can be asked about."""
 
-    `difference` is (a - b) / farthest, the farthest value of the feature anywhere, (feature,): loud features do not
-    come first for being loud. What is silent in both is left out.
+    table: pd.DataFrame
+    """A row a feature that was tested, the greatest |d| first: feature, d, low, high, g, auc, auc_low, auc_high, mean
+    and n of either group (`one`, `other`), p, q, p_family; with strata also `interaction`, the p of `crossing`."""
+    chance: relabelling.Relabelled
+
+
+MOST_DEALS = 50_000
+
+
+def enough_deals(features: int) -> int:
+    """10,000, and 24 for each feature where that is more, up to MOST_DEALS.
+
+    No p is below 1 / deals, and with fewer a single feature could not be found at a false discovery rate of 5 %.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        apart = np.nan_to_num((a - b) / farthest, posinf=0, neginf=0)
-    shown = np.flatnonzero((a != 0) | (b != 0))
-    order = shown[np.lexsort([shown, -np.abs(apart[shown])])]
-    return pd.DataFrame({"feature": order, "a": a[order], "b": b[order], "difference": apart[order]})
+    return int(min(MOST_DEALS, max(10_000, 24 * features)))
 
 
-def of_groups(index, clip_of: np.ndarray, clips: pd.DataFrame, side: np.ndarray) -> pd.DataFrame:
-    """Features by how far two groups of speakers are apart: `feature a b difference`, and `speakers_a`, `speakers_b`.
+def two(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals: int = 0) -> Found:
+    """Two groups of speakers compared in every living feature, and what `deals` random labellings give.
 
-    `a` and `b` are means over speakers of the mean activation, `difference` is Cohen's d. `clip_of` (piece,) is the
-    clip of each piece of the index, `side` (clip,) "a", "b" or "". Raises ValueError where a group has fewer than two
-    speakers. Features that say the same of everybody are left out.
+    With `strata` d is that within its groups, partial d, and its interval that of a noncentral t, exact for normal
+    features; g and AUC are over all. Raises ValueError where a group has fewer than `intervals.LEAST` speakers.
     """
-    inside = np.flatnonzero((side != "") & (effects.named_as(clips.speaker) != ""))
-    rows = np.diff(index.starts)
-    frames = np.bincount(clip_of, rows, minlength=len(clips))
-    inside = inside[frames[inside] > 0]
-    row_of = np.full(len(clips), -1)
-    row_of[inside] = np.arange(len(inside))
-    clip = np.repeat(row_of[clip_of], rows)  # of each frame
-    here = np.flatnonzero(clip >= 0)
-    member = sparse.csr_array((np.ones(len(here)), (clip[here], here)), shape=(len(inside), index.rows))
-    speaker, group = clips.speaker.iloc[inside], pd.DataFrame({"group": side[inside]})
-    parts = []
-    for first in range(0, index.features, BLOCK):
-        last = min(first + BLOCK, index.features)
-        total = (member @ index.columns(first, last)).toarray()
-        if index.signed:
-            total -= (member @ index.columns(first + index.features, last + index.features)).toarray()
-        cast = effects.voices(total / frames[inside, None], speaker, group)
-        found = effects.between(cast.means, cast.labels.group, ("a", "b"))
-        speakers = cast.labels.group.value_counts()
-        told = {"feature": np.arange(first, last), "a": found.means[0], "b": found.means[1], "difference": found.d}
-        parts.append(pd.DataFrame(told).assign(speakers_a=speakers["a"], speakers_b=speakers["b"]))
-    found = pd.concat(parts, ignore_index=True)
-    found = found[np.isfinite(found.difference)]
-    return found.iloc[np.lexsort([found.feature, -found.difference.abs()])].reset_index(drop=True)
+    groups, told = groups_of(cast, label), cast.labels[label]
+    tested = asked(cast, label)
+    by = cast.labels[strata] if strata else None
+    deals = deals or enough_deals(tested.sum())
+    chance = relabelling.relabelled(cast.means, told, groups, by, tested=tested, deals=deals, seed=seed)
+    here = np.flatnonzero(chance.tested)
+    x = cast.means[:, here]
+    known = effects.between(x, told, groups)
+    of_auc = intervals.of_auc(known.auc, *known.n)
+    if strata:
+        inside = crossing.within(x, told, by, groups)
+        low, high = intervals.noncentral(inside.d, np.square(inside.t / inside.d), inside.df)
+    else:
+        low, high = intervals.of_d(x, told, groups, seed=seed)[1:]
+    table = pd.DataFrame({"feature": here, "d": chance.d[here], "low": low, "high": high, "g": known.g})
+    table = table.assign(auc=known.auc, auc_low=of_auc.low, auc_high=of_auc.high, one=known.means[0])
+    table = table.assign(other=known.means[1], n_one=known.n[0].astype(int), n_other=known.n[1].astype(int))
+    table = table.assign(p=chance.p[here], q=chance.q[here], p_family=chance.p_family[here])
+    table = table.assign(interaction=inside.interaction) if strata else table
+    order = table.d.abs().sort_values(ascending=False, kind="stable").index
+    return Found(table.loc[order].reset_index(drop=True), chance)
+
+
+def counted(found: "Found | Many", label: str, measure: str) -> dict:
+    """A row of how many features were found, and how many chance gives.
+
+    `threshold` is of |d|, or of η² where there are more groups than two.
+    """
+    chance = found.chance
+    n = found.table[["n_one", "n_other"]].max().tolist() if "n_one" in found.table else [chance.n]
+    return {
+        "label": label, "measure": measure.replace("_", " "), "n": " + ".join(map(str, n)), "tested": len(found.table),
+        "found": int(chance.found.sum()), "beyond": int(chance.beyond.sum()), "threshold": chance.threshold,
+        "p ≤ 0.05": chance.nominal, "by chance": by_chance(chance),
+    }  # fmt: skip
+
+
+def by_chance(chance) -> str:
+    """How many features have p of at most 0.05 where labels are dealt: the mean, and what one deal in twenty has."""
+    return f"{chance.by_chance.mean():.0f} (95 %: {np.quantile(chance.by_chance, 0.95):.0f})"
+
+
+class Many(NamedTuple):
+    """More than two groups in every feature that can be asked about."""
+
+    table: pd.DataFrame
+    """A row a feature, the greatest η² first: feature, eta_squared, low, high, omega_squared, f, n, p, q, p_family."""
+    chance: held_fixed.Dealt
+    few: tuple[str, ...]
+    """Groups left out, since they have fewer than `intervals.LEAST` speakers."""
+
+
+def many(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals: int = 0) -> Many:
+    """Any number of groups compared in every living feature, and what dealt labels give.
+
+    With `strata` η² is partial, of what these leave, and labels are dealt within them; ω² is over all. Intervals are
+    exact for normal features. Raises ValueError where fewer than two groups have `intervals.LEAST` speakers.
+    """
+    told = cast.labels[label].to_numpy()
+    size = pd.Series(told[told != ""]).value_counts()
+    groups = tuple(sorted(size.index[size >= intervals.LEAST]))
+    if len(groups) < 2:
+        raise ValueError(f"{label}: {len(groups)} groups have {intervals.LEAST} speakers or more; two are needed")
+    tested = effects.live(cast.means) & np.isfinite(cast.means).all(axis=0)
+    by = cast.labels[strata] if strata else None
+    chance = held_fixed.dealt(cast.means, told, strata=by, groups=groups, tested=tested, seed=seed,
+                              deals=deals or enough_deals(tested.sum()))  # fmt: skip
+    here = np.flatnonzero(chance.tested)
+    among = effects.among(cast.means[:, here], np.where(np.isin(told, groups), told, ""))
+    _, low, high = intervals.of_eta_squared(chance.f[here], *chance.df)
+    table = pd.DataFrame({"feature": here, "eta_squared": chance.eta_squared[here], "low": low, "high": high})
+    table = table.assign(omega_squared=among.omega_squared, f=chance.f[here], n=chance.n, p=chance.p[here])
+    table = table.assign(q=chance.q[here], p_family=chance.p_family[here])
+    table = table.sort_values("eta_squared", ascending=False, kind="stable", ignore_index=True)
+    return Many(table, chance, tuple(sorted(set(size.index) - set(groups))))
+
+
+def pairs(cast: effects.Voices, label: str, feature: int, seed: int = 0, deals: int = 4_000) -> pd.DataFrame:
+    """Every two groups of `intervals.LEAST` speakers or more: a row a pair, that with most found first.
+
+    Columns: one, other, n_one, n_other; tested features; `found` at a false discovery rate of 5 % within the pair and
+    `beyond` its own threshold; the `greatest` |d|, the `threshold`, what could be seen in four of five such corpora
+    (`visible`); and `d`, low and high of one `feature`.
+    """
+    told = cast.labels[label]
+    size = told[told != ""].value_counts()
+    live, rows = effects.live(cast.means), []
+    for groups in itertools.combinations(sorted(size.index[size >= intervals.LEAST]), 2):
+        n1, n2 = (int(size[name]) for name in groups)
+        here = told.isin(groups).to_numpy()
+        tested = live & effects.live(cast.means[here])
+        chance = relabelling.relabelled(cast.means, told, groups, tested=tested, seed=seed, deals=deals)
+        d, low, high = (each[0] for each in intervals.of_d(cast.means[:, [feature]], told, groups, seed=seed))
+        visible = power.detectable(n1, n2, power.level_of(chance.threshold, n1, n2))
+        rows.append((*groups, n1, n2, int(chance.tested.sum()), int(chance.found.sum()), int(chance.beyond.sum()),
+                     float(np.nanmax(np.abs(chance.d))), chance.threshold, visible, d, low, high))  # fmt: skip
+    table = pd.DataFrame(rows, columns=["one", "other", "n_one", "n_other", "tested", "found", "beyond", "greatest",
+                                        "threshold", "visible", "d", "low", "high"])  # fmt: skip
+    return table.sort_values(["beyond", "found", "greatest"], ascending=False, kind="stable", ignore_index=True)
+
+
+def matrix(pairs: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
+    """The d of `pairs` as a square: names of groups, and (group, group), row less column, 0 on the diagonal."""
+    names = sorted({*pairs.one, *pairs.other})
+    d = np.zeros((len(names), len(names)))
+    for row in pairs.itertuples():
+        i, j = names.index(row.one), names.index(row.other)
+        d[i, j], d[j, i] = row.d, -row.d
+    return tuple(names), d
+
+
+def crossings(cast: effects.Voices, label: str, by: str, feature: int, seed: int = 0) -> pd.DataFrame:
+    """Two groups of a label in one feature, in each group of another: a row a group of `by`.
+
+    Columns: by, n of either group, d, low and high; these are missing, with the reason in `why`, where a group has
+    fewer than `intervals.LEAST` speakers.
+    """
+    groups, told, other = groups_of(cast, label), cast.labels[label].to_numpy(), cast.labels[by].to_numpy()
+    rows = []
+    for name in sorted(set(other) - {""}):
+        mine = np.where(other == name, told, "")
+        n = [int((mine == one).sum()) for one in groups]
+        d, why = (np.nan, np.nan, np.nan), ""
+        if min(n) > 1:
+            d = (float(effects.between(cast.means[:, [feature]], mine, groups).d[0]), np.nan, np.nan)
+        try:
+            intervals.enough(groups, n)
+            d = tuple(float(each[0]) for each in intervals.of_d(cast.means[:, [feature]], mine, groups, seed=seed))
+        except ValueError as refused:
+            why = str(refused)
+        rows.append((name, *n, *d, why))
+    return pd.DataFrame(rows, columns=[by, *groups, "d", "low", "high", "why"])
+
+
+# ------------------------------------------------------------------------------------------------------- power
+
+
+class Seen(NamedTuple):
+    """What could be seen with so many speakers, by name of the design."""
+
+    curves: dict[str, pd.DataFrame]
+    """As `power.curve`."""
+    least: dict[str, float]
+    """The d of speakers' means that is seen in four of five such corpora."""
+    level: float
+    """That of a t-test whose |d| has to exceed the threshold of `found`."""
+
+
+def seen(found: Found, most: float = 3.0) -> Seen:
+    """The power of this corpus, of one feature and after correction for all; of six a group, and of four times it."""
+    n1, n2 = found.table[["n_one", "n_other"]].max().tolist()
+    strict, many = power.level_of(found.chance.threshold, n1, n2), f"{len(found.table)} features"
+    designs = {f"here, {n1} + {n2}, one feature": (n1, n2, 0.05), f"here, {n1} + {n2}, {many}": (n1, n2, strict)}
+    designs |= {f"{n} + {n}, {many}": (n, n, strict) for n in (6, 4 * max(n1, n2))}
+    curves = {name: power.curve(a, b, level=level, most=most) for name, (a, b, level) in designs.items()}
+    return Seen(curves, {name: power.detectable(a, b, level) for name, (a, b, level) in designs.items()}, strict)
+
+
+def sample_sizes(seen: Seen, icc: float) -> pd.DataFrame:
+    """Speakers a group for small, middling and large differences, of one clip and of ten, at this ICC and at 0.3."""
+    iccs = [round(max(icc, 0.0), 3), 0.3]
+    return power.by_design(power.needed([0.2, 0.5, 0.8], [1, 10], iccs, level=seen.level))
+
+
+# ---------------------------------------------------------------------------------------- what else explains it
+
+
+def held(cast: effects.Voices, labels: list[str], told: pd.DataFrame, seed: int = 0, deals: int = 0) -> pd.DataFrame:
+    """What is left of the differences between groups with each covariate held fixed, `told` being those of
+    `voices.covariates`: a row a label, covariate and way, and first one with nothing held fixed.
+
+    Columns: label; held; way, "regression" or "matching", of two groups only; `own`, the covariate's own d between
+    groups, the greatest of any two; n speakers who count; `left`, the share of the grouping that is not told by it;
+    tested; found; beyond; `p ≤ 0.05` and `by chance` features; `why` there is no answer, or "".
+    """
+    rows = []
+    for label in labels:
+        known = cast.labels[label].to_numpy()
+        size = pd.Series(known[known != ""]).value_counts()
+        groups = groups_of(cast, label) if len(size) == 2 else tuple(sorted(size.index[size >= intervals.LEAST]))
+        tested = effects.live(cast.means) & np.isfinite(cast.means).all(axis=0)
+        ask = {"tested": tested, "deals": deals or enough_deals(tested.sum()), "seed": seed}
+        chance = held_fixed.dealt(cast.means, known, groups=groups, **ask)
+        rows.append((label, "nothing", "", np.nan, *_told(chance, 1.0, chance.n), ""))
+        for name in told:
+            own = float(np.nanmax(np.abs(effects.pairwise(told[[name]].to_numpy(), known, intervals.LEAST)[1])))
+            for way in ("regression", "matching")[: 2 if len(groups) == 2 else 1]:
+                answer, why = _answered(way, cast, known, told[[name]], groups, ask)
+                rows.append((label, name, way, own, *answer, why))
+    counts = ["tested", "found", "beyond", "p ≤ 0.05"]
+    names = ["label", "held", "way", "own", "n", "left", *counts, "by chance", "why"]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(counts, "Int64")).round({"own": 2, "left": 3})
+
+
+def _answered(way: str, cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:
+    try:
+        return (_adjusted if way == "regression" else _matched)(cast, known, covariate, groups, ask), ""
+    except ValueError as refused:
+        return (0, np.nan, 0, None, None, None, "–"), str(refused)
+
+
+def _adjusted(cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:
+    chance = held_fixed.dealt(cast.means, known, covariate, groups=groups, **ask)
+    return _told(chance, chance.left, chance.n)
+
+
+def _matched(cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:
+    """Members of a pair change places, and only these."""
+    pairs = confounds.matched(known, covariate, groups).pairs
+    number = np.full(len(known), "", dtype=object)
+    number[pairs] = np.arange(len(pairs)).astype(str)[:, None]
+    chance = relabelling.relabelled(cast.means, known, groups, number, **ask)
+    return _told(chance, np.nan, pairs.size)
+
+
+def _told(chance, left: float, n: int) -> tuple:
+    return (n, left, int(chance.tested.sum()), int(chance.found.sum()), int(chance.beyond.sum()), chance.nominal,
+            by_chance(chance))  # fmt: skip

@@ -7,7 +7,6 @@ fires, where it never does) is judged on those who have one.
     cast = effects.voices(firing_rate, clips.speaker, clips[["gender", "accent"]])    # clip by clip -> speaker
     found = effects.between(cast.means, cast.labels.gender)                           # d, g, AUC, t, p of each feature
     many = effects.among(cast.means, cast.labels.accent)                              # η², ω², F
-    found = effects.within(cast.means, cast.labels.gender, cast.labels.accent)        # d within accents
 """
 
 import itertools
@@ -190,7 +189,7 @@ def between(means: np.ndarray, labels, groups: tuple[str, str] | None = None) ->
     means = np.asarray(means, dtype=np.float64)
     parts = [means[side == 0], means[side == 1]]
     (n1, m1, _), (n2, m2, _) = parts = [sums(part) for part in parts]
-    least = ROUNDING * _greatest(means[side >= 0])
+    least = ROUNDING * greatest(means[side >= 0])
     d = _d(*parts, least)
     with np.errstate(invalid="ignore", divide="ignore"):
         e1, e2 = (np.where(s <= least, 0, s) / (n - 1) / n for n, _, s in parts)
@@ -223,10 +222,11 @@ def sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _spread(x: np.ndarray) -> np.ndarray:
     """The sum of squares about the mean, 0 where only rounding is left."""
     _, _, square = sums(x)
-    return np.where(square <= ROUNDING * _greatest(x), 0, square)
+    return np.where(square <= ROUNDING * greatest(x), 0, square)
 
 
-def _greatest(x: np.ndarray) -> np.ndarray:
+def greatest(x: np.ndarray) -> np.ndarray:
+    """A feature's greatest square times the number of speakers, (feature,): ROUNDING of it is nothing."""
     return np.square(np.where(np.isfinite(x), x, 0)).max(axis=0, initial=0) * max(len(x), 1)
 
 
@@ -273,7 +273,7 @@ def among(means: np.ndarray, labels) -> Among:
     for name in names:
         n, _, square = sums(means[told == name])
         inside, count, groups = inside + square, count + n, groups + (n > 0)
-    inside = np.where(inside <= ROUNDING * _greatest(means[here]), 0, inside)
+    inside = np.where(inside <= ROUNDING * greatest(means[here]), 0, inside)
     with np.errstate(invalid="ignore", divide="ignore"):
         total = np.where((total > 0) & (groups > 1) & (count > groups), total, np.nan)
         apart, noise = (total - inside) / (groups - 1), inside / (count - groups)
@@ -295,80 +295,6 @@ def pairwise(means: np.ndarray, labels, least: int = 2) -> tuple[tuple[str, ...]
     parts = [sums(x[told == name]) for name in names]
     found = np.zeros((len(names), len(names), x.shape[1]))
     for (i, one), (j, other) in itertools.combinations(enumerate(parts), 2):
-        found[i, j] = _d(one, other, ROUNDING * _greatest(x))
+        found[i, j] = _d(one, other, ROUNDING * greatest(x))
         found[j, i] = -found[i, j]
     return tuple(names), found
-
-
-# ------------------------------------------------------------------------------------------- crossed factors
-
-
-class Within(NamedTuple):
-    """Two groups compared where other things are held fixed; all but `groups` are (feature,)."""
-
-    groups: tuple[str, str]
-    d: np.ndarray
-    """The coefficient of the first group over the residual SD: partial d; Cohen's d where nothing is held fixed."""
-    t: np.ndarray
-    df: np.ndarray
-    p: np.ndarray
-    """Two-sided, of the coefficient; not corrected for the number of features."""
-    left: np.ndarray
-    """The share of the grouping's own variance that what is held fixed does not tell: small is little to go by."""
-    n: np.ndarray
-    """Speakers that count."""
-    interaction: np.ndarray | None = None
-    """p of F that the difference is not the same in all strata; NaN where strata do not allow to ask."""
-
-
-def within(means: np.ndarray, labels, strata, groups: tuple[str, str] | None = None) -> Within:
-    """Two groups compared within strata, such as gender within accents: two-way least squares without interaction.
-
-    The coefficient is the mean over strata of the difference there, weighted by n₁n₂ / (n₁ + n₂): a stratum that has
-    one group only tells nothing. `interaction` asks whether one number says it (Yates 1934). Shapes as in `between`.
-    """
-    told, (groups, side) = tidy(strata), pair(labels, groups)
-    here = (side >= 0) & (told != "")
-    x, number = np.asarray(means, dtype=np.float64)[here], np.unique(told[here], return_inverse=True)[1]
-    first = side[here] == 0
-    if not set(number[first]) & set(number[~first]):
-        raise ValueError(f"strata: none has both {groups[0]} and {groups[1]}, so the two cannot be told apart")
-    slope, weight, square, inside = 0.0, 0.0, 0.0, 0.0
-    n, strata_seen, cells, spread = 0.0, 0.0, 0.0, 0.0
-    for one in range(number.max() + 1):
-        mine = number == one
-        (n1, m1, s1), (n2, m2, s2) = (sums(x[mine & side]) for side in (first, ~first))
-        both = np.where((n1 > 0) & (n2 > 0), n1 * n2 / np.maximum(n1 + n2, 1), 0)
-        gap = np.where(both > 0, m1 - m2, 0)
-        slope, weight, square = slope + both * gap, weight + both, square + s1 + s2 + both * np.square(gap)
-        inside, n = inside + s1 + s2, n + n1 + n2
-        strata_seen, cells = strata_seen + (n1 + n2 > 0), cells + (n1 > 0) + (n2 > 0)
-    spread = _share_left(x, first, weight)
-    least = ROUNDING * _greatest(x)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        slope = np.where(weight > 0, slope / weight, np.nan)
-        rest, df = square - weight * np.square(slope), n - strata_seen - 1
-        spare, extra = n - cells, cells - strata_seen - 1
-        f = (rest - inside) / extra / (inside / spare)
-        crossed = np.where((extra > 0) & (spare > 0) & (inside > least), stats.f.sf(f, extra, spare), np.nan)
-    return judged(groups, slope, rest, df, weight, least)._replace(left=spread, n=n, interaction=crossed)
-
-
-def judged(groups, slope: np.ndarray, rest: np.ndarray, df, weight, least: np.ndarray) -> Within:
-    """Partial d, t and p of coefficients (feature,): `rest`: squares left over, `weight`: those of the grouping."""
-    rest = np.where(rest <= least, 0, rest)
-    slope = np.where((rest == 0) & (np.square(slope) <= least), 0, slope)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        d = slope / np.sqrt(np.where(df > 0, rest / df, np.nan))
-        t = np.where(np.isfinite(d), d, np.nan) * np.sqrt(weight)
-        p = 2 * stats.t.sf(np.abs(t), df)
-    same = np.full(len(d), np.nan)
-    return Within(groups, d, t, df + 0 * d, p, same, same)
-
-
-def _share_left(x: np.ndarray, first: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """What is left of Σ (first - mean)², over the speakers that have a value."""
-    known = np.isfinite(x)
-    n1, n = known[first].sum(axis=0), known.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return weight / (n1 * (n - n1) / n)

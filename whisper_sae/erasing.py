@@ -58,12 +58,8 @@ def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a
         pd.DataFrame(rows, columns=["way", "count", "speaker", "right"]).to_csv(folder / "read.csv", index=False)
         wrote = _words(run, seed, site, coder, orders, a_speaker)
         wrote.to_csv(folder / "words.csv", index=False)
-        return {
-            "values": names,
-            "speakers": len(set(asked.speaker)),
-            "frames": len(train.is_it),
-            "features": coder.d_sae,
-        }
+        told = {"values": names, "speakers": len(set(asked.speaker)), "features": coder.d_sae}
+        return told | {"frames": len(train.is_it), "clips": int((wrote.way == "untouched").sum())}
 
     params = {"seed": seed, "site": site, "label": label, "frames": frames, "a_speaker": a_speaker}
     return Recipe(

@@ -100,7 +100,7 @@ def number(value, digits: int = 3) -> str:
     """A number as a reader wants it: thousands apart, at most `digits` significant figures, no exponent in sight."""
     if isinstance(value, str | bool):
         return str(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, int | np.integer):
         return f"{value:,}"

@@ -79,7 +79,13 @@ def erasure(frame: pd.DataFrame, levels: dict[str, float]) -> Figure:
     for name, level in levels.items():
         axis.axhline(level, color=GREY, linestyle="-.", linewidth=1, label=name)
     axis.axhline(0.5, color=GREY, linestyle=":", linewidth=1, label="chance")
-    axis.set(xscale="symlog", ylim=(0.4, 1.02), xlabel="features", ylabel="share read right, unmet speakers")
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set(
+        xlim=(-0.3, 1.3 * frame["count"].max()),
+        ylim=(0.4, 1.02),
+        xlabel="features",
+        ylabel="share read right, unmet speakers",
+    )
     axis.set_xticks(sorted(set(frame["count"])), [str(count) for count in sorted(set(frame["count"]))])
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return fig

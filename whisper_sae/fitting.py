@@ -1,26 +1,52 @@
 """Training the dictionaries of one site, or of several at once, as a profile asks, and scoring them.
 
-It knows neither where frames come from, which `feeding` says, nor what a result is called, which `dictionaries` says.
+It knows neither what the frames are of nor where they come from, nor what a result is called: for Whisper `feeding` and
+`dictionaries` say that, for any other model `elsewhere`.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import measure, model, sae, train
-from whisper_sae.feeding import Fed
-from whisper_sae.profiles import Profile
+from whisper_sae import devices, measure, sae, train
 from whisper_sae.rows import Rows
 
 HALVES = {"encoder": "W_enc", "decoder": "W_dec"}
 
 
-def fitted(fed: Fed, run: Profile, seed: int, folders: dict[str, Path], title: str, frozen: str = "") -> dict:
+class Fed(Protocol):
+    """What a dictionary is fed: `feeding.Fed` for what Whisper says, `elsewhere.Fed` for what other models do."""
+
+    def rows(self, site: str | tuple[str, ...], split: str) -> tuple[Rows, np.ndarray]:
+        """The frames of a site, or of several side by side, in a split; and the number of each frame's unit: (row,)."""
+
+
+class Asked(Protocol):
+    """How a dictionary is trained; each field as `profiles.Profile` documents it."""
+
+    model: str
+    device: str
+    variant: str
+    expansion: int
+    k: int
+    penalty: float
+    tokens: int
+    batch_tokens: int
+    learning_rate: float
+    decay_shape: str
+    dead_tokens: int
+    auxiliary: float
+    resample_tokens: int
+    patience: int
+
+
+def fitted(fed: Fed, run: Asked, seed: int, folders: dict[str, Path], title: str, frozen: str = "") -> dict:
     """Train a dictionary of each site, together, save them in their folders, and return facts: {site: scores}.
 
     A folder then has `sae.safetensors`, `sae.json`, `history.csv` and `firing.npy`, rates on the validation speakers.
@@ -59,7 +85,7 @@ def scored(coders: dict[str, sae.SAE], rows: Rows, voices: np.ndarray) -> dict[s
     return {site: (close[site].scores(), (fired[site] / count).numpy()) for site in coders}
 
 
-def begun(run: Profile, rows: Rows, seed: int, frozen: str = "") -> tuple[dict[str, sae.SAE], dict[str, float]]:
+def begun(run: Asked, rows: Rows, seed: int, frozen: str = "") -> tuple[dict[str, sae.SAE], dict[str, float]]:
     """The dictionary of each site before training, and the scale that gives its frames a mean squared norm of d_in."""
     coders, scales = {}, {}
     for site, x in rows.apart(rows.sample(65_536, seed)).items():
@@ -74,11 +100,11 @@ def begun(run: Profile, rows: Rows, seed: int, frozen: str = "") -> tuple[dict[s
     return coders, scales
 
 
-def taught(coders: dict[str, sae.SAE], rows: Rows, held_out: Rows, scales: dict[str, float], run: Profile, seed: int,
+def taught(coders: dict[str, sae.SAE], rows: Rows, held_out: Rows, scales: dict[str, float], run: Asked, seed: int,
            checkpoint: Path, title: str = "") -> dict[str, list[dict]]:  # fmt: skip
     """Train the dictionary of each site on its scaled frames as the profile asks; their histories. `held_out` says when
     to stop early."""
-    device = model.pick(run.device)
+    device = devices.pick(run.device)
     size = min(run.batch_tokens, len(rows))
     steps = math.ceil(run.tokens / size)
     whole = all(part.requires_grad for coder in coders.values() for part in coder.parameters())
@@ -121,7 +147,7 @@ def _watched(history: Iterator[dict[str, dict]], steps: int, title: str) -> dict
 
 def public(name: str) -> str:
     """A model's name without where it lies on this machine; a twin stays one."""
-    bare = name.removeprefix(model.UNTRAINED)
+    bare = name.removeprefix("untrained:")
     return name if not Path(bare).is_dir() else name.removesuffix(bare) + Path(bare).name
 
 

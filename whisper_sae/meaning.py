@@ -24,6 +24,9 @@ from whisper_sae.recipes import made_by, recorded, table, windows_of
 from whisper_sae.spoken import words_of
 from whisper_sae.store import Recipe, Step, need
 
+RATE = speech.RATE
+"""Samples a second of `sounds`."""
+
 INPUTS = ("dictionary", "neurons", "principal directions", "random dictionary")
 """What an index can be of. The last three are what a dictionary is compared with."""
 

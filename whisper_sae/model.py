@@ -21,6 +21,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from whisper_sae import devices
 from whisper_sae import sites as names
 from whisper_sae.attention import fuse
 from whisper_sae.hooks import normed, under_norm, unnormed, watching
@@ -222,14 +223,11 @@ def identity(name: str) -> str:
 
 
 def pick(device: str) -> torch.device:
-    """The device of that name; `auto` is cuda, else mps, else cpu. BadModel where this machine has no such device."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """As `devices.pick`; BadModel where this machine has no such device."""
     try:
-        torch.zeros((), device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadModel(f"device: {device!r} cannot be used here: {' '.join(str(error).split())[:200]}") from None
+        return devices.pick(device)
+    except ValueError as error:
+        raise BadModel(str(error)) from None
 
 
 def require_precision(precision: str, device: torch.device) -> None:

@@ -51,11 +51,15 @@ def power(d, n1, n2, level: float = 0.05) -> np.ndarray:
 
 
 def detectable(n1: int, n2: int, level: float = 0.05, wanted: float = 0.8) -> float:
-    """The least Cohen's d of speakers' means that is seen with probability `wanted`."""
+    """The least Cohen's d of speakers' means that is seen with probability `wanted`; inf where even 1,000 is not."""
+    if level <= 0:  # that of a threshold beyond all bounds
+        return np.inf
     _check(level, wanted)
     most = 1.0
     while power(most, n1, n2, level) < wanted:
         most *= 2
+        if most > 1_000:
+            return np.inf
     return float(brentq(lambda d: power(d, n1, n2, level) - wanted, 0, most, xtol=1e-10))
 
 
@@ -161,3 +165,12 @@ def likeness(values: np.ndarray, speaker, labels=None) -> Likeness:
         msb, msw = between / df_between, inside / df_inside
         icc = (msb - msw) / (msb + (size - 1) * msw)
         return Likeness(icc, (msb - msw) / size, msw, float(np.nanmedian(size)))
+
+
+def by_design(needed: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `power.needed`, a row a difference and a column a design; of one clip, whose ICC does not matter, one."""
+    once = needed[(needed.clips > 1) | ~needed.duplicated(["d_clips", "clips"])]
+    named = [f"{r.clips} clips, ICC {r.icc:g}" if r.clips > 1 else "1 clip" for r in once.itertuples()]
+    wide = once.assign(design=named).pivot(index="d_clips", columns="design", values="speakers")
+    wide = wide[list(dict.fromkeys(named))].rename_axis(columns=None)
+    return wide.reset_index().rename(columns={"d_clips": "d of clips"})

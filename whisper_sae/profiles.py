@@ -80,6 +80,11 @@ class Profile:
     position and other neighbours, so in tiny.en its cosine to the same frame heard alone is about 0.9;
     `recipes.other_ways` measures it."""
 
+    # models that do not hear (notebook 08)
+    text_encoder: str = "bundled"
+    """What reads prompts: `bundled` is the sentence encoder that is installed with the project, all-MiniLM-L6-v2; or a
+    hub id such as `google-t5/t5-base`, or a local directory."""
+
     # the sparse autoencoder (notebook 02)
     variant: str = "batchtopk"
     """`batchtopk`, `topk`, `multitopk`, `matryoshka`, `jumprelu`, `relu` or `tied`: `sae` has their formulas."""
@@ -219,6 +224,12 @@ TABLE = {
             learning_rate=4e-4,
             sweep_tokens=4_000_000,
         ),
+        Profile(
+            name="emotions",
+            about="google-t5/t5-base, which is what MusicGen reads with, reads prompts; for notebook 08.",
+            banner="Speech here is the demo's: a small trained Whisper hears synthetic voices. T5 reads prompts.",
+            text_encoder="google-t5/t5-base",
+        ),
     ]
 }  # fmt: skip
 
@@ -278,7 +289,7 @@ def _field(path: Path, name: str, value, defaults: dict):
         raise ValueError(f"{path}: {name}: expected {kind}, got {value!r}")
     if item is str:
         values = [_filled(path, name, v, defaults) for v in values]
-    if name in ("model", "corpus"):
+    if name in ("model", "corpus", "text_encoder"):
         values = [_located(path, v) for v in values]
     return tuple(values) if many else values[0]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from whisper_sae import contrasts, labels, media, uploads
+from whisper_sae import comparisons, labels, media, uploads
 from whisper_sae.catalogue import KEPT, LONGEST, Catalogue
 from whisper_sae.media import FRAME, RATE
 from whisper_sae.messages import Message, number
@@ -231,7 +231,7 @@ class Questions:
     # ---------------------------------------------------------------------------------------------------- compare
 
     def compare(self, told: Message) -> dict:
-        """What sets `a` and `b` apart: two clips, or two groups of speakers; see `contrasts`."""
+        """What sets `a` and `b` apart: two clips, or two groups of speakers; see `comparisons`."""
         a, b, most = told.inner("a"), told.inner("b"), told.whole("most", 1, MOST, 20)
         told.finish()
         if a.has("column") != b.has("column"):
@@ -243,7 +243,7 @@ class Questions:
             for one in (a, b):
                 one.finish()
             peaks = [self._peak_of_each(*source) for source in sources]
-            found = contrasts.of_clips(*peaks, np.maximum(self.index.maxima, -self.index.minima))
+            found = comparisons.of_clips(*peaks, np.maximum(self.index.maxima, -self.index.minima))
             names = [self.sounds.told(*source)["name"] for source in sources]
         rows = found[:most].astype({"feature": int}).to_dict("records")
         plain = [row | self._label(row["feature"]) for row in rows]
@@ -260,7 +260,7 @@ class Questions:
             raise ValueError("b: the two groups are the same")
         told = self.clips[column].astype(str).to_numpy()
         side = np.select([told == values[0], told == values[1]], ["a", "b"], "")
-        return contrasts.of_groups(
+        return comparisons.of_groups(
             self.index, self.drawn.clip_of, self.clips, np.where(self.searched, side, "")
         ), values
 

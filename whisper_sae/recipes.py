@@ -125,6 +125,11 @@ def _made(run: Profile, seed: int) -> dict[str, Path]:
     }
 
 
+def told_of(run: Profile, seed: int) -> pd.DataFrame:
+    """All clips that the corpora of a profile have, before any is chosen or listened to: `speech.COLUMNS` and more."""
+    return speech.join({name: places.rows(place) for name, place in _made(run, seed).items()})
+
+
 # ------------------------------------------------------------------------------------------------ clips
 
 

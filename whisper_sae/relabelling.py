@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from whisper_sae import effects
@@ -25,7 +26,7 @@ class Relabelled(NamedTuple):
 
     groups: tuple[str, str]
     d: np.ndarray
-    """Cohen's d, within strata where there are any: as `effects.between` or `effects.within` has it."""
+    """Cohen's d, within strata where there are any: as `effects.between` or `crossing.within` has it."""
     p: np.ndarray
     """The share of deals with |d| as great."""
     p_family: np.ndarray
@@ -169,6 +170,40 @@ def _every(first: np.ndarray, stratum: np.ndarray) -> Iterator[np.ndarray]:
         yield dealt
 
 
+def nothing(
+    means: np.ndarray, labels, groups: tuple[str, str] | None = None, *, tested: np.ndarray | None = None,
+    relabelings: int = 200, deals: int = 10_000, level: float = 0.05, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """How often chance is found: speakers change places `relabelings` times, and each time `relabelled` is asked.
+
+    A row a relabelling: `found` and `beyond`, how many features, and the least `q` and `p_family`. What any labelling
+    is compared with is the same, the labellings themselves, so `deals` are drawn once for all.
+    """
+    groups, side = effects.pair(labels, groups)
+    x, first = np.asarray(means, dtype=np.float64)[side >= 0], side[side >= 0] == 0
+    design, rng = _design(x, np.zeros(len(x), dtype=int)), np.random.default_rng(seed)
+    able = np.isfinite(design.square) & (True if tested is None else np.asarray(tested, dtype=bool))
+    design = design.of(able)
+    dealt, asked = (np.concatenate([*_drawn(first, design.stratum, n, rng)][1:]) for n in (deals, relabelings))
+    p, most, reached = np.empty((relabelings, able.sum())), np.zeros(deals), np.zeros(relabelings)
+    step = max(1, 8 * AT_ONCE // deals)
+    for start in range(0, int(able.sum()), step):
+        few = np.isin(np.arange(able.sum()), np.arange(start, start + step))
+        part = design.of(few)
+        each, own = (np.nan_to_num(np.abs(part.d(_sums(d, part.z), part.weight(d)))) for d in (dealt, asked))
+        most, reached = np.maximum(most, each.max(axis=1)), np.maximum(reached, own.max(axis=1))
+        for column, sizes, values in zip(np.flatnonzero(few), own.T, np.sort(each, axis=0).T, strict=True):
+            p[:, column] = (1 + deals - np.searchsorted(values, sizes * (1 - 1e-9) - 1e-12)) / (1 + deals)
+    q = stats.false_discovery_control(p, axis=1)
+    family = (1 + deals - np.searchsorted(np.sort(most), reached * (1 - 1e-9) - 1e-12)) / (1 + deals)
+    bound = _threshold(most, level)
+    beyond = np.zeros(relabelings, dtype=int)
+    for row, order in enumerate(asked):
+        own = np.abs(design.d(_sums(order[None], design.z), design.weight(order[None])))[0]
+        beyond[row] = int((np.nan_to_num(own) > bound).sum())
+    return pd.DataFrame({"found": (q <= level).sum(axis=1), "beyond": beyond, "q": q.min(axis=1), "p_family": family})
+
+
 def _judged(groups, design: Design, able: np.ndarray, first, orders, exact: bool, level: float) -> Relabelled:
     weight = design.weight(first[None])
     d = design.d(_sums(first[None], design.z), weight)[0]
@@ -182,14 +217,16 @@ def _judged(groups, design: Design, able: np.ndarray, first, orders, exact: bool
         each = np.where(np.isnan(each), 0, each)  # a deal in which one group has nobody left with a value
         reached += (each >= size).sum(axis=0)
         greatest.append(each.max(axis=1))
-        many.append((each * np.sqrt(weights) >= critical).sum(axis=1))
+        with np.errstate(invalid="ignore"):  # an infinite d of nobody
+            many.append((each * np.sqrt(weights) >= critical).sum(axis=1))
     greatest, many = np.concatenate(greatest), np.concatenate(many)
     p = np.full(len(able), np.nan)
     p_family, q, told = p.copy(), p.copy(), p.copy()
     p[able] = reached / len(greatest)
     p_family[able] = (len(greatest) - np.searchsorted(np.sort(greatest), size)) / len(greatest)
     q[able], told[able] = stats.false_discovery_control(p[able]), d
-    nominal = int((np.abs(d) * np.sqrt(weight[0]) >= critical).sum())
+    with np.errstate(invalid="ignore"):
+        nominal = int((np.abs(d) * np.sqrt(weight[0]) >= critical).sum())
     threshold = _threshold(greatest, level)
     return Relabelled(groups, told, p, p_family, q, threshold, nominal, many, len(greatest), exact, level)
 

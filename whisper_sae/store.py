@@ -250,6 +250,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(table: pd.DataFrame) -> str:
+    """What a table says, as twelve hexadecimal digits: for the key of a result that is made of it."""
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:12]
+
+
 def _is_docstring(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 

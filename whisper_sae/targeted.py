@@ -16,16 +16,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, controls, edits, losses, patching, phonetics, targets
+from whisper_sae import causal, controls, edits, losses, meaning, patching, phonetics, targets
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import alignments_of, made_by, phones_of, table
-from whisper_sae.store import Recipe, Step, need
+from whisper_sae.recipes import clips, made_by, table
+from whisper_sae.spoken import digests, phones_of
+from whisper_sae.store import Recipe, Step, make, need
 
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """What a feature's codes are multiplied by in a dose-response curve; 1 changes nothing."""
 
-CONTROLS, POOL, LEAST = 20, 24, 6
-"""Controls of each phone; features that are silenced for nothing else than to be controls; words a phone must have."""
+CONTROLS, POOL, LEAST, ALONG_RANDOM = 15, 40, 6, 16
+"""Controls of each phone; features drawn at random of all, from which they are; words a phone must have; and
+of how many features, those that change most, a random direction is tried as well."""
 
 
 def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
@@ -33,8 +35,8 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
     nats); `words.csv`, the words; `features.csv`, a row a silenced feature: its number, what it is there for, its rate,
     and its size (mean where it fires, times the length of its direction).
 
-    Silenced are the best feature of each phone; POOL others drawn at random; and, `along` "random", the best ones again
-    with a random direction of the same length in the place of their own.
+    Silenced are the best feature of each phone; POOL features drawn at random of all that fire (`pool`); and, `along`
+    "random", the strongest of them again with a random direction of the same length in the place of their own.
     """
     chosen = phonetics.detection(run, seed, site)
 
@@ -44,20 +46,23 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
         coded = patching.Coded(heard, causal.coder_of(run, seed, site))
         best = sorted(set(_best(detected).tolist()))
         rng = np.random.default_rng(seed)
-        alive = np.setdiff1d(np.flatnonzero(coded.rates > 2e-4), best)
-        pool = np.sort(rng.permutation(alive)[:POOL]).tolist()
-        changes = {("own", feature): coded.edit(edits.silence([feature])) for feature in best + pool}
-        other = _random_directions(coded.coder.W_dec, seed)
-        changes |= {("random", feature): coded.edit(edits.silence([feature]), along=other) for feature in best}
+        pool = np.sort(rng.permutation(np.flatnonzero(coded.rates > 2e-4))[:POOL]).tolist()
+        changes = {("own", feature): coded.edit(edits.silence([feature])) for feature in sorted({*best, *pool})}
         bar = lambda batches: tqdm(batches, desc=f"silencing at {site}", unit=" batches")  # noqa: E731
         words, less = losses.by_word(heard, changes, some.clips.text.tolist(), progress=bar)
+        strong = sorted(best, key=lambda feature: -np.abs(less["own", feature]).mean())[:ALONG_RANDOM]
+        other = _random_directions(coded.coder.W_dec, seed)
+        randoms = {("random", feature): coded.edit(edits.silence([feature]), along=other) for feature in strong}
+        less |= losses.by_word(heard, randoms, some.clips.text.tolist(), progress=bar)[1]
+        changes |= randoms
         np.save(folder / "less.npy", np.stack(list(less.values())))
         strength = np.asarray(coded.codes.sum(axis=0)).ravel() / np.maximum(np.diff(coded.codes.indptr), 1)
         size = strength * coded.coder.W_dec.norm(dim=1).numpy()
         rows = [
-            (along, f, f in best, coded.rates[f], size[f], int(changes[along, f].touched.sum())) for along, f in less
+            (along, f, f in best, f in pool, coded.rates[f], size[f], int(changes[along, f].touched.sum()))
+            for along, f in less
         ]
-        columns = ["along", "feature", "chosen", "rate", "size", "clips"]
+        columns = ["along", "feature", "chosen", "pool", "rate", "size", "clips"]
         pd.DataFrame(rows, columns=columns).to_csv(folder / "features.csv", index=False)
         told = {"clip": some.clips["clip"].to_numpy()[words.clip], "place": words.place}
         told |= {"speaker": some.speakers[words.clip], "word": _word(some.clips.text, words)}
@@ -70,6 +75,14 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
         needs={"detected": chosen}, by=made_by(run, "05"), label=f"effects on words at {site}",
         code=(*causal.CODE, losses, edits, effects, _best, _random_directions, causal.gathered, causal.drawn),
     )  # fmt: skip
+
+
+def measured(run: Profile, seed: int, site: str) -> Step:
+    """`effects`, made, and before it the index and the detectors that choose the features, if they are not there
+    yet."""
+    make(meaning.codes(run, seed, site))
+    make(phonetics.detection(run, seed, site))
+    return make(effects(run, seed, site))
 
 
 def _best(detected: Step) -> pd.Series:
@@ -92,7 +105,7 @@ def _holding(run: Profile, seed: int, spoken: pd.DataFrame) -> tuple[targets.Spo
     """The words of `words.csv`, and which of them hold each phone."""
     clip = pd.factorize(spoken["clip"])
     words = targets.Spoken(clip[0], spoken.place.to_numpy(), spoken.speaker.to_numpy())
-    told = phones_of(run, table(run, need(phonetics.detection(run, seed, run.focus).needs["clips"])))
+    told = told_in(run, seed)
     rows = {int(number): row for row, number in enumerate(clip[1])}
     return words, targets.holding(words, told[told["clip"].isin(rows)], rows)
 
@@ -110,6 +123,7 @@ def phones(run: Profile, seed: int, step: Step) -> tuple[pd.DataFrame, np.ndarra
     known, less = step.table("features.csv"), step.array("less.npy")
     words, holds = _holding(run, seed, spoken)
     own = known[known.along == "own"].reset_index(drop=True)
+    pool = np.flatnonzero(own.pool.astype(bool))
     lost = {along: less[(known.along == along).to_numpy()] for along in ("own", "random")}
     place = {along: dict(zip(part.feature, range(len(part)), strict=True)) for along, part in known.groupby("along")}
     detected = phonetics.read(need(phonetics.detection(run, seed, step.manifest["params"]["site"])), "labels.csv")
@@ -122,13 +136,14 @@ def phones(run: Profile, seed: int, step: Step) -> tuple[pd.DataFrame, np.ndarra
         if each.shape[1] < 2:
             continue
         target = place["own"][phone.feature]
-        matched = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), target, range(len(own)), CONTROLS, rng)
+        matched = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), target, pool, CONTROLS, rng)
         mean = each.mean(axis=1)
         against.append(mean[matched])
-        free = rng.choice(np.setdiff1d(np.arange(len(own)), [target]))
-        near = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), free, range(len(own)), CONTROLS, rng)
+        free = rng.choice(pool)
+        near = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), free, pool, CONTROLS, rng)
         nobody.append((mean[free], mean[near]))
-        mine, random = each[target], lost["random"][place["random"][phone.feature]]
+        mine, at_random = each[target], place.get("random", {}).get(phone.feature)
+        random = np.full(len(spoken), np.nan) if at_random is None else lost["random"][at_random]
         half = controls.reach(mine)
         rows.append({
             "phone": phone.label, "feature": phone.feature, "f1": phone.f1, "words": int(holding.sum()),
@@ -161,7 +176,7 @@ def dose(run: Profile, seed: int, site: str, most: int = 8, a_speaker: int = 4) 
         surest = phones(run, seed, measured)[0].head(most)
         asked, rng = [], np.random.default_rng(seed)
         own = measured.table("features.csv").query("along == 'own'").reset_index(drop=True)
-        pool = np.flatnonzero(~own.chosen.astype(bool))
+        pool = np.flatnonzero(own.pool.astype(bool) & ~own.chosen.astype(bool))
         for row in surest.itertuples():
             target = int(own.index[own.feature == row.feature][0])
             other = controls.matched(own.rate.to_numpy(), own["size"].to_numpy(), target, pool, 1, rng)[0]
@@ -185,7 +200,7 @@ def dose(run: Profile, seed: int, site: str, most: int = 8, a_speaker: int = 4) 
 
     return Recipe(
         "dose-response", turn, {"seed": seed, "site": site, "most": most, "scales": SCALES, "phones":
-        alignments_of(run)}, needs={"measured": begun, "detected": begun.needs["detected"]}, by=made_by(run, "05"),
+        digests(run)}, needs={"measured": begun, "detected": begun.needs["detected"]}, by=made_by(run, "05"),
         code=(*causal.CODE, edits, controls, targets, dose, phones, _holding), label=f"dose and response at {site}",
     )  # fmt: skip
 
@@ -228,14 +243,17 @@ def dosed(run: Profile, seed: int, step: Step) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(["phone", "control", "scale"], ignore_index=True)
 
 
+def told_in(run: Profile, seed: int) -> pd.DataFrame:
+    """A row a phone of the run's clips, `spoken.phones_of`; empty where no corpus tells any."""
+    return phones_of(run, table(run, need(clips(run, seed))))
+
+
 def became(run: Profile, seed: int, step: Step, scale: float = -1.0) -> pd.DataFrame:
     """Which words and phones became which when the phones' features were scaled so: see `targets.turned`, and `phone`.
     What is missed untouched is left out."""
     told = _wrote(step)
     told = told[~told.control.astype(bool)]
-    spelling = targets.spellings(
-        phones_of(run, table(run, need(phonetics.detection(run, seed, run.focus).needs["clips"])))
-    )
+    spelling = targets.spellings(told_in(run, seed))
     parts = []
     for phone, part in told.groupby("phone", sort=False):
         plain, now = (part[part.scale == at].wrote.tolist() for at in (1.0, scale))

@@ -1,0 +1,55 @@
+"""Trials on corpora drawn from known people: what counts as true, and how often it is held."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from speakers import people
+
+from whisper_sae import dictionaries, meaning, recipes, store, trials, voices
+
+SITE = "encoder.1.resid"
+
+
+def test_the_truth_is_what_many_speakers_drawn_again_come_to():
+    rng = np.random.default_rng(0)
+    x, first = rng.exponential(size=(20, 4)) * (rng.random((20, 4)) < 0.6), np.arange(20) < 8
+    big = np.concatenate([x[first][rng.integers(0, 8, 80_000)], x[~first][rng.integers(0, 12, 120_000)]])
+    side = np.arange(200_000) < 80_000
+    gap, spread = big[side].mean(0) - big[~side].mean(0), (7 * big[side].var(0) + 11 * big[~side].var(0)) / 18
+    np.testing.assert_allclose(trials.truth(x, first), gap / np.sqrt(spread), atol=0.02)
+
+
+def test_intervals_hold_the_truth_of_people_that_are_known():
+    cast = people(planted=2.0)
+    (table,) = trials.covered(cast, "gender", trials=10)
+    assert len(table) == 60 and (table.drawn == 10).all() and table.inside.sum() / table.drawn.sum() > 0.9
+    assert table.set_index("feature").right[0] == 10 and table.wrong.sum() < 20
+    three = trials.covered(cast, "accent", trials=3)
+    assert [part.one[0] for part in three] == ["a", "b", "c"] and {part.other[0] for part in three} == {"all others"}
+    cast.labels["rare"] = np.where(np.arange(48) < 5, "x", "y")
+    assert trials.covered(cast, "rare", trials=3) == []
+
+
+def test_numbers_that_were_planted_are_measured_as_features_are():
+    labels = people().labels.assign(mic=np.tile(["near", "near", "far", "far"], 12))
+    level = np.where(labels.mic == "near", 0.0, -8.0) + np.random.default_rng(0).uniform(0, 6, 48)
+    known = [("level", "mic", ("near", "far"), 8 / np.sqrt(3)), ("level", "gender", ("female", "male"), 0.0)]
+    table = trials.planted(pd.DataFrame({"level": level}), labels, known)
+    assert table.inside.all() and table.n.tolist() == ["24 + 24"] * 2 and table.groups[0] == "near – far"
+    assert not trials.planted(pd.DataFrame({"level": level}), labels, [(*known[0][:3], 1.0)]).inside.any()
+
+
+def test_the_step_holds_both(small_whisper, corpus, run_for, data, monkeypatch):
+    monkeypatch.setattr(trials, "TRIALS", 2)
+    run = run_for(small_whisper, corpus(voices=14, clips=3), tokens=2_000)
+    store.make(recipes.clips(run, 0)), store.make(recipes.activations(run, 0))
+    store.make(dictionaries.dictionary(run, 0, SITE)), store.make(meaning.codes(run, 0, SITE))
+    store.make(voices.of_features(run, 0, SITE))
+    step = store.make(trials.tried(run, 0, SITE, "gender", ["gender"], relabelings=20))
+    nothing, covered = step.table("nothing.csv"), step.table("covered.csv")
+    assert len(nothing) == 20 and step.facts["none"] == (nothing.found == 0).sum() >= 15
+    assert set(covered.label) == {"gender"} and (covered.inside <= covered.drawn).all()
+    bare = store.make(trials.tried(run, 0, SITE, "", []))
+    assert bare.facts == {"relabelings": 0, "none": 0, "pairs": 0}
+    with pytest.raises(FileNotFoundError):
+        bare.table("covered.csv")

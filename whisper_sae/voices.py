@@ -1,0 +1,199 @@
+"""Who is speaking, asked of every feature of a site: what it says of each clip of speech, and of each speaker.
+
+The recipe stands on those of `meaning` and is used like them; the rest turns clips into speakers with their labels.
+`contrasts` and `voice_probes` ask on.
+
+    step = store.make(voices.of_features(run, seed, site))
+    cast = voices.cast(step, heard, "rate")                   # clips -> speakers, with their labels
+    found = contrasts.two(cast, "gender", strata="accent")    # a row a feature, and what chance gives
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from whisper_sae import activations as frames
+from whisper_sae import codes as sparse_codes
+from whisper_sae import confounds, effects, examples, index, intervals, power, speech
+from whisper_sae.meaning import codes
+from whisper_sae.profiles import Profile
+from whisper_sae.recipes import made_by, told_of
+from whisper_sae.store import Recipe, Step
+
+FIRINGS = 1 << 22
+"""About so many firings are read from an index at a time."""
+
+MEASURES = ("rate", "when_firing")
+"""On what share of a clip's frames of speech a feature fires, and its mean on those, NaN where it never does."""
+
+
+def of_features(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -> Recipe:
+    """`rate.npy` and `when_firing.npy`: what each side of an index says of each clip's speech, (clip, side) float32.
+
+    `clips.csv` has a row for each: `clip`, its row in the table of clips, and its `frames` of speech. Silence does not
+    count, for how much of it a clip has is not a matter of the voice; a clip without speech is not there.
+    """
+    said = codes(run, seed, site, of, **which)
+
+    def average(folder: Path, activations: Step, codes: Step) -> dict:
+        held, found = frames.Activations(activations.path), index.Index(codes.path)
+        here = held.valid_kinds() == speech.SPEECH
+        clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), held.counts)[here]
+        names, number = np.unique(clip, return_inverse=True)
+        count, sides = np.bincount(number), len(found.firings) - 1
+        rate, when = (
+            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (len(names), sides))
+            for name in MEASURES
+        )
+        for first, last in tqdm(_blocks(found.firings), desc=f"clips at {site}", unit=" blocks"):
+            columns = sparse_codes.only(found.columns(first, last), here)
+            fired = sparse_codes.coincidences(columns, number, len(names)).T
+            total = sparse_codes.coincidences(columns, number, len(names), columns.data).T
+            rate[:, first:last] = fired / count[:, None]
+            when[:, first:last] = np.where(fired > 0, total / np.maximum(fired, 1), np.nan)
+        rate.flush(), when.flush()
+        pd.DataFrame({"clip": names, "frames": count}).to_csv(folder / "clips.csv", index=False)
+        return {"clips": len(names), "sides": sides, "features": found.features, "frames": int(here.sum())}
+
+    return Recipe(
+        "voices", average, {"site": site, "of": of}, code=(of_features, _blocks, index, sparse_codes, frames),
+        needs={"activations": said.needs["activations"], "codes": said}, by=made_by(run, "04"),
+        label=f"{of} of {site}, clip by clip",
+    )  # fmt: skip
+
+
+def _blocks(firings: np.ndarray) -> list[tuple[int, int]]:
+    """Sides by so many that about FIRINGS of them are read at a time: (first, last) of each block."""
+    cuts = np.searchsorted(firings[:-1], np.arange(FIRINGS, firings[-1], FIRINGS))
+    edges = np.unique(np.r_[0, cuts, len(firings) - 1]).tolist()
+    return list(itertools.pairwise(edges))
+
+
+# ------------------------------------------------------------------------------------------------- speakers
+
+
+NO_LABELS = {"id", "path", "text", "speaker", "split", "duration", "corpus"}
+"""Columns of the table of clips that are no labels of a voice."""
+
+MOST_GROUPS = 12
+
+
+def labels_of(heard: pd.DataFrame) -> list[str]:
+    """The columns that group speakers: one value each, two to MOST_GROUPS values, and no numbers; gender comes first.
+
+    A clip that names no speaker tells nothing of this.
+    """
+    rows = heard[effects.named_as(heard.speaker) != ""]
+    found = []
+    for name in sorted(set(rows) - NO_LABELS, key=lambda name: (name != "gender", name != "accent", name)):
+        told = pd.DataFrame({"who": rows.speaker, "value": effects.tidy(rows[name])})
+        told = told[told.value != ""].drop_duplicates()
+        counts = told.value.value_counts()
+        numbers = pd.to_numeric(told.value, errors="coerce").notna().all()
+        if not told.who.duplicated().any() and not numbers and 2 <= len(counts) <= MOST_GROUPS and counts.iloc[1] > 1:
+            found.append(name)
+    return found
+
+
+def values(step: Step, measure: str) -> np.ndarray:
+    """What a step of `of_features` has of a measure, or of "mean", the product of the two: (clip, side) float64."""
+    if measure != "mean":
+        return step.array(f"{measure}.npy").astype(np.float64)
+    return values(step, "rate") * np.nan_to_num(values(step, "when_firing"))
+
+
+def cast(step: Step, heard: pd.DataFrame, measure: str = "rate") -> effects.Voices:
+    """Speakers' means of their clips' values, and their labels: see `effects.voices`. `heard` is the table of clips."""
+    rows = heard.iloc[step.table("clips.csv")["clip"].to_numpy()]
+    return effects.voices(values(step, measure), rows.speaker, rows[labels_of(heard)])
+
+
+def covariates(step: Step, heard: pd.DataFrame) -> pd.DataFrame:
+    """Numbers told of the clips, as means of speakers, in the order of `cast`; what is the same for all is left out."""
+    rows = heard.iloc[step.table("clips.csv")["clip"].to_numpy()]
+    numbers = rows.drop(columns=NO_LABELS - {"duration"}, errors="ignore").apply(pd.to_numeric, errors="coerce")
+    found = confounds.of_speakers(numbers.dropna(axis=1, how="all"), rows.speaker)
+    return found.loc[:, found.nunique() > 1]
+
+
+def sampled(run: Profile, seed: int, step: Step, heard: pd.DataFrame, label: str) -> pd.DataFrame:
+    """What was kept of the corpora of a profile, and what was dropped: a row a group of a label, "" for no label.
+
+    Columns: group; clips and speakers that the corpora have; `kept` and `dropped` clips, kept being those that count
+    here: drawn by the profile (`only`, `balance`, `clips_per_speaker`, …), readable, with speech and a speaker; and
+    `speakers_kept`, `least` and `most` clips of one.
+    """
+    told = told_of(run, seed)
+    kept = heard.iloc[step.table("clips.csv")["clip"].to_numpy()]
+    parts = []
+    for rows in (told, kept[kept.speaker != ""]):
+        group = effects.tidy(rows[label]) if label in rows else np.full(len(rows), "")
+        who = rows.speaker.to_numpy()
+        each = pd.DataFrame({"group": group, "who": who}).groupby("group").who
+        parts.append(each.agg(clips="size", speakers=lambda names: names[names != ""].nunique()))
+    counts = pd.DataFrame({"group": group, "who": who}).value_counts().groupby("group").agg(["min", "max"])
+    found = parts[0].assign(kept=parts[1].clips, speakers_kept=parts[1].speakers, least=counts["min"],
+                            most=counts["max"]).fillna(0).astype(int)  # fmt: skip
+    found.insert(3, "dropped", found.clips - found.kept)
+    return found.reset_index()
+
+
+def likeness(step: Step, heard: pd.DataFrame, features) -> float:
+    """How alike clips of a speaker are by firing rate: the median ICC of `features`, 0 where no one has two clips."""
+    who = heard.speaker.iloc[step.table("clips.csv")["clip"]]
+    if who[who != ""].value_counts().max() < 2:
+        return 0.0
+    return float(np.nanmedian(power.likeness(values(step, "rate")[:, features], who).icc))
+
+
+def groups_of(cast: effects.Voices, label: str) -> tuple[str, str]:
+    """The two most frequent groups of a label, in order of the alphabet."""
+    told = cast.labels[label]
+    return tuple(sorted(told[told != ""].value_counts(sort=True).index[:2]))
+
+
+def crossed(cast: effects.Voices, label: str, by: str) -> bool:
+    """Whether every group of `by` has two speakers or more of each group of `label`."""
+    known = cast.labels[(cast.labels[label] != "") & (cast.labels[by] != "")]
+    return label != by and len(known) > 0 and int(pd.crosstab(known[label], known[by]).to_numpy().min()) > 1
+
+
+def asked(cast: effects.Voices, label: str) -> np.ndarray:
+    """(feature,) bool: those of `intervals.LEAST` values or more, and as many speakers of each group who have one.
+
+    With two values, one of them a single speaker's, a deal of labels may make d as large as one likes.
+    """
+    told, groups = cast.labels[label].to_numpy(), groups_of(cast, label)
+    least = [np.isfinite(cast.means[told == name]).sum(axis=0) for name in groups]
+    values = (np.diff(np.sort(cast.means, axis=0), axis=0) > 0).sum(axis=0) + 1  # NaN is last, and greater than none
+    enough = (np.min(least, axis=0) >= intervals.LEAST) & (values >= intervals.LEAST)
+    return effects.live(cast.means, intervals.LEAST) & enough
+
+
+def answerable(cast: effects.Voices, label: str) -> bool:
+    """Whether a label has two groups, of `intervals.LEAST` speakers or more each, beside which any other is small."""
+    counts = cast.labels[label].replace("", np.nan).value_counts()
+    return len(counts) >= 2 and counts.iloc[1] >= intervals.LEAST and counts.iloc[2:].sum() < counts.iloc[1]
+
+
+def alike(shelf: examples.Examples, heard: pd.DataFrame, feature: int, label: str, groups, n: int = 2) -> pd.DataFrame:
+    """Examples of a feature in which a voice of either group says it equally strongly: n pairs, the strongest first.
+
+    Of each speaker the clip with the highest peak; `kind` says the group and the speaker. Fewer where voices are few.
+    """
+    peaks = shelf.loudest(feature, len(heard), per_speaker=1)
+    told = effects.tidy(heard[label])[peaks["clip"]]
+    one, other = (peaks[told == name] for name in groups)
+    pairs = []
+    while len(pairs) < 2 * n and len(one) and len(other):
+        gap = np.abs(np.subtract.outer(one.value.to_numpy(), other.value.to_numpy()))
+        top = min(one.value.max(), other.value.max())
+        low = np.minimum.outer(one.value.to_numpy(), other.value.to_numpy())
+        i, j = np.unravel_index(np.argmin(np.where(low >= top / 2, gap, np.inf)), gap.shape)
+        pairs += [one.iloc[[i]].assign(kind=f"{groups[0]} {one.speaker.iloc[i]}"),
+                  other.iloc[[j]].assign(kind=f"{groups[1]} {other.speaker.iloc[j]}")]  # fmt: skip
+        one, other = one.drop(one.index[i]), other.drop(other.index[j])
+    return pd.concat(pairs, ignore_index=True) if pairs else peaks[:0]
