@@ -171,7 +171,7 @@ if len(table):
     figures.show(
         fig,
         alt="At the lowest scale: " + "; ".join(f"/{name}/ {own[name]:.0f}, control {other[name]:.0f}" for name in own.index),
-        caption=f"The eight surest phones, each beside a matched feature; {dose.facts['clips']} clips of {dose.facts['speakers']} speakers. Dotted: untouched. Bands are 95 % intervals over speakers.",
+        caption=f"The {len(dose.facts['phones'])} surest phones, each beside a matched feature; {dose.facts['clips']} clips of {dose.facts['speakers']} speakers. Dotted: untouched. Bands are 95 % intervals over speakers.",
     )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -181,7 +181,7 @@ if len(doses):
     theirs = {scale: one[one.control].effect.mean() for scale, one in at.items()}
     q = controls.discoveries(at[-1.0][~at[-1.0].control].p)
     figures.say(
-        f"Silenced, the eight features cost {mine[0.0]:.1f} % of the words that hold their phones above others, controls "
+        f"Silenced, the features of these {len(dose.facts['phones'])} phones cost {mine[0.0]:.1f} % of the words that hold their phones above others, controls "
         f"{theirs[0.0]:.1f} %; turned around {mine[-1.0]:.1f} %, controls {theirs[-1.0]:.1f} %; in words {(q <= 0.05).sum()} of them are found."
     )  # fmt: skip
 

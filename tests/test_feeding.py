@@ -78,7 +78,7 @@ def test_from_a_store_nobody_is_trained_beside_another(run):
     assert not (store.root() / "steps" / "dictionaries").exists()
 
 
-@pytest.mark.parametrize("beside", [(), SITES])
+@pytest.mark.parametrize("beside", [(), pytest.param(SITES, marks=pytest.mark.slow)])
 def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
     run = replace(live(run), tokens=30_000)  # more than 100 steps: a checkpoint
     whole = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))

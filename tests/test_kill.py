@@ -127,9 +127,12 @@ def kill_again_and_again(job: Job, kills: int, seed: int) -> None:
     job.check_names()
 
 
-@pytest.mark.parametrize(("what", "when", "nth"), [("activations", "before", 3), ("dictionary", "after", 3)])
+@pytest.mark.parametrize(
+    ("what", "when", "nth"),
+    [("activations", "before", 3), pytest.param("dictionary", "after", 3, marks=pytest.mark.slow)],
+)
 def test_killed_half_way(job, what, when, nth):
-    """Around a shard or a checkpoint that gets its name; all other moments are slow tests."""
+    """Around a shard that gets its name; checkpoints and all other moments are slow tests."""
     short = job(what, SHORT[what], 256 * 250)
     assert short.start(when, nth).wait() == -9, (short.folder / "stderr").read_text()
     short.check_names()

@@ -40,7 +40,10 @@ def test_recovery_of_the_truth_itself_is_whole_and_of_a_random_dictionary_is_not
     assert by_chance["max_cosine"] < 0.5 and by_chance["f1"] < 0.2
 
 
-@pytest.mark.parametrize("variant", ["batchtopk", "topk", "jumprelu", "matryoshka"])
+@pytest.mark.parametrize(
+    "variant",
+    ["batchtopk", *(pytest.param(name, marks=pytest.mark.slow) for name in ("topk", "jumprelu", "matryoshka"))],
+)
 def test_the_easy_world_is_found(variant):
     world = synthetic.world(**synthetic.SETTINGS["easy"])
     some = world.draw(4096, 999_999)[0]

@@ -25,7 +25,7 @@ UNTOUCHED, ITS, EVERYWHERE = "untouched", "dictionary", "dictionary, padding too
 ZERO, MEAN = "zero", "the mean"
 
 
-def faithful(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
+def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
     """`read.csv`: a row a way and clip of held-out speakers, with the errors in what is written, the cross-entropy of
     what was said and the divergence from the untouched, in nats, and how many tokens that is.
 
@@ -62,7 +62,7 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
 
 def _ways(run: Profile, seed: int, site: str, clips: Step, activations: Step, trained: Step) -> tuple[dict, dict]:
     """Functions x -> x_hat of frames by name, and how many numbers a frame each says."""
-    learnt = dictionaries.frames_of(run, clips, activations, site, "train")[0].sample(32_768, seed)
+    learnt = dictionaries.frames_of(run, clips, activations, site, "train")[0].sample(16_384, seed)
     l0 = trained.facts["l0"]
     simple = dictionaries.simple_ways(learnt, run, max(1, round(l0)), seed)
     ways = {ITS: causal.coder_of(run, seed, site)} | {name: say for (name, _), say in simple.items()}

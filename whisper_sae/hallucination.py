@@ -22,7 +22,7 @@ from whisper_sae.recipes import clips as clips_of
 from whisper_sae.recipes import made_by, table
 from whisper_sae.store import Recipe, Step, need
 
-EACH = 12
+EACH = 8
 """Sounds of each kind that are made."""
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5)

@@ -25,12 +25,12 @@ from whisper_sae.store import Recipe, Step, make, need
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """What a feature's codes are multiplied by in a dose-response curve; 1 changes nothing."""
 
-CONTROLS, POOL, LEAST, ALONG_RANDOM = 15, 40, 6, 16
+CONTROLS, POOL, LEAST, ALONG_RANDOM = 15, 30, 6, 10
 """Controls of each phone; features drawn at random of all, from which they are; words a phone must have; and
 of how many features, those that change most, a random direction is tried as well."""
 
 
-def effects(run: Profile, seed: int, site: str, a_speaker: int = 4) -> Recipe:
+def effects(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
     """`less.npy` (feature, word), how much less sure the decoder is of each word when a feature is silenced (log-odds,
     nats); `words.csv`, the words; `features.csv`, a row a silenced feature: its number, what it is there for, its rate,
     and its size (mean where it fires, times the length of its direction).
@@ -164,7 +164,7 @@ def phones(run: Profile, seed: int, step: Step) -> tuple[pd.DataFrame, np.ndarra
 # -------------------------------------------------------------------------------------------------- in words
 
 
-def dose(run: Profile, seed: int, site: str, most: int = 8, a_speaker: int = 4) -> Recipe:
+def dose(run: Profile, seed: int, site: str, most: int = 6, a_speaker: int = 3) -> Recipe:
     """`wrote.csv`: what is written of each clip with the feature of each of the `most` surest phones, and of one
     matched control of each, at each of SCALES: phone, control, feature, scale, clip, said, wrote. Untouched clips are
     there too."""
