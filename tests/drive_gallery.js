@@ -24,7 +24,7 @@ all(".rows tbody tr").find((row) => row.dataset.feature === "11").click();
 told.heading = $(".detail h2").textContent; told.marked = all(".said mark").map((mark) => mark.textContent);
 told.outside = all(".outside").map((part) => part.style.width);
 all(".rows tbody tr").find((row) => row.dataset.feature === "3").click();
-told.curves = all(".stage path").map((path) => path.getAttribute("class"));
+told.curves = all(".stage path:not(.band)").map((path) => path.getAttribute("class"));
 told.stage = $(".stage").getAttribute("aria-label"); told.said = $(".said").innerHTML;
 const parts = JSON.parse($("#data").textContent).excerpts, listen = new OfflineAudioContext(1, 16000, 16000);
 told.decoded = [];

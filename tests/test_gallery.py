@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from whisper_sae import gallery
-from whisper_sae.gallery import Example
+from whisper_sae.gallery import Example, Whole
 
 NASTY = "</script><script>document.title='got out'</script><!--<script> & \"'` \u2028 ${x} ʃ"
 
@@ -110,7 +110,7 @@ def test_nothing_gets_out_of_its_place(page):
     assert "<" not in soup.find(id="data").string
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", text)
     assert "default-src 'none'" in soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
-    script = (gallery.TEMPLATE / "gallery.js").read_text(encoding="utf-8")
+    script = "".join((gallery.TEMPLATE / name).read_text(encoding="utf-8") for name in ("drawing.js", "gallery.js"))
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|fetch\(|\bhttps?://(?!www\.w3\.org)", script
     )
@@ -176,8 +176,68 @@ def test_a_browser_filters_sorts_and_plays(page, tmp_path, width):
         and told["outside"] == [f"{100 * 0.1 / 0.42:.4f}%"]
     )
     assert told["curves"] == ["up", "down"] and told["said"].split() == ["one", "<mark>two</mark>", "three"]
-    assert "2 in the middle, in “two”" in told["stage"] and "5 of 21 frames" in told["stage"]
+    assert "2 there, in “two”" in told["stage"] and "5 of 21 frames" in told["stage"]
     for seconds, peak in told["decoded"]:
         assert seconds == pytest.approx(0.42, abs=0.002) and 0.5 < peak < 1.5
     assert told["picture"] == [42, 80] and told["moved"] and told["playing"] == [1, "Pause example 1, loudest", ""]
     assert told["wide"] and told["title"] == NASTY
+
+
+# -------------------------------------------------------------------------------------------------- whole clips
+
+
+def whole(name="a", seconds=3.0) -> Whole:
+    frames = round(seconds / 0.02)
+    one = example(clip=name, first=0.0, frames=frames, text=name, words=WORDS)
+    tracks = [np.where(np.arange(frames) == n, high, 0) for n, high in ((30, 2.0), (60, 1.0))]
+    return Whole(one, ((3, 2.0, 1.0, 0.61, tracks[0]), (40, 1.0, 0.5, 1.21, tracks[1])))
+
+
+def test_whole_clips_are_there_with_their_features(page):
+    held = gallery.packed([example(words=WORDS), example(11)], [whole(), whole(NASTY)])
+    _, data, _ = page(examples=held)
+    first, second = data["wholes"]
+    assert data["clips"][second["part"]["clip"]]["name"] == NASTY and first["part"]["clip"] == 0, "a clip is told once"
+    assert [(row["feature"], row["value"], row["share"], row["at"]) for row in first["found"]] == [
+        (3, 2, 1, 0.61), (40, 1, 0.5, 1.21)
+    ]  # fmt: skip
+    trace = np.frombuffer(base64.b64decode(first["found"][1]["trace"]), np.int8)
+    assert len(trace) == 150 and trace.argmax() == 60 and trace.max() == 127
+    sound, _ = soundfile.read(io.BytesIO(base64.b64decode(first["part"]["sound"])))
+    assert len(sound) == 48_000
+    with pytest.raises(ValueError, match="clips: one has feature 40, which the table has not got"):
+        page(FEATURES[:2], gallery.packed([], [whole()]))
+
+
+def test_there_are_no_more_whole_clips_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(gallery, "ROOM", 30_000)
+    held = gallery.packed([], (whole(str(n)) for n in range(50)))
+    assert 1 <= len(held["wholes"]) < 10
+    size = sum(len(json.dumps(one)) for one in held["wholes"][:-1])
+    assert size < 40_000
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_from_a_clip_to_a_feature_and_back_without_a_network(page, tmp_path, width):
+    path, _, _ = page(examples=gallery.packed([example(words=WORDS), example(11)], [whole(), whole(NASTY)]))
+    with browser.tab(tmp_path) as tab:
+        tab.open(path.as_uri(), width)
+        tab.run("document.querySelector('.switch [data-of=clips]').click()")
+        assert tab.run(
+            "document.querySelector('.clips').offsetHeight > 0 && !document.querySelector('.rows').offsetHeight"
+        )
+        tab.run("document.querySelectorAll('.clips a')[1].click()")
+        tab.until("document.querySelectorAll('.peak-row').length === 2")
+        assert tab.run("document.querySelector('.detail h2').textContent") == NASTY
+        tab.run("document.querySelectorAll('.look')[1].click()")
+        assert tab.run("document.querySelector('.detail .example b').textContent") == "Feature 40"
+        assert tab.run("document.querySelector('.said mark').textContent") == "three"
+        tab.run("document.querySelector('.detail .player button').click()")
+        tab.until("Number(document.querySelector('.detail .player input').value) > 0.05")
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        tab.run("document.querySelector('.leap').click()")
+        tab.until("document.querySelector('.detail .which').textContent.startsWith('Feature 3')")
+        tab.run("document.querySelector('.detail .from a').click()")
+        tab.until("document.querySelector('.detail h2').textContent === 'a'")
+        assert not tab.said, tab.said

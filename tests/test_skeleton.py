@@ -20,7 +20,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "restoring"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
-ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination"}
+ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "explorer"}
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
@@ -94,10 +94,17 @@ MAY_IMPORT = {
                 "untimed"},
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
                   "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
-    "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
+    "uploads": {"speech"},  # what is sound, and how it is read, is said there
+    "comparisons": {"effects"},
+    "catalogue": {"excerpts", "logmel", "media"},
+    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
+    "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "pages", "profiles", "questions",
+                 "recipes", "sae", "steering", "stills", "store", "uploads"},
+    "stills": {"media"},
+    "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, its template
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
-                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "phones", "selectivity", "speech",
-                  "spoken", "timing"},
+                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
+                  "speech", "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
     "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",

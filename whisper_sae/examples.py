@@ -55,7 +55,7 @@ class Examples:
 
     def loudest(self, feature: int, n: int = 10, per_speaker: int | None = 2, side: str = "both") -> pd.DataFrame:
         """The clips in which it lies farthest from zero, the farthest first; of equals the clip that comes first."""
-        peaks = self._peaks(feature, side)
+        peaks = self.peaks(feature, side)
         order = np.lexsort([peaks["clip"], -peaks.value.abs()])
         chosen = peaks.iloc[self._capped(peaks["clip"].to_numpy()[order], n, per_speaker, order)]
         return self._table("loudest", chosen.row.to_numpy(), chosen.value.to_numpy())
@@ -65,7 +65,7 @@ class Examples:
 
         Of fewer than ten clips, some tenths have none. Speakers not yet heard come before the others.
         """
-        peaks, rng = self._peaks(feature, side), self._chance(feature, "deciles")
+        peaks, rng = self.peaks(feature, side), self._chance(feature, "deciles")
         order = np.lexsort([peaks["clip"], peaks.value.abs()])
         tenth = np.empty(len(peaks), dtype=int)
         tenth[order] = (2 * np.arange(len(peaks)) + 1) * 10 // max(1, 2 * len(peaks))
@@ -127,17 +127,27 @@ class Examples:
         farthest = np.where(found.value > 0, self.index.maxima[found.feature], self.index.minima[found.feature])
         return found[["feature"]].assign(share=found.value / farthest).join(told)
 
-    # -------------------------------------------------------------------------------------------------- drawing
-
-    def _chance(self, feature: int, kind: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, feature, KINDS.index(kind)])
-
-    def _peaks(self, feature: int, side: str) -> pd.DataFrame:
+    def peaks(self, feature: int, side: str = "both") -> pd.DataFrame:
         """A row a clip in which it fires: `clip`, `row` and `value` of its peak, the earliest of equals."""
         peaks = self.index.peaks(feature, side)
         peaks["clip"], first = self.clip_of[peaks.piece], self.first[peaks.piece]
         peaks = peaks.iloc[np.lexsort([peaks.row, first, -peaks.value.abs(), peaks["clip"]])]
         return peaks.drop_duplicates("clip").reset_index(drop=True)
+
+    def track(self, feature: int, clip: int, first: int, frames: int) -> np.ndarray:
+        """What it says on frames of a clip, from sample `first` on, which begins one; 0 outside of it: (frame,)."""
+        found = np.zeros(frames, dtype=np.float32)
+        for piece in np.flatnonzero(self.clip_of == clip):
+            said = self.index.trace(feature, piece)
+            at = (self.first[piece] - first) // FRAME
+            if -len(said) < at < frames:
+                found[max(at, 0) : max(at + len(said), 0)] = said[max(-at, 0) : max(-at, 0) + frames - max(at, 0)]
+        return found
+
+    # -------------------------------------------------------------------------------------------------- drawing
+
+    def _chance(self, feature: int, kind: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, feature, KINDS.index(kind)])
 
     def _count(self, feature: int, side: str) -> np.ndarray:
         """On how many of its frames it fires: (clip,)."""

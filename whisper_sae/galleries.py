@@ -26,6 +26,7 @@ from whisper_sae import (
     gallery,
     labels,
     logmel,
+    media,
     phones,
     phonetics,
     selectivity,
@@ -35,7 +36,7 @@ from whisper_sae import (
 )
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.examples import Examples
-from whisper_sae.gallery import FRAME, RATE, Example
+from whisper_sae.gallery import FRAME, RATE, Example, Whole
 from whisper_sae.index import Index
 from whisper_sae.meaning import codes as index_of
 from whisper_sae.meaning import examples_in
@@ -49,6 +50,9 @@ AROUND = 50
 
 BINS = 32
 """Of a histogram."""
+
+CLIPS, LONGEST, PEAKS = 40, 30.0, 12
+"""Clips that are shown whole, at most; seconds that they may last; features that are shown of each."""
 
 
 class Page(NamedTuple):
@@ -77,8 +81,9 @@ def notes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -
 
 
 def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *, most: int = 300, each: int = 5,
-         features: Sequence[int] | None = None, of: str = "dictionary", **which) -> Page:  # fmt: skip
-    """Write the gallery of a site to the folder of the report, `features-<site>.html`.
+         features: Sequence[int] | None = None, of: str = "dictionary", name: str = "features",
+         **which) -> Page:  # fmt: skip
+    """Write the gallery of a site to the folder of the report, `<name>-<site>.html`.
 
     `told` has a row a feature, whose number is its index or in `feature`: columns of `gallery.SHOWN` and any others,
     such as flags and correlates; it goes before what is computed here. Shown are `features`, or those with a note and
@@ -95,9 +100,9 @@ def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *
     about = (
         f"{len(shown):,} features, {drawn}the {step.facts['alive']:,} that fire, of the {of} of {site}. "
         f"Each has up to {each} examples: the loudest flatter a feature, so the others come from weaker deciles of the "
-        "clips in which it fires."
+        "clips in which it fires. Whole clips, drawn at random, show the features that peak in them."
     )
-    path = findings.folder(run.name) / f"features-{site}{'' if of == 'dictionary' else '-' + of.replace(' ', '-')}.html"
+    path = findings.folder(run.name) / f"{name}-{site}{'' if of == 'dictionary' else '-' + of.replace(' ', '-')}.html"
     facts = gallery.write(
         path, shown, _json(step.path / "examples.json"),
         title=f"What the features of {site} answer to", about=about, banner=run.banner, aside=f"profile {run.name}",
@@ -120,14 +125,14 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
         numbers = _chosen(alive, drawn.index.features, most, features, also, seed)
         scored = phone_scores(run, drawn.index, heard, activations, seed)
         _rows(drawn, numbers, scored).to_json(folder / "features.json", orient="records", double_precision=6)
-        made = gallery.packed(_examples(drawn, heard, numbers, each))
+        made = gallery.packed(_examples(drawn, heard, numbers, each), _wholes(drawn, heard, numbers, seed))
         (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
         return {"features": len(numbers), "alive": len(alive)}
 
-    parts = (phone_scores, phonetics.asked, _best, _chosen, _rows, _examples, _one, _trace, *TELLING, table)
+    parts = (phone_scores, phonetics.asked, _best, _chosen, _rows, _examples, _wholes, _one, *TELLING, table)
     return Recipe(
         "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
-        code=(gallery, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
+        code=(gallery, media, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
     )  # fmt: skip
 
 
@@ -240,6 +245,27 @@ def _examples(drawn: Examples, heard: pd.DataFrame, numbers: list[int], each: in
             yield _one(drawn, heard, number, row, filters)
 
 
+def _wholes(drawn: Examples, heard: pd.DataFrame, numbers: list[int], seed: int) -> Iterator[Whole]:
+    """Clips of as many speakers as there are, drawn at random, and those of the features that peak highest in them."""
+    filters, here = WhisperFeatureExtractor().mel_filters, heard.assign(row=range(len(heard)))
+    here = here[(here.duration <= LONGEST) & (drawn.frames > 0)]
+    for row in speech.draw(here, CLIPS, seed).itertuples():
+        frames = int(np.ceil(round(row.duration * RATE, 6) / FRAME))
+        sound = np.zeros(frames * FRAME, np.float32)
+        inside = excerpts.excerpt(row.path, 0, len(sound))
+        sound[: len(inside)] = inside
+        mel = logmel.log_mel([sound], filters, window=len(sound), n_fft=400, hop=160)[0].numpy()
+        peaks = drawn.features_of(row.row, n=drawn.index.features)
+        peaks = peaks[peaks.feature.isin(numbers)][:PEAKS]
+        traces = [drawn.track(feature, row.row, 0, frames) for feature in peaks.feature]
+        told = None if drawn.words is None else drawn.words.get(row.row)
+        words = () if told is None else tuple(told.itertuples(index=False, name=None))
+        about = str(row.id), str(row.speaker), float(row.duration), str(row.text), words
+        clip = Example(0, "", 0.0, 0.0, sound, mel, np.zeros(frames), *about)
+        shown = zip(peaks.feature, peaks.value, peaks.share, peaks.seconds.round(3), traces, strict=True)
+        yield Whole(clip, tuple((int(feature), *map(float, three), trace) for feature, *three, trace in shown))
+
+
 def _one(drawn: Examples, heard: pd.DataFrame, number: int, row, filters: np.ndarray) -> Example:
     first = round(row.seconds * RATE) - FRAME // 2 - AROUND * FRAME
     samples = (2 * AROUND + 1) * FRAME
@@ -249,19 +275,8 @@ def _one(drawn: Examples, heard: pd.DataFrame, number: int, row, filters: np.nda
     mel = logmel.log_mel([sound], filters, window=samples, n_fft=400, hop=160)[0].numpy()
     told = None if drawn.words is None else drawn.words.get(row.clip)
     words = () if told is None else tuple(told.itertuples(index=False, name=None))
-    clip = heard.loc[row.clip]
+    clip, trace = heard.loc[row.clip], drawn.track(number, row.clip, first, 2 * AROUND + 1)
     return Example(
-        number, row.kind, float(row.value), first / RATE, sound, mel, _trace(drawn, number, row.clip, first),
+        number, row.kind, float(row.value), first / RATE, sound, mel, trace,
         str(clip["id"]), str(clip.speaker), float(clip.duration), str(clip.text), words,
     )  # fmt: skip
-
-
-def _trace(drawn: Examples, number: int, clip: int, first: int) -> np.ndarray:
-    """What a feature says on each frame of an excerpt that begins at a sample of a clip: (frame,)."""
-    found = np.zeros(2 * AROUND + 1, dtype=np.float32)
-    for piece in np.flatnonzero(drawn.clip_of == clip):
-        said = drawn.index.trace(number, piece)
-        at = (drawn.first[piece] - first) // FRAME
-        if -len(said) < at < len(found):
-            found[max(at, 0) : max(at + len(said), 0)] = said[max(-at, 0) : max(-at, 0) + len(found) - max(at, 0)]
-    return found

@@ -8,8 +8,6 @@ Together an example takes about 10 kB, so that 300 features with five each are o
 shows is JSON in it, which the script turns into text, never into HTML.
 """
 
-import base64
-import io
 import itertools
 import json
 import math
@@ -20,19 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import soundfile
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from PIL import Image
 
 from whisper_sae.findings import write as write_whole
+from whisper_sae.media import FRAME, RATE, opus, picture
+from whisper_sae.media import text as _text
 from whisper_sae.pages import POLICY, TEMPLATE
 
-RATE, FRAME = 16_000, 320
-"""Samples a second, and samples a frame of 20 ms."""
-
-COMPRESSION, QUALITY = 0.95, 35
-"""Of Opus, 0 to 1, and of WebP, 1 to 100."""
+ROOM = 3_500_000
+"""Letters that whole clips may take of a page."""
 
 SHOWN = {
     "label": "what it may stand for",
@@ -81,8 +76,19 @@ class Example(NamedTuple):
     """(start, end, word) of the whole clip, in order, where they are known."""
 
 
-def packed(examples: Iterable[Example]) -> dict:
-    """Examples as JSON: `clips`, `excerpts` (the sound and the picture of each, once) and `examples` by feature.
+class Whole(NamedTuple):
+    """A clip from its beginning on, and the features that peak in it."""
+
+    clip: Example
+    """What is known of the clip; its `feature`, `kind`, `value` and `trace` count for nothing."""
+    peaks: tuple[tuple[int, float, float, float, np.ndarray], ...]
+    """(feature, value, share, second, trace): the peak, what share it is of the farthest value of its feature, and
+    (frame,) what the feature says over the whole of `clip.sound`; the highest first."""
+
+
+def packed(examples: Iterable[Example], wholes: Iterable[Whole] = ()) -> dict:
+    """Examples as JSON: `clips`, `excerpts` (the sound and the picture of each, once) and `examples` by feature; and
+    `wholes`, clips with their features, as many as ROOM has place for.
 
     Raises ValueError for a sound that is not whole frames, or a trace of another length.
     """
@@ -107,7 +113,28 @@ def packed(examples: Iterable[Example]) -> dict:
                     "first": round(one.first, 5),
                     "seconds": len(one.sound) / RATE,
                 } | media
-    return {"clips": list(clips.values()), "excerpts": [excerpts[n] for n in range(len(excerpts))], "examples": found}
+    told = {"excerpts": [excerpts[n] for n in range(len(excerpts))], "examples": found}
+    return told | {"wholes": _wholes(wholes, clips), "clips": list(clips.values())}
+
+
+def _wholes(wholes: Iterable[Whole], clips: dict[str, dict]) -> list[dict]:
+    found, room = [], ROOM
+    for one in wholes:
+        _check(one.clip)
+        clips.setdefault(one.clip.clip, _clip(one.clip))
+        part = {"clip": list(clips).index(one.clip.clip), "first": 0.0, "seconds": len(one.clip.sound) / RATE}
+        rows = [
+            _told(one.clip._replace(value=value, trace=trace), 0)
+            | {"feature": feature, "share": _plain(share), "at": at}
+            for feature, value, share, at, trace in one.peaks
+        ]
+        for row in rows:
+            del row["kind"], row["excerpt"]
+        found.append({"part": part | _media(one.clip), "found": rows})
+        room -= len(found[-1]["part"]["sound"]) + len(found[-1]["part"]["picture"]) + sum(len(r["trace"]) for r in rows)
+        if room < 0:
+            break
+    return found
 
 
 def _check(one: Example) -> None:
@@ -140,24 +167,6 @@ def _media(one: Example) -> dict:
     return {"sound": _text(opus(one.sound)), "picture": _text(picture(one.mel))}
 
 
-def opus(sound: np.ndarray) -> bytes:
-    """A sound, (sample,) at 16 kHz, raised to 0.95 of full scale: Opus in Ogg. Silence stays silent."""
-    loudest = float(np.abs(sound).max(initial=0))
-    file = io.BytesIO()
-    raised = np.asarray(sound, np.float32) * np.float32(0.95 / loudest if loudest > 1e-5 else 1)
-    soundfile.write(file, raised, RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION)
-    return file.getvalue()
-
-
-def picture(mel: np.ndarray) -> bytes:
-    """A spectrogram, (mel bin, column), as a grey WebP: low frequencies at the bottom, the loudest white."""
-    low, high = float(mel.min()), float(mel.max())
-    grey = np.round(255 * (mel - low) / (high - low if high > low else 1)).astype(np.uint8)[::-1]
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(grey)).save(file, "WEBP", quality=QUALITY, method=6)
-    return file.getvalue()
-
-
 def write(path: str | Path, features: pd.DataFrame, examples: dict | Iterable[Example], *, title: str,
           about: str = "", banner: str = "", home: str = "index.html", aside: str = "") -> dict:  # fmt: skip
     """Write the page, whole or not at all; returns how many `features`, `examples`, `excerpts` and `bytes` it has.
@@ -171,14 +180,19 @@ def write(path: str | Path, features: pd.DataFrame, examples: dict | Iterable[Ex
     held = examples if isinstance(examples, dict) else packed(examples)
     if lost := held["examples"].keys() - {str(row["feature"]) for row in rows}:
         raise ValueError(f"examples: there are some of feature {min(lost, key=int)}, which the table has not got")
-    files = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in ("style.css", "gallery.css", "gallery.js")}
+    known = {row["feature"] for row in rows}
+    if lost := {row["feature"] for one in held.get("wholes", ()) for row in one["found"]} - known:
+        raise ValueError(f"clips: one has feature {min(lost)}, which the table has not got")
+    names = ("style.css", "gallery.css", "drawing.css", "drawing.js", "gallery.js")
+    files = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in names}
     data = json.dumps({"features": rows} | held, separators=(",", ":"), allow_nan=False)
     for letter in "<>&":  # so that nothing in it ends the script
         data = data.replace(letter, f"\\u{ord(letter):04x}")
     environment = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("gallery.html.j2").render(
         title=title, about=about, home=home, aside=aside, run={"banner": banner}, policy=POLICY, data=Markup(data),
-        style=Markup(files["style.css"] + files["gallery.css"]), script=Markup(files["gallery.js"]),
+        style=Markup("".join(files[name] for name in names[:3])),
+        script=Markup("".join(files[name] for name in names[3:])),
     )  # fmt: skip
     write_whole(Path(path), text)
     shown = sum(map(len, held["examples"].values()))
@@ -212,7 +226,3 @@ def _plain(value):
     if isinstance(value, float | np.floating):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return None if value is None or value is pd.NA or value is pd.NaT else str(value)
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()

@@ -11,6 +11,7 @@ from nbconvert.filters import strip_ansi
 from nbformat.v4 import new_markdown_cell, new_output
 
 BAR = re.compile(r"[^\r\n]*?(?:\d+%\|[^|\r\n]*\| [^\[\r\n]*|\d\S* )\[\d+:\d\d[^\]\r\n]*\]")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 NOT_SOURCE = {"injected-parameters", "papermill-error-cell-tag"}
 
 
@@ -68,7 +69,10 @@ def _readable(cell) -> list:
             errors += output.text
         elif output.output_type == "stream" and kept and kept[-1].output_type == "stream":
             kept[-1].text += output.text
-        elif "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
+        elif WIDGET not in output.get("data", {}):
+            kept.append(output)
+        elif "text/html" in output.data:  # what a widget shows where nothing answers
+            output.data = {kind: data for kind, data in output.data.items() if kind != WIDGET}
             kept.append(output)
     said = _without_bars(errors)
     if said:

@@ -1,29 +1,12 @@
-// Draws the gallery from the JSON in the page. Whatever comes from data becomes text, never HTML; a sound is decoded
-// when it is played, a picture when its feature is chosen.
+// Draws the gallery from the JSON in the page, with what drawing.js has. Whatever comes from data becomes text, never
+// HTML; a sound is decoded when it is played, a picture when its feature is chosen.
 (() => {
   "use strict";
   const data = JSON.parse(document.getElementById("data").textContent);
   const features = new Map(data.features.map((one) => [one.feature, one]));
   const $ = (selector, within = document) => within.querySelector(selector);
   const body = $(".rows tbody"), detail = $(".detail"), form = $(".filters"), narrow = matchMedia("(max-width: 62rem)");
-  const SVG = "http://www.w3.org/2000/svg";
-
-  const make = (name, given = {}, ...children) => {
-    const tag = ["svg", "path", "rect"].includes(name) ? document.createElementNS(SVG, name) : document.createElement(name);
-    for (const [key, value] of Object.entries(given))
-      if (key.startsWith("on")) tag.addEventListener(key.slice(2), value);
-      else if (value !== null && value !== undefined && value !== false) tag.setAttribute(key, value === true ? "" : value);
-    tag.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
-    return tag;
-  };
-  const digits = (value, n = 3) =>
-    value === undefined || value === null ? "–" : typeof value !== "number" ? String(value)
-      : value === 0 ? "0" : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en")
-      : String(Number(value.toPrecision(n)));
-  const percent = (share) => share === undefined ? "–" : share > 0 && share < 1e-4 ? "<\u00a00.01\u00a0%" : `${digits(100 * share, 2)}\u00a0%`;
-  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const named = (one) => one.label || "no label";
-  const spoken = (phone) => `/${phone}/`;
 
   // ---------------------------------------------------------------------------------------------- the list
 
@@ -37,16 +20,7 @@
   const state = { sort: data.features.some((one) => one.f1 !== undefined) ? "f1" : "rate", falls: true, chosen: null, shown: [] };
   const rows = new Map();
 
-  const histogram = (one) => {
-    const counts = one.histogram || [], most = Math.max(1, ...counts), low = one.low || 0, high = one.high || 0;
-    const picture = make("svg", { class: "spark", viewBox: `0 0 ${Math.max(1, counts.length)} 100`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    counts.forEach((count, at) => {
-      const height = count ? Math.max(3, 100 * Math.log1p(count) / Math.log1p(most)) : 0;
-      const middle = low + (high - low) * (at + 0.5) / counts.length;
-      if (height) picture.append(make("rect", { class: middle < 0 ? "down" : "up", x: at + 0.08, width: 0.84, y: 100 - height, height }));
-    });
-    return picture;
-  };
+  const values = (one) => histogram({ counts: one.histogram || [], low: one.low, high: one.high });
   const meter = (share) => {
     const inner = make("i");
     inner.style.width = `${Math.max(0, Math.min(100, 100 * share))}%`;
@@ -58,7 +32,7 @@
       one.flag ? make("span", { class: "flag" }, one.flag) : null);
     return make("tr", { class: one.by === "note" ? "note" : "draft", "data-feature": one.feature },
       make("td", {}, link),
-      make("td", { class: "spark-cell" }, histogram(one)),
+      make("td", { class: "spark-cell" }, values(one)),
       make("td", {}, one.phone ? spoken(one.phone) : "–"),
       make("td", { class: "number" }, one.f1 === undefined ? "–" : one.f1.toFixed(2), one.f1 === undefined ? null : meter(one.f1)),
       make("td", { class: "number" }, percent(one.rate)));
@@ -115,7 +89,7 @@
   const choose = (number, { focus = false, open = true, scroll = true } = {}) => {
     const one = features.get(number);
     if (!one) return;
-    stop();
+    player.stop();
     if (state.chosen !== null) { rows.get(state.chosen).classList.remove("chosen"); $("a", rows.get(state.chosen)).removeAttribute("aria-current"); }
     state.chosen = number;
     rows.get(number).classList.add("chosen");
@@ -145,7 +119,7 @@
     const known = make("div", { class: "known" },
       block("Fires on", "", make("div", { class: "big" }, percent(one.rate)), make("div", { class: "small" }, "of the frames")),
       best ? block("Best phones, F1", "", bars(best, spoken, false), make("div", { class: "small" }, under.filter(Boolean).join(" · "))) : "",
-      one.histogram ? block("Values when it fires", "", histogram(one),
+      one.histogram ? block("Values when it fires", "", values(one),
         make("div", { class: "ends" }, make("span", {}, digits(one.low || 0)), make("span", {}, "counts, logarithmic"), make("span", {}, digits(one.high)))) : "",
       one.correlates ? block("Goes with", "", bars(one.correlates, String, true)) : "",
       one.word ? block("Often in", "", make("div", { class: "big" }, `“${one.word}”`)) : "",
@@ -163,147 +137,58 @@
     ].filter((part) => part !== "");
   };
 
-  const listening = { slow: false, loop: false, near: false };
+  const listening = { slow: false, loop: false, near: false }, player = playing(listening);
   const how = () => make("fieldset", { class: "how" }, make("legend", {}, "Listen"),
     ...[["slow", "half speed"], ["loop", "again and again"], ["near", "softer away from the peak"]].map(([name, text]) =>
-      make("label", {}, make("input", { type: "checkbox", checked: listening[name], onchange: (event) => { listening[name] = event.target.checked; heed(); } }), text)));
+      make("label", {}, make("input", { type: "checkbox", checked: listening[name], onchange: (event) => { listening[name] = event.target.checked; player.heed(); } }), text)));
 
   // ------------------------------------------------------------------------------------------------ examples
 
   const example = (one, each, at, all) => {
-    const part = data.excerpts[each.excerpt], clip = data.clips[part.clip], middle = part.first + part.seconds / 2;
-    const values = Int8Array.from(bytes(each.trace)), far = Math.max(Math.abs(one.low || 0), Math.abs(one.high || 0), ...all.map((other) => other.most));
-    const trace = Array.from(values, (value) => value * each.most / 127 / far);
-    const word = clip.words.findIndex(([start, end]) => start <= middle && middle < end);
-    const stage = make("div", { class: "stage", role: "img", "aria-label": described(trace, part, each, clip.words[word]) },
-      make("img", { alt: "", src: `data:image/webp;base64,${part.picture}`, decoding: "async" }),
-      ...outside(part, clip), ...curves(trace, (one.low || 0) < 0), make("span", { class: "peak" }), make("span", { class: "cursor", hidden: true }));
-    const seek = make("input", { type: "range", min: 0, max: part.seconds, step: 0.02, value: 0, "aria-label": `Position in example ${at + 1}, seconds` });
-    const button = make("button", { type: "button" }, icon(false));
-    const card = make("li", { class: "example" },
-      make("header", {}, make("b", {}, each.kind), make("span", { class: "value" }, digits(each.value))),
-      stage, clip.words.length ? lane(clip.words, word, part) : "",
-      make("div", { class: "player" }, button, seek, make("span", { class: "moment" }, `${middle.toFixed(2)} s`)),
-      said(clip, word, middle),
-      make("p", { class: "from" }, [clip.name, clip.speaker && `speaker ${clip.speaker}`].filter(Boolean).join(" · ")));
-    const it = { part, card, button, seek, cursor: $(".cursor", stage), name: `example ${at + 1}, ${each.kind}` };
-    button.setAttribute("aria-label", `Play ${it.name}`);
-    button.addEventListener("click", () => toggle(it));
-    seek.addEventListener("input", () => move(it, Number(seek.value), false));
-    stage.addEventListener("click", (event) => {
-      const box = stage.getBoundingClientRect();
-      move(it, part.seconds * (event.clientX - box.left) / box.width, true);
-    });
-    return card;
+    const part = data.excerpts[each.excerpt], clip = data.clips[part.clip];
+    const far = Math.max(Math.abs(one.low || 0), Math.abs(one.high || 0), ...all.map((other) => other.most));
+    const trace = Array.from(Int8Array.from(bytes(each.trace)), (value) => value * each.most / 127);
+    const whole = (data.wholes || []).findIndex((other) => other.part.clip === part.clip), who = clip.speaker && ` · speaker ${clip.speaker}`;
+    const from = [whole < 0 ? clip.name : make("a", { href: `#c${whole}`, title: "All its features" }, clip.name), who];
+    return card({ part, clip, trace, far, from, signed: (one.low || 0) < 0, kind: each.kind, value: each.value,
+      at: part.first + part.seconds / 2, name: `example ${at + 1}, ${each.kind}` }, player).card;
   };
-  const described = (trace, part, each, word) => {
-    const fires = trace.flatMap((value, at) => value ? [at] : []), frame = part.seconds / trace.length;
-    const from = (at) => `${(at * frame - part.seconds / 2).toFixed(2)} s`;
-    const when = fires.length ? `It fires on ${fires.length} of ${trace.length} frames, from ${from(fires[0])} to ${from(fires[fires.length - 1] + 1)} around the middle` : "It does not fire";
-    return `Spectrogram of ${part.seconds.toFixed(1)} seconds with the activation over it. ${when}; ${digits(each.value)} in the middle${word ? `, in “${word[2]}”` : ""}.`;
-  };
-  const outside = (part, clip) => {
-    const before = Math.max(0, -part.first) / part.seconds, after = Math.max(0, part.first + part.seconds - clip.seconds) / part.seconds;
-    return [["left", before], ["right", after]].filter(([, share]) => share > 0).map(([side, share]) => {
-      const shade = make("span", { class: "outside" });
-      shade.style[side] = 0;
-      shade.style.width = `${100 * Math.min(1, share)}%`;
-      return shade;
-    });
-  };
-  const curves = (trace, signed) => {
-    const picture = make("svg", { viewBox: `0 0 ${trace.length} 100`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    const ground = signed ? 50 : 100, height = signed ? 48 : 90;
-    for (const [kind, side] of [["up", 1], ["down", -1]]) {
-      const held = trace.map((value) => Math.max(0, side * value));
-      if (!held.some(Boolean)) continue;
-      let path = "";
-      held.forEach((value, at) => {  // a step a frame, where it fires
-        if (!value) return;
-        const y = (ground - side * height * Math.min(1, value)).toFixed(1);
-        path += held[at - 1] ? `L${at} ${y}` : `M${at} ${ground}L${at} ${y}`;
-        path += held[at + 1] ? `L${at + 1} ${y}` : `L${at + 1} ${y}L${at + 1} ${ground}`;
-      });
-      picture.append(make("path", { class: kind, d: path }));
-    }
-    return [picture];
-  };
-  const lane = (words, chosen, part) => make("div", { class: "lane", "aria-hidden": "true" }, ...words.flatMap(([start, end, word], at) => {
-    const left = Math.max(0, (start - part.first) / part.seconds), right = Math.min(1, (end - part.first) / part.seconds);
-    if (right <= 0 || left >= 1) return [];
-    const tag = make(at === chosen ? "mark" : "span", {}, word);
-    tag.style.left = `${100 * left}%`;
-    tag.style.width = `${100 * (right - left)}%`;
-    return [tag];
-  }));
-  const said = (clip, chosen, middle) => {
-    if (!clip.words.length) return clip.text ? make("p", { class: "said untimed", title: clip.text }, clip.text) : "";
-    const near = chosen >= 0 ? chosen : Math.max(0, clip.words.findIndex(([, end]) => end > middle));
-    const from = Math.max(0, near - 14), to = Math.min(clip.words.length, near + 15), parts = [from ? "… " : ""];
-    for (let at = from; at < to; at++) parts.push(at === chosen ? make("mark", {}, clip.words[at][2]) : clip.words[at][2], " ");
-    return make("p", { class: "said" }, ...parts, to < clip.words.length ? "…" : "");
-  };
-  const icon = (playing) => make("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" },
-    make("path", { d: playing ? "M3 2h4v12H3zM9 2h4v12H9z" : "M4 1.5v13l10-6.5z" }));
 
-  // -------------------------------------------------------------------------------------------------- sound
+  // ---------------------------------------------------------------------------------------------- whole clips
 
-  const sound = new Audio();
-  let now = null, address = "";
-  const load = (it) => {
-    if (now === it) return;
-    stop();
-    now = it;
-    URL.revokeObjectURL(address);
-    address = URL.createObjectURL(new Blob([bytes(it.part.sound)], { type: "audio/ogg; codecs=opus" }));
-    sound.src = address;
-    heed();
+  const wholes = data.wholes || [], clips = $(".clips"), nav = $(".switch");
+  const hear = (number) => {
+    const { part, found } = wholes[number], clip = data.clips[part.clip];
+    player.stop();
+    const rows = found.map((row) => {
+      const one = features.get(row.feature), values = Array.from(Int8Array.from(bytes(row.trace)), (value) => value * row.most / 127);
+      return { ...row, values, kind: `Feature ${row.feature}`, signed: (one.low || 0) < 0, far: Math.max(Math.abs(one.low || 0), Math.abs(one.high || 0)),
+        label: make("span", { class: one.by === "note" ? null : "draft" }, named(one)), word: (clip.words[wordAt(clip.words, row.at)] || [])[2] };
+    });
+    const it = card({ part, clip, name: `clip ${clip.name}`, ...(rows[0] ? { ...rows[0], trace: rows[0].values } : { trace: [], far: 1, kind: "Nothing fires", value: 0, at: 0 }) }, player);
+    detail.replaceChildren(make("button", { type: "button", class: "back", onclick: back }, "← All clips"),
+      make("p", { class: "which" }, "Clip", clip.speaker ? make("span", {}, `· speaker ${clip.speaker}`) : ""), make("h2", {}, clip.name),
+      make("p", { class: "small" }, "The features with the highest peaks in it, of those in this file. A number leads to the clips of that feature; its track shows it over the spectrogram."),
+      how(), make("ul", { class: "examples one" }, it.card), tops(rows, it, (feature) => { location.hash = `f${feature}`; }));
+    for (const [at, link] of [...clips.querySelectorAll("a")].entries()) if (at === number) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+    if (narrow.matches) { document.body.classList.add("reading"); scrollTo(0, 0); }
   };
-  const heed = () => { sound.playbackRate = listening.slow ? 0.5 : 1; sound.loop = listening.loop; };
-  const toggle = (it) => {
-    if (now === it && !sound.paused) sound.pause();
-    else { load(it); play(); }
+  const side = (of) => {
+    document.body.classList.toggle("of-clips", of === "clips");
+    for (const one of nav.children) one.setAttribute("aria-pressed", one.dataset.of === of);
   };
-  const play = () => sound.play().catch((error) => { if (now && error.name === "NotSupportedError") complain(now); });
-  const move = (it, second, on) => {
-    const fresh = now !== it, go = () => { sound.currentTime = Math.max(0, Math.min(it.part.seconds - 0.02, second)); draw(); };
-    load(it);
-    if (fresh) sound.addEventListener("loadedmetadata", go, { once: true });
-    else go();
-    if (on) play();
-  };
-  const complain = (it) => {
-    if (!$(".trouble", it.card)) it.card.append(make("p", { class: "trouble", role: "alert" }, "This browser cannot play Opus in Ogg."));
-  };
-  const shape = () => {
-    if (!now) return;
-    const playing = !sound.paused && !sound.ended;
-    now.card.classList.toggle("playing", playing);
-    now.button.replaceChildren(icon(playing));
-    now.button.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${now.name}`);
-  };
-  const draw = () => {
-    if (!now) return;
-    const share = sound.currentTime / now.part.seconds;
-    now.cursor.hidden = false;
-    now.cursor.style.left = `${100 * Math.min(1, share)}%`;
-    now.seek.value = sound.currentTime;
-    sound.volume = listening.near && Math.abs(sound.currentTime - now.part.seconds / 2) > 0.25 ? 0.2 : 1;
-    if (!sound.paused) requestAnimationFrame(draw);
-  };
-  const stop = () => {
-    sound.pause();
-    if (now) { shape(); now.cursor.hidden = true; }
-    now = null;
-  };
-  for (const event of ["play", "pause", "ended"]) sound.addEventListener(event, shape);
-  for (const event of ["play", "seeked", "timeupdate"]) sound.addEventListener(event, draw);
-  sound.addEventListener("error", () => now && complain(now));
+  if (wholes.length) {
+    nav.hidden = false;
+    clips.append(...wholes.map(({ part }, at) => { const clip = data.clips[part.clip]; return make("li", {}, make("a", { href: `#c${at}` }, make("b", {}, clip.name), make("span", { class: "soft" }, [clip.speaker && ` speaker ${clip.speaker}`, `${clip.seconds.toFixed(1)} s`].filter(Boolean).join(" · ")), make("i", {}, clip.text))); }));
+    nav.append(...[["features", `Features (${data.features.length.toLocaleString("en")})`], ["clips", `Clips (${wholes.length.toLocaleString("en")})`]].map(([of, text]) =>
+      make("button", { type: "button", "data-of": of, onclick: () => { side(of); if (of === "clips" && !narrow.matches) hear(0); else if (of === "features" && state.chosen !== null && !narrow.matches) choose(state.chosen, { open: false }); } }, text)));
+    side("features");
+  }
 
   // ---------------------------------------------------------------------------------------------- the hands
 
   const back = () => {
-    stop();
+    player.stop();
     document.body.classList.remove("reading");
     if (location.hash) history.replaceState(null, "", location.pathname + location.search);
     const mine = rows.get(state.chosen);
@@ -340,8 +225,9 @@
   const options = (select, values, name) => $(`select[name=${select}]`).append(...values.map((value) => make("option", { value: name(value)[0] }, name(value)[1])));
   const several = (key) => [...new Set(data.features.map((one) => one[key]).filter(Boolean))].sort((a, b) => a.localeCompare(b));
   const follow = () => {
-    const number = /^#f(\d+)$/.exec(location.hash);
-    if (number && features.has(Number(number[1]))) choose(Number(number[1]));
+    const number = /^#f(\d+)$/.exec(location.hash), clip = /^#c(\d+)$/.exec(location.hash);
+    if (clip && wholes[Number(clip[1])]) { side("clips"); hear(Number(clip[1])); }
+    else if (number && features.has(Number(number[1]))) { if (wholes.length) side("features"); choose(Number(number[1])); }
     else document.body.classList.remove("reading");
   };
 
