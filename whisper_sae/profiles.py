@@ -169,7 +169,7 @@ TABLE = {
         Profile(
             name="demo",
             about="A small Whisper, trained here, hears 48 synthetic voices whose every phone is known.",
-            banner="Demo: a small trained Whisper hears synthetic speech. Its numbers calibrate the methods; "
+            banner="Demo: small models, synthetic voices, invented texts. Its numbers calibrate the methods; "
             "they are no findings about people.",
             sites=("encoder.*.resid", "decoder.*.resid"),
             focus="encoder.2.resid",
