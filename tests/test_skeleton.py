@@ -94,7 +94,8 @@ MAY_IMPORT = {
                 "untimed"},
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
                   "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
-    "gallery": {"findings", "pages"},  # how a page is written, what its browser may do, where its template lies
+    "gallery": {"findings", "template"},  # how a page is written, what its browser may do, where its template lies
+    "pages": {"template"},
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "phones", "selectivity", "speech",
                   "spoken", "timing"},

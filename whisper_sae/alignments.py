@@ -145,7 +145,8 @@ def _of_table(path: Path, kind: str, tier: str, folder: Path) -> pd.DataFrame:
     times = {side: _seconds(path, raw, side) for side in ("start", "end")}
     used = {"file_name", "start_ms", "end_ms", "start_s", "end_s", "start", "end", "path"}
     rest = raw[[column for column in raw if column not in used]].reset_index(drop=True)
-    return pd.DataFrame({"path": [str((folder / name).resolve()) for name in raw.file_name], **times}).join(rest)
+    paths = {name: str((folder / name).resolve()) for name in raw.file_name.unique()}
+    return pd.DataFrame({"path": raw.file_name.map(paths).to_numpy(), **times}).join(rest)
 
 
 def _seconds(path: Path, raw: pd.DataFrame, name: str) -> np.ndarray:
@@ -168,14 +169,13 @@ def _chosen(path: Path, names, kind: str, tier: str) -> str | None:
 
 def _check(path: Path, what: str, found: pd.DataFrame) -> None:
     found = found.sort_values(["path", "start"], kind="stable")
-    name = found.path.map(lambda p: Path(p).name)
     if (wrong := found.end < found.start).any():
-        first = found.start[wrong].iloc[0]
-        raise BadAlignment(f"{path}: {name[wrong].iloc[0]}: a {what} ends before it begins, at {first:.3f} s")
+        first, name = found.start[wrong].iloc[0], Path(found.path[wrong].iloc[0]).name
+        raise BadAlignment(f"{path}: {name}: a {what} ends before it begins, at {first:.3f} s")
     same = found.path.eq(found.path.shift())
     if (wrong := same & (found.start < found.end.shift() - 1e-3)).any():
-        first = found.start[wrong].iloc[0]
-        raise BadAlignment(f"{path}: {name[wrong].iloc[0]}: two {what}s at once, at {first:.3f} s")
+        first, name = found.start[wrong].iloc[0], Path(found.path[wrong].iloc[0]).name
+        raise BadAlignment(f"{path}: {name}: two {what}s at once, at {first:.3f} s")
 
 
 # ---------------------------------------------------------------------------------------------------- CTM

@@ -74,11 +74,13 @@ def only(codes: csc_array, here: np.ndarray) -> csc_array:
     """The codes of the frames of a mask, (frame,); entries that are not above 0 are dropped."""
     if not codes.has_sorted_indices:
         codes = codes.sorted_indices()
-    keep = here[codes.indices] & (codes.data > 0)
     place = np.cumsum(here, dtype=codes.indices.dtype) - 1
-    first = np.concatenate([[0], np.cumsum(keep)])[codes.indptr]
+    kept = np.flatnonzero(here[codes.indices] & (codes.data > 0))
+    first = np.searchsorted(kept, codes.indptr).astype(codes.indptr.dtype)
     shape = (int(here.sum()), codes.shape[1])
-    return csc_array((codes.data[keep], place[codes.indices[keep]], first), shape=shape)
+    found = csc_array((codes.data[kept], place[codes.indices[kept]], first), shape=shape)
+    found.has_sorted_indices = True  # as they were, so that nobody looks again
+    return found
 
 
 def by_parts(index, here: np.ndarray, size: int = 256) -> Iterator[csc_array]:

@@ -26,7 +26,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from whisper_sae.findings import write as write_whole
-from whisper_sae.pages import POLICY, TEMPLATE
+from whisper_sae.template import POLICY, TEMPLATE
 
 RATE, FRAME = 16_000, 320
 """Samples a second, and samples a frame of 20 ms."""
@@ -154,7 +154,7 @@ def picture(mel: np.ndarray) -> bytes:
     low, high = float(mel.min()), float(mel.max())
     grey = np.round(255 * (mel - low) / (high - low if high > low else 1)).astype(np.uint8)[::-1]
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(grey)).save(file, "WEBP", quality=QUALITY, method=6)
+    Image.fromarray(np.ascontiguousarray(grey)).save(file, "WEBP", quality=QUALITY, method=4)
     return file.getvalue()
 
 

@@ -80,11 +80,12 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     label = phones.labels(told, where, column, TOLERANCE)
     if not (label != "").any():
         raise phones.BadPhones(f"phones: no corpus of this profile tells a phone's {column}")
-    common = pd.Series(label[label != ""]).value_counts()
-    common = common.index[common >= LEAST_FRAMES] if common.max() >= LEAST_FRAMES else common.index
-    here = np.isin(label, common)
-    names, number = np.unique(label[here], return_inverse=True)
-    known = codes.Frames(number, names, pd.factorize(speaker[here])[0], pd.factorize(clip[here])[0])
+    number, names = pd.factorize(label, sort=True)
+    count = np.where(names == "", 0, np.bincount(number))
+    common = count >= min(LEAST_FRAMES, count.max())
+    common &= count > 0
+    here, place = common[number], np.cumsum(common) - 1
+    known = codes.Frames(place[number[here]], names[common], pd.factorize(speaker[here])[0], pd.factorize(clip[here])[0])
     choosing, apart = _choosing((heard.split == "train").to_numpy()[clip[here]], known, seed)
     return Asked(here, known, choosing, apart, where, timing.Clock(clip, moment, speaker), told)
 

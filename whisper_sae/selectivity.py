@@ -118,24 +118,25 @@ def thresholds(codes: csc_array, frames: Frames) -> tuple[np.ndarray, np.ndarray
     """
     labels, count = len(frames.names), frames.count
     cut, best = np.full((codes.shape[1], labels), np.inf), np.zeros((codes.shape[1], labels))
-    for some, inner in blocks(codes):
-        order, _, last = _falling(inner)
-        label = frames.label[inner.indices[order]].astype(np.min_scalar_type(labels))
-        for a, b in zip(inner.indptr[:-1], inner.indptr[1:], strict=True):  # by label, still from the largest down
-            within = a + np.argsort(label[a:b], kind="stable")
-            order[a:b], last[a:b], label[a:b] = order[within], last[within], label[within]
-        if not inner.nnz:
+    small = frames.label.astype(np.min_scalar_type(labels))  # is sorted faster
+    for feature, (a, b) in enumerate(zip(codes.indptr[:-1], codes.indptr[1:], strict=True)):
+        if a == b:
             continue
-        key = feature_of(inner) * labels + label
-        start = np.flatnonzero(np.append(True, np.diff(key) != 0))
-        length = np.diff(np.append(start, len(key)))
-        right = np.arange(len(key)) - np.repeat(start, length) + 1
-        f1 = 2 * right / (last + 1 + count[label])
+        value, label = codes.data[a:b], small[codes.indices[a:b]]
+        falling = np.argsort(-value)
+        value, label = value[falling], label[falling]
+        last = np.append(np.flatnonzero(value[1:] != value[:-1]) + 1, b - a)  # of equal ones
+        said = np.repeat(last, np.diff(last, prepend=0))  # how many are at least as large
+        by_label = np.argsort(label, kind="stable")  # still from the largest down
+        there = np.bincount(label, minlength=labels)
+        mine = np.flatnonzero(there)
+        start, length = (np.cumsum(there) - there)[mine], there[mine]
+        right = np.arange(1, b - a + 1) - np.repeat(start, length)
+        f1 = 2 * right / (said[by_label] + np.repeat(count[mine], length))
         top = np.maximum.reduceat(f1, start)
         hit = np.flatnonzero(f1 == np.repeat(top, length))
-        where = hit[np.searchsorted(hit, start)]
-        cut[some].reshape(-1)[key[start]] = inner.data[order[where]]
-        best[some].reshape(-1)[key[start]] = top
+        cut[feature, mine] = value[by_label[hit[np.searchsorted(hit, start)]]]
+        best[feature, mine] = top
     return cut, best
 
 
