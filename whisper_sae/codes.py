@@ -14,6 +14,9 @@ from scipy.sparse import csc_array, vstack
 BLOCK = 1 << 19
 """Entries that are looked at together, which bounds the memory beside the codes."""
 
+CACHED = 1 << 16
+"""Entries that stay near the processor while they are looked at."""
+
 
 class Frames(NamedTuple):
     """What is known of each frame besides its codes; frames of a clip follow each other in time."""
@@ -75,7 +78,11 @@ def only(codes: csc_array, here: np.ndarray) -> csc_array:
     if not codes.has_sorted_indices:
         codes = codes.sorted_indices()
     place = np.cumsum(here, dtype=codes.indices.dtype) - 1
-    kept = np.flatnonzero(here[codes.indices] & (codes.data > 0))
+    kept = [np.zeros(0, np.intp)]
+    for first in range(0, codes.nnz, CACHED):
+        some = slice(first, first + CACHED)
+        kept.append(first + np.flatnonzero(here[codes.indices[some]] & (codes.data[some] > 0)))
+    kept = np.concatenate(kept)
     first = np.searchsorted(kept, codes.indptr).astype(codes.indptr.dtype)
     shape = (int(here.sum()), codes.shape[1])
     found = csc_array((codes.data[kept], place[codes.indices[kept]], first), shape=shape)

@@ -110,28 +110,31 @@ def _starts(codes: csc_array, order: np.ndarray) -> np.ndarray:
     return new
 
 
-def thresholds(codes: csc_array, frames: Frames) -> tuple[np.ndarray, np.ndarray]:
+def thresholds(codes: csc_array, frames: Frames, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The value from which on "it is the label" has the highest F1 on these frames, and that F1: (feature, label) each.
 
-    Only values at which the feature fires are asked. A feature that never fires on a label has infinity and 0. This F1
+    Only values at which the feature fires are asked, and of a mask `among`, (frame,), only its frames. A feature that never fires on a label has infinity and 0. This F1
     was chosen: `at_thresholds` on other speakers says what it is worth.
     """
-    labels, count = len(frames.names), frames.count
+    labels, among = len(frames.names), np.ones(len(frames.label), bool) if among is None else among
+    count = np.bincount(frames.label[among], minlength=labels)
     cut, best = np.full((codes.shape[1], labels), np.inf), np.zeros((codes.shape[1], labels))
-    small = frames.label.astype(np.min_scalar_type(labels))  # is sorted faster
+    small = np.where(among, frames.label, labels).astype(np.min_scalar_type(labels))  # is sorted faster
     for feature, (a, b) in enumerate(zip(codes.indptr[:-1], codes.indptr[1:], strict=True)):
-        if a == b:
+        label = small[codes.indices[a:b]]
+        here = np.flatnonzero(label < labels)
+        if not len(here):
             continue
-        value, label = codes.data[a:b], small[codes.indices[a:b]]
+        value, label = codes.data[a:b][here], label[here]
         falling = np.argsort(-value)
         value, label = value[falling], label[falling]
-        last = np.append(np.flatnonzero(value[1:] != value[:-1]) + 1, b - a)  # of equal ones
+        last = np.append(np.flatnonzero(value[1:] != value[:-1]) + 1, len(value))  # of equal ones
         said = np.repeat(last, np.diff(last, prepend=0))  # how many are at least as large
         by_label = np.argsort(label, kind="stable")  # still from the largest down
         there = np.bincount(label, minlength=labels)
         mine = np.flatnonzero(there)
         start, length = (np.cumsum(there) - there)[mine], there[mine]
-        right = np.arange(1, b - a + 1) - np.repeat(start, length)
+        right = np.arange(1, len(value) + 1) - np.repeat(start, length)
         f1 = 2 * right / (said[by_label] + np.repeat(count[mine], length))
         top = np.maximum.reduceat(f1, start)
         hit = np.flatnonzero(f1 == np.repeat(top, length))
@@ -233,7 +236,7 @@ def scores(codes: csc_array, frames: Frames, choosing: np.ndarray, top: int = 20
     `half_of` the speakers is such a mask. Where it has all frames, lift, AUC, information and purity are of these, for
     nothing in them is chosen, and precision, recall and F1 are NaN.
     """
-    cut, chosen = thresholds(*part(codes, frames, choosing))
+    cut, chosen = thresholds(codes, frames, choosing)
     apart = not choosing.all()
     asked, there = part(codes, frames, ~choosing) if apart else (codes, frames)
     said = at_thresholds(asked, there, cut if apart else np.full_like(cut, np.nan))
