@@ -80,7 +80,8 @@ def latency(codes: csc_array, feature: int, clock: Clock, clip, moment, *, reach
     low = high = np.nan
     if len(means) > 1:
         rng = np.random.default_rng(seed)
-        drawn = [_peak(_mean(means[rng.integers(0, len(means), len(means))]), offset) for _ in range(draws)]
+        drawn = _mean(means[rng.integers(0, len(means), (draws, len(means)))])
+        drawn = [_peak(one, offset) for one in drawn]
         if np.isfinite(drawn).any():
             low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Latency(offset, mean, _peak(mean, offset), float(low), float(high))
@@ -109,10 +110,10 @@ def _nearest(clock: Clock, clip: np.ndarray, moment: np.ndarray, frame: float) -
 
 
 def _mean(means: np.ndarray) -> np.ndarray:
-    """The mean over speakers of what each has: (offset,); NaN where none has any."""
+    """The mean over speakers of what each has, (…, speaker, offset): (…, offset); NaN where none has any."""
     there = np.isfinite(means)
     with np.errstate(invalid="ignore"):
-        return np.where(there, means, 0).sum(axis=0) / there.sum(axis=0)
+        return np.where(there, means, 0).sum(axis=-2) / there.sum(axis=-2)
 
 
 def _peak(mean: np.ndarray, offset: np.ndarray) -> float:
