@@ -205,7 +205,9 @@ class _Explainer(NamedTuple):
         mean = total / np.maximum(count, 1)
         np.copyto(mean, overall[:, :, None], where=count == 0)
         mean = mean[:, ::-1]  # what the other taught
-        error = self.squares - 2 * np.einsum("fhb,fhb->fh", mean, total) + np.einsum("hb,fhb,fhb->fh", count, mean, mean)
+        error = (
+            self.squares - 2 * np.einsum("fhb,fhb->fh", mean, total) + np.einsum("hb,fhb,fhb->fh", count, mean, mean)
+        )
         own = self.squares - self.sums * overall
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(self.firings >= LEAST, 1 - error.sum(axis=1) / own.sum(axis=1), np.nan)

@@ -12,7 +12,6 @@ import io
 import re
 from functools import cache
 from html import escape
-from pathlib import Path
 
 import latex2mathml.converter
 from bs4 import BeautifulSoup

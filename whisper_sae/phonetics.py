@@ -88,7 +88,8 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     common = count >= min(LEAST_FRAMES, count.max())
     common &= count > 0
     here, place = common[number], np.cumsum(common) - 1
-    known = codes.Frames(place[number[here]], names[common], pd.factorize(speaker[here])[0], pd.factorize(clip[here])[0])
+    voice, piece = (pd.factorize(of[here])[0] for of in (speaker, clip))
+    known = codes.Frames(place[number[here]], names[common], voice, piece)
     choosing, apart = _choosing((heard.split == "train").to_numpy()[clip[here]], known, seed)
     return Asked(here, known, choosing, apart, where, timing.Clock(clip, moment, speaker), told)
 
@@ -141,6 +142,7 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
 
 def _every_row(known: Asked) -> tuple[codes.Frames, np.ndarray]:
     """What is known of all rows of an index, not of the labelled ones alone, and on which is chosen: (row,)."""
+
     def spread(part: np.ndarray) -> np.ndarray:
         whole = np.zeros(len(known.here), part.dtype)
         whole[known.here] = part

@@ -5,6 +5,8 @@ frames take seconds. What was chosen on some speakers is scored on others: thres
 best, are taken from the frames of the choosing speakers; all scores are of the other speakers' frames.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -113,34 +115,45 @@ def _starts(codes: csc_array, order: np.ndarray) -> np.ndarray:
 def thresholds(codes: csc_array, frames: Frames, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The value from which on "it is the label" has the highest F1 on these frames, and that F1: (feature, label) each.
 
-    Only values at which the feature fires are asked, and of a mask `among`, (frame,), only its frames. A feature that never fires on a label has infinity and 0. This F1
-    was chosen: `at_thresholds` on other speakers says what it is worth.
+    Only values at which the feature fires are asked, and of a mask `among`, (frame,), only its frames. A feature that
+    never fires on a label has infinity and 0. This F1 was chosen: `at_thresholds` on other speakers says what it is
+    worth.
     """
     labels, among = len(frames.names), np.ones(len(frames.label), bool) if among is None else among
     count = np.bincount(frames.label[among], minlength=labels)
     cut, best = np.full((codes.shape[1], labels), np.inf), np.zeros((codes.shape[1], labels))
     small = np.where(among, frames.label, labels).astype(np.min_scalar_type(labels))  # is sorted faster
-    for feature, (a, b) in enumerate(zip(codes.indptr[:-1], codes.indptr[1:], strict=True)):
-        label = small[codes.indices[a:b]]
-        here = np.flatnonzero(label < labels)
-        if not len(here):
-            continue
-        value, label = codes.data[a:b][here], label[here]
-        falling = np.argsort(-value)
-        value, label = value[falling], label[falling]
-        last = np.append(np.flatnonzero(value[1:] != value[:-1]) + 1, len(value))  # of equal ones
-        said = np.repeat(last, np.diff(last, prepend=0))  # how many are at least as large
-        by_label = np.argsort(label, kind="stable")  # still from the largest down
-        there = np.bincount(label, minlength=labels)
-        mine = np.flatnonzero(there)
-        start, length = (np.cumsum(there) - there)[mine], there[mine]
-        right = np.arange(1, len(value) + 1) - np.repeat(start, length)
-        f1 = 2 * right / (said[by_label] + np.repeat(count[mine], length))
-        top = np.maximum.reduceat(f1, start)
-        hit = np.flatnonzero(f1 == np.repeat(top, length))
-        cut[feature, mine] = value[by_label[hit[np.searchsorted(hit, start)]]]
-        best[feature, mine] = top
+
+    def choose(features: np.ndarray) -> None:
+        for feature in features:
+            a, b = codes.indptr[feature : feature + 2]
+            label = small[codes.indices[a:b]]
+            here = np.flatnonzero(label < labels)
+            if len(here):
+                mine, *found = _best_cuts(codes.data[a:b][here], label[here], count)
+                cut[feature, mine], best[feature, mine] = found
+
+    threads = min(os.cpu_count() or 1, 8)  # numpy lets others work while it sorts
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(choose, np.array_split(np.arange(codes.shape[1]), threads)))
     return cut, best
+
+
+def _best_cuts(value: np.ndarray, label: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the values and labels of one feature's entries: which labels there are, the best threshold and F1 of each."""
+    falling = np.argsort(-value)
+    value, label = value[falling], label[falling]
+    last = np.append(np.flatnonzero(value[1:] != value[:-1]) + 1, len(value))  # of equal ones
+    said = np.repeat(last, np.diff(last, prepend=0))  # how many are at least as large
+    by_label = np.argsort(label, kind="stable")  # still from the largest down
+    there = np.bincount(label, minlength=len(count))
+    mine = np.flatnonzero(there)
+    start, length = (np.cumsum(there) - there)[mine], there[mine]
+    right = np.arange(1, len(value) + 1) - np.repeat(start, length)
+    f1 = 2 * right / (said[by_label] + np.repeat(count[mine], length))
+    top = np.maximum.reduceat(f1, start)
+    hit = np.flatnonzero(f1 == np.repeat(top, length))
+    return mine, value[by_label[hit[np.searchsorted(hit, start)]]], top
 
 
 class AtThreshold(NamedTuple):
