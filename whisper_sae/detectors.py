@@ -44,8 +44,9 @@ def dictionary_score(
 ) -> DictionaryScore:
     """How well a dictionary's best features detect the labels: chosen on a mask of frames, scored on all others.
 
-    Or on those of `scored`, (frame,), alone: what is in neither mask is not looked at. `codes` may come a few features at a time, (frame, feature) each. A label with fewer than `least` frames on either
-    side is not counted, nor one that no feature fires on. `chance` in the table is the F1 of always saying the label.
+    Or on those of `scored`, (frame,), alone: what is in neither mask is not looked at. `codes` may come a few features
+    at a time, (frame, feature) each. A label with fewer than `least` frames on either side is not counted, nor one that
+    no feature fires on. `chance` in the table is the F1 of always saying the label.
     """
     scored = ~choosing if scored is None else scored
     chosen_on, asked = (
