@@ -11,13 +11,15 @@
 #
 # **You need** the results of notebooks 0 to 2. Where a corpus tells no phones, this page asks its transcripts alone.
 #
-# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 8 min, for steps not yet stored.
+# **Time** demo 1.5 min on 2 cores · two hours of speech through `tiny` 8 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own
 seed = 0  # one seed for everything random here
 
 # %% tags=["setup"]
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -50,13 +52,14 @@ figures.use_style()
 # - the **neurons** of the site, and those in the middle of the layer's MLP, each with two sides, above its mean and below;
 # - the **principal directions**, with two sides, too;
 # - a **random dictionary**, never trained, with as many latents, of which as many fire;
-# - the dictionary of the **untrained twin**: another model of the same build, whose weights are random.
+# - the dictionary of the **untrained twin**: another model of the same build, whose weights are random. What that says is easily
+#   said again, so its dictionary sees no more frames than one of a sweep.
 
 # %%
 clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
 heard = recipes.table(run, clips)
 told = spoken.phones_of(run, heard)  # a row a phone; empty where no corpus tells any
-site, twin = run.focus, recipes.twin(run)
+site, twin = run.focus, replace(recipes.twin(run), tokens=run.sweep_tokens or run.tokens)
 middle = f"{site.rsplit('.', 1)[0]}.mlp_hidden"
 mlp = recipes.at(run, middle)
 
@@ -70,7 +73,7 @@ rivals = {
     "untrained twin's dictionary": (twin, site, "dictionary"),
 }
 store.make(recipes.activations(mlp, seed)), store.make(recipes.activations(twin, seed))
-store.make(dictionaries.dictionary(twin, seed, site))
+learnt = [store.need(dictionaries.dictionary(run, seed, site)), store.make(dictionaries.dictionary(twin, seed, site))]
 built = {name: store.make(meaning.codes(whose, seed, at, of)) for name, (whose, at, of) in rivals.items()}
 found = meaning.index_of(run, seed, site)
 
@@ -78,7 +81,8 @@ found = meaning.index_of(run, seed, site)
 alive = found.rates > 0
 figures.say(
     f"{found.rows:,} frames of {len(found.starts) - 1:,} windows at {site}; {alive.sum():,} of {found.features:,} features "
-    f"ever fire, {built['dictionary'].facts['firings']:,} times in all."
+    f"ever fire, {built['dictionary'].facts['firings']:,} times in all. The dictionary leaves {learnt[0].facts['fvu']:.3f} of the variance "
+    f"unexplained, the twin's {learnt[1].facts['fvu']:.3f} of its own."
 )
 
 # %% [markdown]
@@ -283,11 +287,11 @@ for name, step in {"letters": letters, "words": spelled}.items():
 #
 # A feature that looks like a phone may only be loud, or high, or the beginning of speech. So each is set beside plain measures of the
 # sound under the same frames. It wears a **flag** if one measure explains at least a quarter of what it says of speakers by whom
-# that was not learnt, and more than turned clips do: loudness, pitch, brightness, position, the end of speech, the edge of the padding, a word boundary.
+# that was not learnt, and more than in twenty turns of the clips: loudness, pitch, brightness, position, the end of speech, the edge of the padding, a word boundary.
 
 # %%
-acoustic = explained.features(run, seed, site)  # a row a feature
-heard_of = store.need(explained.correlates_of(run, seed, site))
+acoustic = explained.features(run, seed, site, shifts=20)  # a row a feature
+heard_of = store.need(explained.correlates_of(run, seed, site, shifts=20))
 flags = heard_of.table("flags.csv")
 
 # %% tags=["hide-input"]
@@ -331,7 +335,7 @@ if len(told):
     scores_of = scores_of.join(
         features.set_index("feature")[["label", "f1", "chance", "stage"]].rename(columns={"label": "phone"})
     )
-galleries.page(run, seed, site, scores_of, most=40, each=4)
+galleries.page(run, seed, site, scores_of, most=24, each=4)
 
 # %% [markdown]
 # <aside class="doubt"><strong>What would change my mind</strong>

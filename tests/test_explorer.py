@@ -17,7 +17,7 @@ from conftest import hum
 from talking import opened
 
 from whisper_sae import dictionaries, explorer, meaning, recipes, store
-from whisper_sae.pages import TEMPLATE
+from whisper_sae.template import TEMPLATE
 
 SITE = "encoder.1.resid"
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo" / "whisper"

@@ -98,10 +98,11 @@ MAY_IMPORT = {
     "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},
     "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
-    "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "pages", "profiles", "questions",
-                 "recipes", "sae", "steering", "stills", "store", "uploads"},
+    "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "profiles", "questions",
+                 "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},
-    "gallery": {"findings", "media", "pages"},  # how a page is written, what its browser may do, its template
+    "gallery": {"findings", "media", "template"},  # how a page is written, what its browser may do, its template
+    "pages": {"template"},
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
                   "speech", "spoken", "timing"},

@@ -193,6 +193,13 @@ def test_the_rate_is_jiwers(pairs):
     assert found.errors.sum() / found.words.sum() == pytest.approx(jiwer.wer(said, heard))
 
 
+def test_the_prompt_is_no_word_where_the_tokenizer_does_not_call_it_special(shared):
+    real = model.load(str(shared / "whisper-tiny.en-small-vocabulary"), "cpu")
+    assert real.tokenizer.convert_tokens_to_ids("<|startoftranscript|>") not in real.tokenizer.all_special_ids
+    told = text.strings(real, *text.given(real, ["four three two"]))
+    assert told.word.tolist() == [-1, -1, 0, 1, 2]
+
+
 @given(sentences(), sentences())
 def test_no_error_means_the_same_words(said, heard):
     assert (text.errors([said], [heard]).errors[0] == 0) == (said == heard)

@@ -7,7 +7,7 @@ called a word or a phone. Frames are those of the encoder, as `speech.kinds` has
 
 import numpy as np
 import pandas as pd
-from scipy.fft import irfft, rfft
+from scipy.fft import irfft, next_fast_len, rfft
 
 from whisper_sae import speech
 from whisper_sae.speech import RATE
@@ -55,11 +55,17 @@ def measured(sound: np.ndarray, frames: int) -> pd.DataFrame:
     """
     sound = np.asarray(sound, dtype=np.float64)
     valid = -(-len(sound) // FRAME)
-    found = pd.DataFrame(np.nan, index=range(frames), columns=[*MEASURES, *EVENTS]).rename_axis("frame")
+    names = [*MEASURES, *EVENTS]
+    told = np.full((frames, len(names)), np.nan)
     if frames > valid:
-        found["until padding"] = (valid - np.arange(frames) - 0.5) * FRAME / RATE
-    if not valid:
-        return found
+        told[:, names.index("until padding")] = (valid - np.arange(frames) - 0.5) * FRAME / RATE
+    for name, values in _columns(sound, valid, frames).items() if valid else ():
+        told[:valid, names.index(name)] = values
+    return pd.DataFrame(told, columns=names).rename_axis("frame")
+
+
+def _columns(sound: np.ndarray, valid: int, frames: int) -> dict[str, np.ndarray]:
+    """What is measured of the frames that a sound reaches: (valid frame,) each."""
     quiet = speech.kinds(sound, FRAME, frames)[:valid] == speech.SILENCE
     within = np.zeros(valid * FRAME)
     within[: len(sound)] = sound
@@ -76,9 +82,7 @@ def measured(sound: np.ndarray, frames: int) -> pd.DataFrame:
     )
     if frames > valid:
         columns["padding edge"] = np.arange(valid) >= valid - NEAR
-    for name, values in columns.items():
-        found.loc[: valid - 1, name] = values.astype(float)
-    return found
+    return columns
 
 
 def pauses(silent: np.ndarray) -> np.ndarray:
@@ -141,10 +145,10 @@ def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     length = blocks.shape[1]
     window = np.hanning(length)
     lags = np.arange(int(RATE / PITCHES[1]) - 1, int(RATE / PITCHES[0]) + 2)
-    whole = _autocorrelation(window[None])[0]
-    own = _autocorrelation((blocks - blocks.mean(axis=1, keepdims=True)) * window)
+    whole = _autocorrelation(window[None], lags[-1])[0]
+    own = _autocorrelation((blocks - blocks.mean(axis=1, keepdims=True)) * window, lags[-1])
     with np.errstate(invalid="ignore", divide="ignore"):
-        height = np.nan_to_num(own / own[:, :1] / (whole / whole[0]))[:, lags[0] : lags[-1] + 1]
+        height = np.nan_to_num(own[:, lags] / own[:, :1] / (whole[lags] / whole[0]))
     height[own[:, 0] < 1e-9] = 0
     middle = height[:, 1:-1]
     peak = (middle >= height[:, :-2]) & (middle > height[:, 2:]) & (middle > 0)
@@ -157,7 +161,8 @@ def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(voicing >= 0.5, RATE / (lags[1:-1][best] + aside), np.nan), voicing
 
 
-def _autocorrelation(blocks: np.ndarray) -> np.ndarray:
-    """Of each block, (block, sample), at lags from 0: (block, lag)."""
-    size = 2 * blocks.shape[1]
-    return irfft(np.square(np.abs(rfft(blocks, n=size, axis=1))), n=size, axis=1)[:, : blocks.shape[1]]
+def _autocorrelation(blocks: np.ndarray, most: int) -> np.ndarray:
+    """Of each block, (block, sample), at lags from 0 to `most`: (block, lag)."""
+    size = next_fast_len(blocks.shape[1] + most, real=True)  # so that no end meets the beginning
+    spectrum = rfft(blocks, n=size, axis=1)
+    return irfft(np.square(spectrum.real) + np.square(spectrum.imag), n=size, axis=1)[:, : most + 1]

@@ -40,6 +40,10 @@ def null(statistic: Callable[[np.ndarray], np.ndarray], label: np.ndarray, order
     return np.stack([np.asarray(statistic(label[order]), dtype=np.float32) for order in orders])
 
 
+CACHED = 512
+"""Tests that are looked at together, so that they stay near the processor."""
+
+
 class Verdict(NamedTuple):
     """How far each test stands out; the shape of the tests, NaN where nothing can be said."""
 
@@ -76,11 +80,17 @@ def judge(
     chance, spread, size = (part.reshape(-1, observed.size) for part in (chance, spread, size))
     z, p, q = (np.full(observed.size, np.nan) for _ in range(3))
     possible = np.isfinite(observed) & np.isfinite(chance).all(axis=0) & (size[0] > 0) & (spread[0] > 0)
+    chance = np.ascontiguousarray(chance.T)  # a row a test
     order = np.flatnonzero(possible)[np.argsort(size[0][possible], kind="stable")]
-    for tests in np.array_split(order, max(1, len(chance) // apart)):
+    for tests in np.array_split(order, max(1, chance.shape[1] // apart)):
         if len(tests):
-            z[tests], by_chance = _standardised(observed[tests], chance[:, tests], spread[0][tests])
-            reached = by_chance.size - np.searchsorted(np.sort(by_chance, axis=None), z[tests])
+            some = np.array_split(tests, -(-len(tests) // CACHED))
+            parts = [_standardised(observed[few], chance[few], spread[0][few]) for few in some]
+            z[tests] = np.concatenate([mine for mine, _ in parts])
+            by_chance = np.concatenate([theirs.ravel() for _, theirs in parts])
+            by_chance.sort()
+            tests = tests[np.argsort(z[tests])]  # are looked up faster in order
+            reached = by_chance.size - np.searchsorted(by_chance, z[tests])
             p[tests] = (1 + reached) / (1 + by_chance.size)
     if possible.any():
         q[possible] = stats.false_discovery_control(p[possible])
@@ -88,11 +98,14 @@ def judge(
 
 
 def _standardised(observed: np.ndarray, chance: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Observed and chance in deviations from the mean of the shifts, a shift from that of all others."""
-    n, mean = len(chance), chance.mean(axis=0, dtype=np.float64)
-    off = chance - mean
-    square = np.square(off).sum(axis=0)
-    z = (observed - mean) / np.maximum(np.sqrt(square / (n - 1)), least)
-    others = -off / (n - 1)  # the mean of all but this one
-    variance = (square - np.square(off) - (n - 1) * np.square(others)) / (n - 2)
-    return z, ((off - others) / np.maximum(np.sqrt(np.maximum(variance, 0)), least)).astype(np.float32)
+    """Observed, (test,), and chance, (test, shift), in deviations from the mean of the shifts, a shift from that of all
+    others."""
+    n, mean = chance.shape[1], chance.mean(axis=1, dtype=np.float64)
+    off = chance - mean[:, None]
+    squares = np.square(off)
+    total = squares.sum(axis=1)
+    z = (observed - mean) / np.maximum(np.sqrt(total / (n - 1)), least)
+    off *= n / (n - 1)  # from the mean of all others, who lie around their own by as much less:
+    squares *= n / (n - 1)
+    deviation = np.sqrt(np.maximum(total[:, None] - squares, 0) / (n - 2))
+    return z, (off / np.maximum(deviation, least[:, None])).astype(np.float32)

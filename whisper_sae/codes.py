@@ -14,6 +14,9 @@ from scipy.sparse import csc_array, vstack
 BLOCK = 1 << 19
 """Entries that are looked at together, which bounds the memory beside the codes."""
 
+CACHED = 1 << 16
+"""Entries that stay near the processor while they are looked at."""
+
 
 class Frames(NamedTuple):
     """What is known of each frame besides its codes; frames of a clip follow each other in time."""
@@ -74,11 +77,17 @@ def only(codes: csc_array, here: np.ndarray) -> csc_array:
     """The codes of the frames of a mask, (frame,); entries that are not above 0 are dropped."""
     if not codes.has_sorted_indices:
         codes = codes.sorted_indices()
-    keep = here[codes.indices] & (codes.data > 0)
     place = np.cumsum(here, dtype=codes.indices.dtype) - 1
-    first = np.concatenate([[0], np.cumsum(keep)])[codes.indptr]
+    kept = [np.zeros(0, np.intp)]
+    for first in range(0, codes.nnz, CACHED):
+        some = slice(first, first + CACHED)
+        kept.append(first + np.flatnonzero(here[codes.indices[some]] & (codes.data[some] > 0)))
+    kept = np.concatenate(kept)
+    first = np.searchsorted(kept, codes.indptr).astype(codes.indptr.dtype)
     shape = (int(here.sum()), codes.shape[1])
-    return csc_array((codes.data[keep], place[codes.indices[keep]], first), shape=shape)
+    found = csc_array((codes.data[kept], place[codes.indices[kept]], first), shape=shape)
+    found.has_sorted_indices = True  # as they were, so that nobody looks again
+    return found
 
 
 def by_parts(index, here: np.ndarray, size: int = 256) -> Iterator[csc_array]:

@@ -178,7 +178,12 @@ def _checked(codes: csc_array, measures: pd.DataFrame, speaker, clip) -> tuple[n
 class _Explainer(NamedTuple):
     """The share of each feature's variance that bins of a measure explain in the half that did not teach it."""
 
-    codes: csc_array
+    frame: np.ndarray
+    """(entry,) of the codes,"""
+    cell: np.ndarray
+    """(entry,) 2 · bins · its feature,"""
+    weight: np.ndarray
+    """(entry,) and its value."""
     bin: np.ndarray
     """(frame,) the height of the measure."""
     bins: int
@@ -193,12 +198,16 @@ class _Explainer(NamedTuple):
 
     def share(self, where: np.ndarray) -> np.ndarray:
         """R² were the frames of heights `where`, (frame,): (feature,)."""
-        key = where + self.bins * self.half
-        total = coincidences(self.codes, key, 2 * self.bins, self.codes.data).reshape(-1, 2, self.bins)
+        key, cells = where + self.bins * self.half, self.sums.size * self.bins
+        total = np.bincount(key[self.frame] + self.cell, self.weight, minlength=cells).reshape(-1, 2, self.bins)
         count = np.bincount(key, minlength=2 * self.bins).reshape(2, self.bins)
         overall = self.sums / count.sum(axis=1)  # (feature, half)
-        mean = np.where(count > 0, total / np.maximum(count, 1), overall[:, :, None])[:, ::-1]  # what the other taught
-        error = self.squares - 2 * (mean * total).sum(axis=2) + (count * mean**2).sum(axis=2)
+        mean = total / np.maximum(count, 1)
+        np.copyto(mean, overall[:, :, None], where=count == 0)
+        mean = mean[:, ::-1]  # what the other taught
+        error = (
+            self.squares - 2 * np.einsum("fhb,fhb->fh", mean, total) + np.einsum("hb,fhb,fhb->fh", count, mean, mean)
+        )
         own = self.squares - self.sums * overall
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(self.firings >= LEAST, 1 - error.sum(axis=1) / own.sum(axis=1), np.nan)
@@ -220,8 +229,9 @@ def _explainer(codes: csc_array, value: np.ndarray, teaching: np.ndarray, event:
     sums, squares = (coincidences(codes, half, 2, weight**power) for power in (1, 2))
     own = squares - sums**2 / np.bincount(half)
     fires = coincidences(codes, half, 2).min(axis=1)
-    firings = np.where((own > 1e-9 * squares).all(axis=1), fires, 0)
-    return _Explainer(codes, where, len(edges) + 1, half, sums, squares, firings)
+    firings, bins = np.where((own > 1e-9 * squares).all(axis=1), fires, 0), len(edges) + 1
+    cell = feature_of(codes).astype(np.int64) * (2 * bins)
+    return _Explainer(codes.indices, cell, weight, where, bins, half, sums, squares, firings)
 
 
 # ------------------------------------------------------------------------------------------ rank correlation

@@ -37,19 +37,22 @@ def dictionary_score(
     frames: Frames,
     choosing: np.ndarray,
     *,
+    scored: np.ndarray | None = None,
     least: int = 25,
     draws: int = 2000,
     seed: int = 0,
 ) -> DictionaryScore:
     """How well a dictionary's best features detect the labels: chosen on a mask of frames, scored on all others.
 
-    `codes` may come a few features at a time, (frame, feature) each. A label with fewer than `least` frames on either
-    side is not counted, nor one that no feature fires on. `chance` in the table is the F1 of always saying the label.
+    Or on those of `scored`, (frame,), alone: what is in neither mask is not looked at. `codes` may come a few features
+    at a time, (frame, feature) each. A label with fewer than `least` frames on either side is not counted, nor one that
+    no feature fires on. `chance` in the table is the F1 of always saying the label.
     """
+    scored = ~choosing if scored is None else scored
     chosen_on, asked = (
-        Frames(frames.label[m], frames.names, frames.speaker[m], frames.clip[m]) for m in (choosing, ~choosing)
+        Frames(frames.label[m], frames.names, frames.speaker[m], frames.clip[m]) for m in (choosing, scored)
     )
-    best, right, said = _chosen([codes] if hasattr(codes, "indptr") else codes, choosing, chosen_on, asked)
+    best, right, said = _chosen([codes] if hasattr(codes, "indptr") else codes, frames, choosing, scored)
     true = true_of(asked)
     found = rates(right.sum(axis=1), said.sum(axis=1), true.sum(axis=1))
     counted = ((chosen_on.count >= least) & (asked.count >= least) & (best.feature >= 0)).to_numpy()
@@ -66,19 +69,20 @@ def dictionary_score(
     return DictionaryScore(float(found.f1[counted].mean()), *map(float, _interval(means)), table, means)
 
 
-def _chosen(parts: Iterable[csc_array], choosing: np.ndarray, chosen_on: Frames, asked: Frames):
+def _chosen(parts: Iterable[csc_array], frames: Frames, choosing: np.ndarray, scored: np.ndarray):
     """The best feature of each label on the frames of a mask: a table of label, feature, threshold and f1_chosen, and
-    how often it is right and says the label on the other frames, (label, speaker) each."""
+    how often it is right and says the label on the frames of another, (label, speaker) each."""
+    asked = Frames(frames.label[scored], frames.names, frames.speaker[scored], frames.clip[scored])
     many, first = len(asked.names), 0
     right, said = (np.zeros((many, len(np.unique(asked.speaker)))) for _ in range(2))
     best, cut, feature = np.zeros(many), np.full(many, np.inf), np.full(many, -1)
     for some in parts:
-        mine, f1 = thresholds(only(some, choosing), chosen_on)
+        mine, f1 = thresholds(some, frames, choosing)
         top = f1.argmax(axis=0)
         better = np.flatnonzero(f1[top, np.arange(many)] > best)
         best[better], cut[better] = f1[top[better], better], mine[top[better], better]
         feature[better] = first + top[better]
-        there = only(some[:, top[better]], ~choosing)
+        there = only(some[:, top[better]], scored)
         right[better], said[better] = by_speaker(there, asked, np.arange(len(better)), better, cut[better])
         first += some.shape[1]
     told = {"label": asked.names, "feature": feature, "threshold": cut, "f1_chosen": best}

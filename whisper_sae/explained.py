@@ -6,6 +6,8 @@ These stand on the indexes of `meaning`, and are used like them:
     inputs, classes = explained.kinds_of_sounds(run, seed, site)    # a row an input; a row an input and class
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +51,19 @@ def acoustics_of(run: Profile, seed: int) -> Recipe:
     def measure(folder: Path, clips: Step, activations: Step) -> dict:
         heard, windows, held = table(run, clips), activations.table("windows.csv"), frames.Activations(activations.path)
         words = dict(list(words_of(run, heard).groupby("clip")))
-        found = []
-        for number, count in enumerate(tqdm(held.counts, desc="acoustics", unit=" windows")):
-            clip, first, at = windows.loc[number, ["clip", "first", "at"]]
+
+        def heard_at(number: int) -> pd.DataFrame:
+            (clip, first, at), count = windows.loc[number, ["clip", "first", "at"]], held.counts[number]
             padded = int(at + count < held.kinds.shape[1])  # silence follows, be it padding or a gap
             told = acoustics.measured(listening.sound_of(heard, windows, number), int(count) + padded)[:count]
             told[WORD] = boundaries(words.get(clip), first / speech.RATE + told.position.to_numpy())
-            found.append(told.to_numpy(np.float32))
-        pd.DataFrame({"measure": list(told)}).to_csv(folder / "measures.csv", index=False)
-        np.save(folder / "measures.npy", np.concatenate(found))
+            return told.astype(np.float32)
+
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # most of it is done without the interpreter
+            every = pool.map(heard_at, range(len(held.counts)))
+            found = list(tqdm(every, desc="acoustics", unit=" windows", total=len(held.counts)))
+        pd.DataFrame({"measure": list(found[0])}).to_csv(folder / "measures.csv", index=False)
+        np.save(folder / "measures.npy", np.concatenate([told.to_numpy() for told in found]))
         return {"rows": int(held.counts.sum()), "clips_with_words": len(words)}
 
     heard = activations(run, seed)

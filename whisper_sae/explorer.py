@@ -20,9 +20,9 @@ from transformers import WhisperFeatureExtractor
 
 from whisper_sae import controls, galleries, meaning, media, model, recipes, sae, steering, stills, store, uploads
 from whisper_sae.messages import Message
-from whisper_sae.pages import TEMPLATE
 from whisper_sae.profiles import Profile
 from whisper_sae.questions import Questions
+from whisper_sae.template import TEMPLATE
 
 STILLS = 6
 """Clips that a page without a kernel shows."""

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from whisper_sae.findings import write as write_whole
 from whisper_sae.media import FRAME, RATE, opus, picture
 from whisper_sae.media import text as _text
-from whisper_sae.pages import POLICY, TEMPLATE
+from whisper_sae.template import POLICY, TEMPLATE
 
 ROOM = 3_500_000
 """Letters that whole clips may take of a page."""

@@ -88,9 +88,12 @@ class Index:
         piece, count = (self._of_passage[name][passage] for name in ("piece", "firings"))
         begins = self.firings[first : last + 1]
         at = slice(begins[0], begins[-1])
-        rows = np.repeat(self.starts[piece], count) + self._position[at]
-        values = self._value[at].astype(np.float32) * np.repeat(self.scale[first:last], np.diff(begins))
-        return csc_array((values, rows, begins - begins[0]), shape=(self.rows, last - first))
+        number = np.int32 if max(self.rows, begins[-1] - begins[0]) < 1 << 31 else np.int64
+        rows = np.repeat(self.starts[piece].astype(number), count)
+        rows += self._position[at]
+        values = self._value[at].astype(np.float32)
+        values *= np.repeat(self.scale[first:last], np.diff(begins))
+        return csc_array((values, rows, (begins - begins[0]).astype(number)), shape=(self.rows, last - first))
 
     def of_piece(self, piece: int, side: str = "both") -> pd.DataFrame:
         """What fires in one piece, a row a feature: `feature`, `row` and `value` of its peak; the strongest first."""

@@ -68,7 +68,8 @@ def codes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -
 
     return Recipe(
         "codes", write, {"site": site, "seed": seed, "of": of}, needs=needs, by=made_by(run, "03"),
-        code=(transpose, index, sae, frames, measure.moments, codes, Calls, Turned, _encoder, frames_of, windows_of),
+        code=(transpose, index, sae, frames, measure.moments, measure.mean, codes, Calls, Turned, _encoder, frames_of,
+              windows_of),
         label=f"index of the {of} of {site}",
     )  # fmt: skip
 
@@ -83,13 +84,15 @@ def _encoder(folder: Path, of: str, learnt: frames.Rows, trained: Step | None, s
         coder = sae.create("topk", learnt.width, d_sae, max(1, round(trained.facts["l0"])), seed + APART)
         coder.start_on(learnt.sample(4096, seed))
         return Calls(coder.eval()), d_sae
-    known = measure.moments(learnt.chunks())
-    np.save(folder / "mean.npy", known.mean.numpy())
-    axes = None
-    if of == "principal directions":
+    if of == "neurons":
+        axes, mean = None, measure.mean(learnt.chunks())
+    else:
+        known = measure.moments(learnt.chunks())
+        mean = known.mean
         axes = torch.linalg.eigh(known.covariance).eigenvectors.flip(1)  # the first holds most of the variance
         axes = (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()).float()  # their signs mean nothing
-    return Turned(known.mean.float(), axes), learnt.width
+    np.save(folder / "mean.npy", mean.numpy())
+    return Turned(mean.float(), axes), learnt.width
 
 
 class Calls(torch.nn.Module):

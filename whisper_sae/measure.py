@@ -153,6 +153,14 @@ def moments(chunks: Iterable[Tensor]) -> Moments:
     return Moments(n, mean, square / n - torch.outer(mean, mean))
 
 
+def mean(chunks: Iterable[Tensor]) -> Tensor:
+    """The mean of all frames of the chunks, (frame, d): (d,) float64, as of `moments`."""
+    n, total = 0, 0.0
+    for x in chunks:
+        n, total = n + len(x), total + x.double().sum(dim=0)
+    return total / n
+
+
 def share_between(x: Tensor, groups) -> float:
     """The share of the variance of `x`, (row, width), that lies between groups, (row,): from 0 to 1 (η²).
 

@@ -12,7 +12,6 @@ import io
 import re
 from functools import cache
 from html import escape
-from pathlib import Path
 
 import latex2mathml.converter
 from bs4 import BeautifulSoup
@@ -22,12 +21,7 @@ from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
-TEMPLATE = Path(__file__).resolve().parents[1] / "reports" / "_template"
-
-POLICY = (
-    "default-src 'none'; img-src data:; media-src data: blob:; font-src data:; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
+from whisper_sae.template import POLICY, TEMPLATE
 
 FIGURE = re.compile(r'<img\b[^>]*src="data:image/(?:png|jpeg);base64,([^"]+)"[^>]*>')
 NOTEBOOK = re.compile(r"(?:\./)?(\d\d_\w+)\.(?:ipynb|py)((?:#.*)?)$")

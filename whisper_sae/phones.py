@@ -44,11 +44,15 @@ def at(clip: pd.DataFrame, moments: np.ndarray) -> np.ndarray:
 
     A phone holds [start, end). Of a frame, the moment to ask about is its middle: (i + 0.5) · 20 ms.
     """
-    if clip.empty:
+    return _inside(clip.start.to_numpy(), clip.end.to_numpy(), np.asarray(moments))
+
+
+def _inside(start: np.ndarray, end: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Which of some stretches of a clip holds each moment: (moment,), -1 for none."""
+    if not len(start):
         return np.full(len(moments), -1)
-    row = np.searchsorted(clip.start.to_numpy(), moments, side="right") - 1
-    inside = (row >= 0) & (np.asarray(moments) < clip.end.to_numpy()[row])
-    return np.where(inside, row, -1)
+    row = np.searchsorted(start, moments, side="right") - 1
+    return np.where((row >= 0) & (moments < end[row]), row, -1)
 
 
 class Placed(NamedTuple):
@@ -74,15 +78,13 @@ def placed(told: pd.DataFrame, clip: np.ndarray, moment: np.ndarray) -> Placed:
 
     `told` has `clip`, `start` and `end`, in any order; nothing overlaps.
     """
-    row = np.full(len(clip), -1)
-    order = np.lexsort((told.start.to_numpy(), told["clip"].to_numpy()))
-    ranked = told.iloc[order]
-    first = {name: place[0] for name, place in ranked.groupby("clip", sort=False).indices.items()}
-    groups = dict(list(ranked.groupby("clip", sort=False)))
+    row, moment = np.full(len(clip), -1), np.asarray(moment)
+    start, end, of = (told[name].to_numpy() for name in ("start", "end", "clip"))
+    order = np.lexsort((start, of))
     for name, frames in pd.Series(clip).groupby(np.asarray(clip)).indices.items():
-        if name in groups:
-            inside = at(groups[name], np.asarray(moment)[frames])
-            row[frames] = np.where(inside >= 0, order[np.clip(first[name] + inside, 0, None)], -1)
+        mine = order[np.searchsorted(of, name, "left", order) : np.searchsorted(of, name, "right", order)]
+        inside = _inside(start[mine], end[mine], moment[frames])
+        row[frames] = np.where(inside >= 0, mine[inside] if len(mine) else -1, -1)
     start, end = (np.append(told[side].to_numpy(float), np.nan)[row] for side in ("start", "end"))  # row -1 is NaN
     return Placed(row, moment - start, end - moment)
 

@@ -40,6 +40,9 @@ SHIFTED = 20
 TIMED = 60
 """Of how many features, those with the highest F1 among the found, the lag of the peak is looked for."""
 
+PART = 256
+"""Sides of an index that are asked at a time."""
+
 STANDS_OUT = 1.25
 """How many times the mean of a phone's thirds a feature must say in one of them for that to be its stage."""
 
@@ -80,11 +83,13 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     label = phones.labels(told, where, column, TOLERANCE)
     if not (label != "").any():
         raise phones.BadPhones(f"phones: no corpus of this profile tells a phone's {column}")
-    common = pd.Series(label[label != ""]).value_counts()
-    common = common.index[common >= LEAST_FRAMES] if common.max() >= LEAST_FRAMES else common.index
-    here = np.isin(label, common)
-    names, number = np.unique(label[here], return_inverse=True)
-    known = codes.Frames(number, names, pd.factorize(speaker[here])[0], pd.factorize(clip[here])[0])
+    number, names = pd.factorize(label, sort=True)
+    count = np.where(names == "", 0, np.bincount(number))
+    common = count >= min(LEAST_FRAMES, count.max())
+    common &= count > 0
+    here, place = common[number], np.cumsum(common) - 1
+    voice, piece = (pd.factorize(of[here])[0] for of in (speaker, clip))
+    known = codes.Frames(place[number[here]], names[common], voice, piece)
     choosing, apart = _choosing((heard.split == "train").to_numpy()[clip[here]], known, seed)
     return Asked(here, known, choosing, apart, where, timing.Clock(clip, moment, speaker), told)
 
@@ -116,9 +121,10 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
     def score(folder: Path, clips: Step, activations: Step, built: Step) -> dict:
         known = asked(run, table(run, clips), activations, column, seed)
         found = index.Index(built.path)
-        total = -(-found.sides // 256)
-        parts = tqdm(codes.by_parts(found, known.here), desc=f"asking the {of}", unit=" parts", total=total)
-        told = detectors.dictionary_score(parts, known.frames, known.choosing, seed=seed)
+        parts = (found.columns(first, min(first + PART, found.sides)) for first in range(0, found.sides, PART))
+        parts = tqdm(parts, desc=f"asking the {of}", unit=" parts", total=-(-found.sides // PART))
+        every, choosing = _every_row(known)
+        told = detectors.dictionary_score(parts, every, choosing, scored=known.here & ~choosing, seed=seed)
         told.table.to_csv(folder / "labels.csv", index=False)
         np.save(folder / "draws.npy", told.draws)
         facts = {"f1": told.f1, "low": told.low, "high": told.high, "features": found.sides, "apart": known.apart}
@@ -129,9 +135,21 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
     return Recipe(
         "detection", score, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(detectors, codes, phones, index, detection, asked, _choosing, _classes, *TELLING, table),
+        code=(detectors, codes, phones, index, detection, asked, _every_row, _choosing, _classes, *TELLING, table),
         by=made_by(run, "06"), label=f"{column} from the {of} of {site}",
     )  # fmt: skip
+
+
+def _every_row(known: Asked) -> tuple[codes.Frames, np.ndarray]:
+    """What is known of all rows of an index, not of the labelled ones alone, and on which is chosen: (row,)."""
+
+    def spread(part: np.ndarray) -> np.ndarray:
+        whole = np.zeros(len(known.here), part.dtype)
+        whole[known.here] = part
+        return whole
+
+    label, names, speaker, clip = known.frames
+    return codes.Frames(spread(label), names, spread(speaker), spread(clip)), spread(known.choosing)
 
 
 def score_of(step: Step) -> detectors.DictionaryScore:

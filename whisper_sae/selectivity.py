@@ -5,6 +5,8 @@ frames take seconds. What was chosen on some speakers is scored on others: thres
 best, are taken from the frames of the choosing speakers; all scores are of the other speakers' frames.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -110,33 +112,48 @@ def _starts(codes: csc_array, order: np.ndarray) -> np.ndarray:
     return new
 
 
-def thresholds(codes: csc_array, frames: Frames) -> tuple[np.ndarray, np.ndarray]:
+def thresholds(codes: csc_array, frames: Frames, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The value from which on "it is the label" has the highest F1 on these frames, and that F1: (feature, label) each.
 
-    Only values at which the feature fires are asked. A feature that never fires on a label has infinity and 0. This F1
-    was chosen: `at_thresholds` on other speakers says what it is worth.
+    Only values at which the feature fires are asked, and of a mask `among`, (frame,), only its frames. A feature that
+    never fires on a label has infinity and 0. This F1 was chosen: `at_thresholds` on other speakers says what it is
+    worth.
     """
-    labels, count = len(frames.names), frames.count
+    labels, among = len(frames.names), np.ones(len(frames.label), bool) if among is None else among
+    count = np.bincount(frames.label[among], minlength=labels)
     cut, best = np.full((codes.shape[1], labels), np.inf), np.zeros((codes.shape[1], labels))
-    for some, inner in blocks(codes):
-        order, _, last = _falling(inner)
-        label = frames.label[inner.indices[order]].astype(np.min_scalar_type(labels))
-        for a, b in zip(inner.indptr[:-1], inner.indptr[1:], strict=True):  # by label, still from the largest down
-            within = a + np.argsort(label[a:b], kind="stable")
-            order[a:b], last[a:b], label[a:b] = order[within], last[within], label[within]
-        if not inner.nnz:
-            continue
-        key = feature_of(inner) * labels + label
-        start = np.flatnonzero(np.append(True, np.diff(key) != 0))
-        length = np.diff(np.append(start, len(key)))
-        right = np.arange(len(key)) - np.repeat(start, length) + 1
-        f1 = 2 * right / (last + 1 + count[label])
-        top = np.maximum.reduceat(f1, start)
-        hit = np.flatnonzero(f1 == np.repeat(top, length))
-        where = hit[np.searchsorted(hit, start)]
-        cut[some].reshape(-1)[key[start]] = inner.data[order[where]]
-        best[some].reshape(-1)[key[start]] = top
+    small = np.where(among, frames.label, labels).astype(np.min_scalar_type(labels))  # is sorted faster
+
+    def choose(features: np.ndarray) -> None:
+        for feature in features:
+            a, b = codes.indptr[feature : feature + 2]
+            label = small[codes.indices[a:b]]
+            here = np.flatnonzero(label < labels)
+            if len(here):
+                mine, *found = _best_cuts(codes.data[a:b][here], label[here], count)
+                cut[feature, mine], best[feature, mine] = found
+
+    threads = min(os.cpu_count() or 1, 8)  # numpy lets others work while it sorts
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(choose, np.array_split(np.arange(codes.shape[1]), threads)))
     return cut, best
+
+
+def _best_cuts(value: np.ndarray, label: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the values and labels of one feature's entries: which labels there are, the best threshold and F1 of each."""
+    falling = np.argsort(-value)
+    value, label = value[falling], label[falling]
+    last = np.append(np.flatnonzero(value[1:] != value[:-1]) + 1, len(value))  # of equal ones
+    said = np.repeat(last, np.diff(last, prepend=0))  # how many are at least as large
+    by_label = np.argsort(label, kind="stable")  # still from the largest down
+    there = np.bincount(label, minlength=len(count))
+    mine = np.flatnonzero(there)
+    start, length = (np.cumsum(there) - there)[mine], there[mine]
+    right = np.arange(1, len(value) + 1) - np.repeat(start, length)
+    f1 = 2 * right / (said[by_label] + np.repeat(count[mine], length))
+    top = np.maximum.reduceat(f1, start)
+    hit = np.flatnonzero(f1 == np.repeat(top, length))
+    return mine, value[by_label[hit[np.searchsorted(hit, start)]]], top
 
 
 class AtThreshold(NamedTuple):
@@ -232,7 +249,7 @@ def scores(codes: csc_array, frames: Frames, choosing: np.ndarray, top: int = 20
     `half_of` the speakers is such a mask. Where it has all frames, lift, AUC, information and purity are of these, for
     nothing in them is chosen, and precision, recall and F1 are NaN.
     """
-    cut, chosen = thresholds(*part(codes, frames, choosing))
+    cut, chosen = thresholds(codes, frames, choosing)
     apart = not choosing.all()
     asked, there = part(codes, frames, ~choosing) if apart else (codes, frames)
     said = at_thresholds(asked, there, cut if apart else np.full_like(cut, np.nan))

@@ -55,7 +55,7 @@ def _written(text: str) -> str:
 def strings(whisper, ids: torch.Tensor, lengths: np.ndarray) -> pd.DataFrame:
     """A row a token that `given` gives: row, position, token_id, token (its string), word (its number; -1: prompt)."""
     tokenizer = whisper.require_tokenizer()
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids, *given(whisper, [""])[0][0].tolist()}  # not all name their prompt's special
     rows = []
     for row, (one, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
         word = -1

@@ -80,10 +80,11 @@ def latency(codes: csc_array, feature: int, clock: Clock, clip, moment, *, reach
     low = high = np.nan
     if len(means) > 1:
         rng = np.random.default_rng(seed)
-        drawn = [_peak(_mean(means[rng.integers(0, len(means), len(means))]), offset) for _ in range(draws)]
+        drawn = _mean(means[rng.integers(0, len(means), (draws, len(means)))])
+        drawn = _peak(drawn, offset)
         if np.isfinite(drawn).any():
             low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return Latency(offset, mean, _peak(mean, offset), float(low), float(high))
+    return Latency(offset, mean, float(_peak(mean, offset)), float(low), float(high))
 
 
 def _frame(clock: Clock) -> float:
@@ -109,19 +110,23 @@ def _nearest(clock: Clock, clip: np.ndarray, moment: np.ndarray, frame: float) -
 
 
 def _mean(means: np.ndarray) -> np.ndarray:
-    """The mean over speakers of what each has: (offset,); NaN where none has any."""
+    """The mean over speakers of what each has, (…, speaker, offset): (…, offset); NaN where none has any."""
     there = np.isfinite(means)
     with np.errstate(invalid="ignore"):
-        return np.where(there, means, 0).sum(axis=0) / there.sum(axis=0)
+        return np.where(there, means, 0).sum(axis=-2) / there.sum(axis=-2)
 
 
-def _peak(mean: np.ndarray, offset: np.ndarray) -> float:
-    """Where a curve is highest, in the unit of its offsets; NaN for a flat one."""
-    if not np.isfinite(mean).any() or np.nanmax(mean) <= np.nanmin(mean):
-        return np.nan
-    height = np.nan_to_num(mean - (np.nanmax(mean) + np.nanmin(mean)) / 2, nan=-1.0)
-    top = int(height.argmax())
-    below = np.flatnonzero(height <= 0)
-    a = below[below < top].max(initial=-1) + 1
-    b = below[below > top].min(initial=len(mean))
-    return float((height[a:b] * offset[a:b]).sum() / height[a:b].sum())
+def _peak(mean: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Where curves, (…, offset), are highest, in the unit of the offsets: (…,); NaN for a flat one."""
+    known = np.isfinite(mean)
+    high, low = (np.where(known, mean, aside) for aside in (-np.inf, np.inf))
+    high, low = high.max(axis=-1, keepdims=True), low.min(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        height = np.where(known, mean - (high + low) / 2, -1.0)
+    place, top = np.arange(mean.shape[-1]), height.argmax(axis=-1)[..., None]
+    below = height <= 0
+    first = np.where(below & (place < top), place, -1).max(axis=-1, keepdims=True)
+    last = np.where(below & (place > top), place, len(place)).min(axis=-1, keepdims=True)
+    height = np.where((first < place) & (place < last), height, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((high > low)[..., 0], (height * offset).sum(axis=-1) / height.sum(axis=-1), np.nan)

@@ -97,7 +97,8 @@ class Question(NamedTuple):
     weights: csr_array
     """(token, clip · bin), rows that sum to 1."""
     ranks: np.ndarray
-    """(clip · bin, feature) from 0 to 1: the share of other clips that are lower there, equal ones counted half."""
+    """(clip · bin, feature) the share of other clips that are lower there, equal ones counted half, less a half: sums
+    of it stay small, and exact."""
     bins: int
     scale: np.ndarray
     """(token,) by which a mean rank becomes an AUC."""
@@ -105,8 +106,10 @@ class Question(NamedTuple):
     def asked(self, order: np.ndarray) -> np.ndarray:
         """The statistic where clip c has the text of clip order[c]: (feature, token), 0.5 for no connection."""
         has = np.argsort(order)  # the clip to which each text went
-        cells = self.ranks.reshape(-1, self.bins, self.ranks.shape[1])[has].reshape(self.ranks.shape)
-        return (0.5 + (self.weights @ cells - 0.5) * self.scale[:, None]).T
+        cells = (has[:, None] * self.bins + np.arange(self.bins)).ravel()  # what each of a text's cells is there
+        weights = self.weights.data.astype(np.float32), cells[self.weights.indices], self.weights.indptr
+        found = csr_array(weights, shape=self.weights.shape) @ self.ranks
+        return (0.5 + found * self.scale[:, None]).T
 
     @property
     def spread(self) -> np.ndarray:
@@ -156,7 +159,8 @@ def position(profiles: np.ndarray, said: Tokens) -> Question:
 
 
 def _ranks(profiles: np.ndarray) -> np.ndarray:
-    """In each bin of each feature, the share of clips that are lower, equal ones half: (clip · bin, feature)."""
+    """In each bin of each feature, the share of clips that are lower, equal ones half, less a half: (clip · bin,
+    feature)."""
     clips, bins, features = profiles.shape
-    share = (rankdata(profiles, axis=0) - 0.5) / clips
+    share = (rankdata(profiles, axis=0) - 0.5) / clips - 0.5
     return share.reshape(clips * bins, features).astype(np.float32)
