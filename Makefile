@@ -19,7 +19,7 @@ report: $(READY)
 test: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "not slow" -n 2
 
 test-slow: $(READY)
 	$(RUN) pytest -m slow

@@ -63,6 +63,7 @@ def twenty():
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "dealt"])
 def test_a_random_dictionary_and_dealt_classes_give_no_discovery_beyond_the_rate(twenty, kind):
     """At 5 % one run in twenty may have one; more than three has a chance of 1.6 %."""
@@ -71,17 +72,20 @@ def test_a_random_dictionary_and_dealt_classes_give_no_discovery_beyond_the_rate
     assert min(len(run[kind]) for run in twenty) > 200, "hundreds were tested"
 
 
+@pytest.mark.slow
 def test_a_planted_feature_is_found_in_every_run(twenty):
     for run in twenty:
         (row,) = run["planted"][run["planted"].feature == 13].itertuples()
         assert row.found and row._2 == "2" and 2.5 < row.selectivity <= 4
 
 
+@pytest.mark.slow
 def test_what_the_decoys_are_for(twenty):
     """Random directions hear the same items: against dealt classes alone some of them are rightly selective."""
     assert sum(run["alone"].found.sum() for run in twenty) > 20
 
 
+@pytest.mark.slow
 def test_the_usual_criterion_passes_anything(twenty):
     assert min(run["naive"] for run in twenty) >= 50
 

@@ -105,6 +105,7 @@ def test_phones_lie_within_their_words():
     assert (phones.end_ms <= phones.end_ms_of_word + 0.11).all()
 
 
+@pytest.mark.slow
 def test_stops_and_fricatives_are_where_the_table_says(build):
     check = build("check_alignment")
     cases = check.measure(CORPUS)

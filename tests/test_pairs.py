@@ -129,6 +129,7 @@ def test_what_was_executed_must_be_what_is_written(folder):
         pairs.record(folder, old)
 
 
+@pytest.mark.slow
 def test_jupytext_and_nbval_agree_with_us(folder):
     """`jupytext --test` finds the pair equal; nbval accepts the recorded fact and refuses a wrong one."""
     pairs.record(folder, executed(folder))
