@@ -81,19 +81,20 @@ def notes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -
 
 
 def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *, most: int = 300, each: int = 5,
-         features: Sequence[int] | None = None, of: str = "dictionary", name: str = "features",
+         features: Sequence[int] | None = None, wholes: int = CLIPS, of: str = "dictionary", name: str = "features",
          **which) -> Page:  # fmt: skip
     """Write the gallery of a site to the folder of the report, `<name>-<site>.html`.
 
     `told` has a row a feature, whose number is its index or in `feature`: columns of `gallery.SHOWN` and any others,
     such as flags and correlates; it goes before what is computed here. Shown are `features`, or those with a note and
     as many as `most` others, drawn among all that fire. `each` examples of a feature, two the loudest and the others
-    from deciles below. Raises NotMade where there is no index.
+    from deciles below. `wholes` is how many whole clips. Raises NotMade where there is no index.
     """
     kept = notes(run, seed, site, of, **which)
     noted = kept.notes()
     chosen = None if features is None else sorted({int(number) for number in features})
-    step = store.make(gathered(run, seed, site, most=most, each=each, features=chosen, also=noted, of=of, **which))
+    asked = {"most": most, "each": each, "features": chosen, "also": noted, "wholes": wholes, "of": of}
+    step = store.make(gathered(run, seed, site, **asked, **which))
     shown = pd.DataFrame(_json(step.path / "features.json"))
     shown = _named(_joined(shown, told), noted)
     drawn = "" if chosen is not None or len(shown) >= step.facts["alive"] else "drawn at random from "
@@ -111,12 +112,12 @@ def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *
 
 
 def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int = 5, features=None, also=(),
-             of: str = "dictionary", **which) -> Recipe:  # fmt: skip
+             wholes: int = CLIPS, of: str = "dictionary", **which) -> Recipe:  # fmt: skip
     """`features.json` and `examples.json`, as `gallery.write` takes them, of some features of a site; see `page`."""
     indexed = index_of(run, seed, site, of, **which)
     needs = {"indexed": indexed} | {name: indexed.needs[name] for name in ("clips", "activations")}
     params = {"site": site, "seed": seed, "most": most, "each": each, "features": features, "also": sorted(also)}
-    params["told"] = digests(run)
+    params |= {"wholes": wholes, "told": digests(run)}
 
     def write(folder: Path, indexed: Step, clips: Step, activations: Step) -> dict:
         drawn = examples_in(run, seed, site, of, **which)
@@ -125,7 +126,7 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
         numbers = _chosen(alive, drawn.index.features, most, features, also, seed)
         scored = phone_scores(run, drawn.index, heard, activations, seed)
         _rows(drawn, numbers, scored).to_json(folder / "features.json", orient="records", double_precision=6)
-        made = gallery.packed(_examples(drawn, heard, numbers, each), _wholes(drawn, heard, numbers, seed))
+        made = gallery.packed(_examples(drawn, heard, numbers, each), _wholes(drawn, heard, numbers, wholes, seed))
         (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
         return {"features": len(numbers), "alive": len(alive)}
 
@@ -245,11 +246,11 @@ def _examples(drawn: Examples, heard: pd.DataFrame, numbers: list[int], each: in
             yield _one(drawn, heard, number, row, filters)
 
 
-def _wholes(drawn: Examples, heard: pd.DataFrame, numbers: list[int], seed: int) -> Iterator[Whole]:
+def _wholes(drawn: Examples, heard: pd.DataFrame, numbers: list[int], most: int, seed: int) -> Iterator[Whole]:
     """Clips of as many speakers as there are, drawn at random, and those of the features that peak highest in them."""
     filters, here = WhisperFeatureExtractor().mel_filters, heard.assign(row=range(len(heard)))
     here = here[(here.duration <= LONGEST) & (drawn.frames > 0)]
-    for row in speech.draw(here, CLIPS, seed).itertuples():
+    for row in (speech.draw(here, most, seed) if most else here.head(0)).itertuples():
         frames = int(np.ceil(round(row.duration * RATE, 6) / FRAME))
         sound = np.zeros(frames * FRAME, np.float32)
         inside = excerpts.excerpt(row.path, 0, len(sound))

@@ -33,7 +33,7 @@ NAMED = 16
 """Features that the SAE's direction is made of."""
 
 
-def bench(run: Profile, seed: int, site: str, spoken: int = 36) -> Recipe:
+def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
     """`sounds.csv`: a row a sound without speech, what is written of it; `detector.csv`, how sure a probe is that each
     transcript is of no speech; `steered.csv`, a row a direction, strength and clip, what is written under it.
 

@@ -25,7 +25,7 @@ from whisper_sae.store import Recipe, Step, make, need
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """What a feature's codes are multiplied by in a dose-response curve; 1 changes nothing."""
 
-CONTROLS, POOL, LEAST, ALONG_RANDOM = 15, 30, 6, 10
+CONTROLS, POOL, LEAST, ALONG_RANDOM = 15, 25, 6, 10
 """Controls of each phone; features drawn at random of all, from which they are; words a phone must have; and
 of how many features, those that change most, a random direction is tried as well."""
 
@@ -35,8 +35,9 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
     nats); `words.csv`, the words; `features.csv`, a row a silenced feature: its number, what it is there for, its rate,
     and its size (mean where it fires, times the length of its direction).
 
-    Silenced are the best feature of each phone; POOL features drawn at random of all that fire (`pool`); and, `along`
-    "random", the strongest of them again with a random direction of the same length in the place of their own.
+    Silenced are the best feature of each phone that enough words hold; POOL features drawn at random of all that fire
+    (`pool`); and, `along` "random", the strongest of them again with a random direction of the same length in the place
+    of their own.
     """
     chosen = phonetics.detection(run, seed, site)
 
@@ -44,7 +45,7 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
         some = causal.gathered(run, seed, causal.sites_of(run)).fewer(a_speaker, seed=seed)
         heard = some.heard[site]
         coded = patching.Coded(heard, causal.coder_of(run, seed, site))
-        best = sorted(set(_best(detected).tolist()))
+        best = _asked(run, seed, some, _best(detected))
         rng = np.random.default_rng(seed)
         pool = np.sort(rng.permutation(np.flatnonzero(coded.rates > 2e-4))[:POOL]).tolist()
         changes = {("own", feature): coded.edit(edits.silence([feature])) for feature in sorted({*best, *pool})}
@@ -71,9 +72,11 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
         return {"clips": len(some.clips), "speakers": len(set(some.speakers)), "features": len(best), "runs": runs}
 
     return Recipe(
-        "effects-on-words", silence, {"seed": seed, "site": site, "a_speaker": a_speaker, "pool": POOL},
+        "effects-on-words", silence,
+        {"seed": seed, "site": site, "a_speaker": a_speaker, "pool": POOL, "least": LEAST, "phones": digests(run)},
         needs={"detected": chosen}, by=made_by(run, "05"), label=f"effects on words at {site}",
-        code=(*causal.CODE, losses, edits, effects, _best, _random_directions, causal.gathered, causal.drawn),
+        code=(*causal.CODE, losses, edits, targets, effects, _best, _asked, _random_directions, causal.gathered,
+              causal.drawn),
     )  # fmt: skip
 
 
@@ -89,6 +92,16 @@ def _best(detected: Step) -> pd.Series:
     """The best feature of each phone that was counted, by phone."""
     told = phonetics.read(detected, "labels.csv")
     return told[told.counted.astype(bool)].set_index("label").feature
+
+
+def _asked(run: Profile, seed: int, some: causal.Gathered, best: pd.Series) -> list[int]:
+    """The best features of phones that at least LEAST of the words hold."""
+    places = [(row, place) for row, said in enumerate(some.clips.text) for place in range(len(said.split()))]
+    clip, place = np.array(places).T
+    told, rows = told_in(run, seed), {int(number): row for row, number in enumerate(some.clips["clip"])}
+    words = targets.Spoken(clip, place, some.speakers[clip])
+    holds = targets.holding(words, told[told["clip"].isin(rows)], rows)
+    return sorted({feature for phone, feature in best.items() if phone in holds and holds[phone].sum() >= LEAST})
 
 
 def _random_directions(W_dec: torch.Tensor, seed: int) -> torch.Tensor:
@@ -164,7 +177,7 @@ def phones(run: Profile, seed: int, step: Step) -> tuple[pd.DataFrame, np.ndarra
 # -------------------------------------------------------------------------------------------------- in words
 
 
-def dose(run: Profile, seed: int, site: str, most: int = 6, a_speaker: int = 3) -> Recipe:
+def dose(run: Profile, seed: int, site: str, most: int = 4, a_speaker: int = 3) -> Recipe:
     """`wrote.csv`: what is written of each clip with the feature of each of the `most` surest phones, and of one
     matched control of each, at each of SCALES: phone, control, feature, scale, clip, said, wrote. Untouched clips are
     there too."""
