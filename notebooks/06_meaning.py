@@ -335,7 +335,7 @@ if len(told):
     scores_of = scores_of.join(
         features.set_index("feature")[["label", "f1", "chance", "stage"]].rename(columns={"label": "phone"})
     )
-galleries.page(run, seed, site, scores_of, most=24, each=4, wholes=8)
+galleries.page(run, seed, site, scores_of, most=20, each=3, wholes=6)
 
 # %% [markdown]
 # <aside class="doubt"><strong>What would change my mind</strong>

@@ -62,7 +62,7 @@ class Gathered:
 
 @functools.lru_cache(maxsize=4)
 def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str, ...] = HELD_OUT,
-             spoken: bool | None = True, most: int = 128) -> Gathered:  # fmt: skip
+             spoken: bool | None = True, most: int = 108) -> Gathered:  # fmt: skip
     """Clips of some splits that fit in a window, with words, without (`spoken=False`) or both (None), heard at `sites`.
 
     At most `most`, and no more than HELD bytes hold, drawn at random, the speakers in turn. The last few that were

@@ -25,7 +25,7 @@ from whisper_sae.store import Recipe, Step, need
 EACH = 8
 """Sounds of each kind that are made."""
 
-STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5)
+STRENGTHS = (0.0, 0.1, 0.2, 0.5)
 """How much of the way from speech to its absence is gone; 0 changes nothing."""
 
 DIRECTIONS = ("features", "mean difference", "random")
