@@ -290,8 +290,9 @@ for name, step in {"letters": letters, "words": spelled}.items():
 # that was not learnt, and more than in twenty turns of the clips: loudness, pitch, brightness, position, the end of speech, the edge of the padding, a word boundary.
 
 # %%
-acoustic = explained.features(run, seed, site, shifts=20)  # a row a feature
-heard_of = store.need(explained.correlates_of(run, seed, site, shifts=20))
+asked = {"most": 30_000, "shifts": 20}  # frames, of whole clips drawn at random; turns of the clips
+acoustic = explained.features(run, seed, site, **asked)  # a row a feature
+heard_of = store.need(explained.correlates_of(run, seed, site, **asked))
 flags = heard_of.table("flags.csv")
 
 # %% tags=["hide-input"]

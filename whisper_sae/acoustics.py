@@ -105,7 +105,7 @@ def _since(silent: np.ndarray) -> np.ndarray:
 def _around(sound: np.ndarray, frames: int, length: int) -> np.ndarray:
     """`length` samples around the middle of each frame, zeros beyond the ends: (frame, length)."""
     side = (length - FRAME) // 2
-    padded = np.pad(sound, side)
+    padded = np.pad(sound, side).astype(np.float32)  # a transform takes half as long
     return np.lib.stride_tricks.sliding_window_view(padded, length)[::FRAME][:frames]
 
 
@@ -121,7 +121,7 @@ def colour(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The tilt is the slope of a straight line through the spectrum from 100 Hz to 7 kHz, every octave counted alike.
     """
     length = blocks.shape[1]
-    power = np.square(np.abs(rfft(blocks * np.hanning(length), axis=1)))
+    power = np.square(np.abs(rfft(blocks * np.hanning(length).astype(blocks.dtype), axis=1)))
     frequency = np.arange(power.shape[1]) * RATE / length
     total = power.sum(axis=1)
     some = total > 1e-12
@@ -143,7 +143,7 @@ def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     or less is preferred, for a sound of period T has that of 2 T too. Its height is the voicing; from 0.5 on it counts.
     """
     length = blocks.shape[1]
-    window = np.hanning(length)
+    window = np.hanning(length).astype(blocks.dtype)
     lags = np.arange(int(RATE / PITCHES[1]) - 1, int(RATE / PITCHES[0]) + 2)
     whole = _autocorrelation(window[None], lags[-1])[0]
     own = _autocorrelation((blocks - blocks.mean(axis=1, keepdims=True)) * window, lags[-1])
