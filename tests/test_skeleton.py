@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "relabelling": {"effects"},
     "crossing": {"effects"},
     "confounds": {"crossing", "effects"},  # partial d is the same there
-    "held_fixed": {"confounds", "effects"},
+    "held_fixed": {"confounds", "effects", "relabelling"},
     "power": {"effects"},  # tidy labels
     "model": {"attention", "devices", "sites", "hooks", "logmel"},
     "modules": {"activations", "hooks"},  # the same store, the same hooks, any model

@@ -21,14 +21,6 @@ PROMPT = ["<|startoftranscript|>", "<|notimestamps|>"]
 
 
 @pytest.fixture(scope="module")
-def demo() -> model.Whisper:
-    """The bundled Whisper, on the CPU. Shared by all tests: watch it, do not change it."""
-    if not (WHISPER / "model.safetensors").exists():
-        pytest.skip("the demo's model is not there")
-    return model.load(str(WHISPER), "cpu")
-
-
-@pytest.fixture(scope="module")
 def clips() -> pd.DataFrame:
     """Three sentences of different speakers, and a sound that is none."""
     found = speech.read(CORPUS)

@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from whisper_sae import confounds, effects
+from whisper_sae.relabelling import Relabelled
 
 AT_ONCE = 2**21
 """Deals times features times columns that are worked on at a time."""
@@ -51,20 +52,7 @@ class Dealt(NamedTuple):
     """Speakers who count."""
     level: float
 
-    @property
-    def tested(self) -> np.ndarray:
-        """(feature,) bool."""
-        return np.isfinite(self.p)
-
-    @property
-    def found(self) -> np.ndarray:
-        """(feature,) bool: discoveries at a false discovery rate of `level`."""
-        return np.nan_to_num(self.q, nan=1.0) <= self.level
-
-    @property
-    def beyond(self) -> np.ndarray:
-        """(feature,) bool: the chance that any of them is none is at most `level`."""
-        return np.nan_to_num(self.p_family, nan=1.0) <= self.level
+    tested, found, beyond = Relabelled.tested, Relabelled.found, Relabelled.beyond  # asked of the same fields
 
 
 def dealt(

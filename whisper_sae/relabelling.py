@@ -56,7 +56,7 @@ class Relabelled(NamedTuple):
 
     @property
     def beyond(self) -> np.ndarray:
-        """(feature,) bool: |d| beyond the threshold; the chance that any of them is none is at most `level`."""
+        """(feature,) bool: beyond the threshold; the chance that any of them is none is at most `level`."""
         return np.nan_to_num(self.p_family, nan=1.0) <= self.level
 
     @property
