@@ -115,15 +115,15 @@ if len(known):
 # |---|---|
 # | `gender` | pitch, pitch range, the synthesiser's variant, the length of the vocal tract |
 # | `accent` | phones, the qualities of vowels, some rhythm |
-# | `mic` | loudness alone: *near* and *far*, a **confounded label** |
+# | `mic` | `tilt_db` alone, what the microphone takes from the high frequencies: *near* and *far*, a **confounded label** |
 # | `null_label` | nothing; drawn by lot, as often in every group, a **null label** |
 #
-# A method that finds `null_label` is broken. One that finds `mic` should say *loudness* and not *microphone*. What
-# the labels do to three plain measurements of the sound:
+# A method that finds `null_label` is broken. One that finds `mic` should say *spectral tilt* and not *microphone*. What
+# the labels do to four plain measurements of the sound:
 
 # %% tags=["hide-input"]
 labels = [name for name in ("gender", "accent", "mic", "null_label") if name in voices and voices[name].nunique() > 1]
-plain = [name for name in ("f0_hz", "level_db", "rate_wpm") if name in heard]
+plain = [name for name in ("f0_hz", "tilt_db", "level_db", "rate_wpm") if name in heard]
 if labels and plain:
     figures.table(speech.means_by(speaking, labels, plain)[["label", "group", *plain]], caption="Means over clips.")
 
@@ -211,7 +211,7 @@ if len(rates):
 # ## Who is speaking?
 #
 # Now the voice instead of the word: the mean of a clip's frames, and a probe that has never met the speaker. Gender
-# and accent should be read above chance, since they were planted; `mic` too, because loudness can be heard; and
+# and accent should be read above chance, since they were planted; `mic` too, because a dull sound can be heard; and
 # `null_label` **must not** be. One trap lies here: where a label is balanced within every group, leaving out a single speaker
 # leaves its likes with mostly the *other* label, and a probe that knows nothing falls below chance. So speakers
 # are left out in equal numbers of each label among their likes.

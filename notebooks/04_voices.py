@@ -6,7 +6,7 @@
 # **You will** compute one effect size per feature, of speakers, set it against chance, and hear what is left.
 #
 # **You will learn** why counting frames invents significance, what a thousand tests give when nothing is there, what so few speakers
-# can show at all, and how a label that goes along with loudness comes to look like a finding.
+# can show at all, and how a label that goes along with a dull microphone comes to look like a finding.
 #
 # **You need** the results of notebooks 0 to 2, and for the last section those of notebook 3.
 #
@@ -175,14 +175,14 @@ if many:
 # %% [markdown]
 # ## Is it the label, or what goes along with it?
 #
-# Of the demo we know the truth. Its `mic` is nothing but loudness: a far one is softer. Whatever it shows has to vanish when level is held
-# fixed, by taking out of features *and* grouping what a straight line through it tells; what is left of the features changes places among speakers
+# Of the demo we know the truth. Its `mic` is nothing but spectral tilt: a far microphone is duller. Whatever it shows has to vanish when tilt is
+# held fixed, by taking out of features *and* grouping what a straight line through it tells; what is left of the features changes places among speakers
 # (Freedman and Lane). Or speakers are **matched**: in pairs of one of each group who are alike, members change places. The other way round:
 # pitch is a part of what makes a voice a woman's, so with pitch held fixed little of gender is *left*, and hardly anything can be said.
 
 # %% tags=["show-code"]
 told = voices.covariates(said, heard)
-known = ("duration", "level", "rms", "f0")
+known = ("duration", "level", "rms", "f0", "tilt")
 wanted = [name for name in told if any(one in name for one in known)][:4]
 held = contrasts.held(rates, [*binary, *wide[:1]], told[wanted], seed, deals=10_000)
 
@@ -202,8 +202,8 @@ for row in held[held.why != ""].drop_duplicates("why").itertuples():
 #
 # **Nothing there**: the voices of a label that means nothing change places two hundred times, and each time everything is asked again. **Something there**:
 # let the voices of this corpus be all the people there are. Then what is measured on all of them is the true d of each feature, exactly, and as many voices
-# drawn from them with replacement are a corpus on which intervals can be tried. Last, what the demo's voices were made with: a near microphone lies between -24
-# and -18 dB and a far one between -32 and -26, a tract's length is drawn evenly in each gender, and so d is known by arithmetic.
+# drawn from them with replacement are a corpus on which intervals can be tried. Last, what the demo's voices were made with: a near microphone takes 0 to 2.6 dB
+# an octave and a far one 3.8 to 6.4, a tract's length is drawn evenly in each gender, and so d is known by arithmetic.
 #
 # Where intervals of d fail is known, too (`benchmarks/README.md`): of made-up features that are zero in most clips and far out in some, a shift of
 # everybody by an SD or more is held in 83 to 93 of 100 cases, for so few voices cannot tell that SD. AUC needs none and is held there in 93 to 95.
@@ -228,9 +228,9 @@ if len(covered):
     ).reset_index()
     figures.table(sums[["label", "one", "other", "features", "drawn", "share", "right", "wrong"]], caption="Intervals of 95 % in drawn corpora: the share that holds the true d, and how many exclude 0 on the right side and on the wrong one.")  # fmt: skip
 if run.name == "demo":
-    genders, given = ("female", "male"), [("level_db", "mic", ("far", "near"), -8 / np.sqrt(36 / 12 + 0.9**2 / 3 / 10))]
+    genders, given = ("female", "male"), [("tilt_db", "mic", ("far", "near"), 3.8 / np.sqrt(2.6**2 / 12))]
     given += [("tract", "gender", genders, 50.5 / np.sqrt((59**2 + 60**2 - 2) / 24))]
-    given += [(number, one, groups, 0.0) for number, one, groups in (("level_db", "gender", genders), ("rate_wpm", "gender", genders), ("tract", "null_label", ("a", "b")), ("level_db", "null_label", ("a", "b")))]  # fmt: skip
+    given += [(number, one, groups, 0.0) for number, one, groups in (("tilt_db", "gender", genders), ("level_db", "gender", genders), ("rate_wpm", "gender", genders), ("tract", "null_label", ("a", "b")), ("tilt_db", "null_label", ("a", "b")))]  # fmt: skip
     made = trials.planted(told, rates.labels, given, seed)
     figures.table(made, caption="What the voices were made with: d as it is measured, its interval, and the truth.")
 
@@ -335,7 +335,7 @@ else:
 #
 # ## Checks
 #
-# Means are those of clips; what the microphone shows is gone when level is held fixed, and gender and accent stay; true effects lie in their intervals; labels by lot find nothing.
+# Means are those of clips; what the microphone shows is gone when tilt is held fixed, and gender and accent stay; true effects lie in their intervals; labels by lot find nothing.
 
 # %% tags=["checks"]
 one = int(np.nanargmax(rates.means.std(axis=0)))
@@ -382,12 +382,13 @@ findings.save("04_voices", run.name, headline=f"{news}.", tables=tables, steps=s
 #
 # In the demo a few features differ between women and men by more than chance gives the greatest of all, and more between accents,
 # which are differences of sounds. The rest of what has p ≤ 0.05 is about what labels by lot give. What microphones show
-# is gone when level is held fixed. Log-mel and the layer's frames tell a voice far better than the dictionary, which has no
+# is gone when tilt is held fixed. Log-mel and the layer's frames tell a voice far better than the dictionary, which has no
 # feature for gender: it is spread over many, and random directions keep as much of it or more.
 #
 # Dropped: tests of frames and of clips, which find something where nothing is; percentile intervals, which are too
 # short for so few speakers; holding all covariates fixed at once, which leaves nothing of gender to compare; matching
-# on level, for no far microphone is as loud as a near one, and holding it fixed has to trust a straight line.
+# on tilt, for no far microphone is as bright as a near one, and holding it fixed has to trust a straight line; a
+# microphone that is only softer, which Whisper's log-mel hides: 0 or 1 features, by the processor.
 #
 # Back: [3 · Do clips lie in clumps, and what are the clumps of?](03_clusters.ipynb)
 #

@@ -31,8 +31,8 @@ MANNER = {
 }
 MANNER = {phone: manner for manner, phones in MANNER.items() for phone in phones.split()}
 COLUMNS = [
-    "file_name", "text", "speaker", "gender", "accent", "split", "kind", "label", "null_label", "mic", "level_db",
-    "noise_db", "f0_hz", "rate_wpm", "tract", "variant", "lead_ms",
+    "file_name", "text", "speaker", "gender", "accent", "split", "kind", "label", "null_label", "mic", "tilt_db",
+    "level_db", "noise_db", "f0_hz", "rate_wpm", "tract", "variant", "lead_ms",
 ]  # fmt: skip
 PHONE_COLUMNS = ["file_name", "start_ms", "end_ms", "phone", "ipa", "manner", "word", "word_index"]
 WORD_COLUMNS = ["file_name", "start_ms", "end_ms", "word", "word_index"]
@@ -91,13 +91,14 @@ def _utterance(folder: Path, name: str, text: str, voice, rng):
         raise RuntimeError(f"{name}: {len(said.phones)} phones, {len(spelt)} in IPA")
     level = voice.level_db + rng.uniform(-0.9, 0.9)
     noise = level - rng.uniform(25, 45)
-    clip, lead = scene.record(rng, said.samples, level, noise)
+    clip, lead = scene.record(rng, said.samples, level, noise, voice.tilt_db)
     ogg.write(folder / name, clip)
     clock = lambda seconds: f"{1000 * (seconds + lead / RATE):.1f}"  # noqa: E731
     row = {
         "file_name": name, "text": text, "speaker": voice.speaker, "gender": voice.gender, "accent": voice.accent,
-        "kind": "speech", "label": "", "null_label": voice.null, "mic": voice.mic, "level_db": f"{level:.1f}",
-        "noise_db": f"{noise:.1f}", "f0_hz": f"{f0(said.samples):.1f}", "rate_wpm": voice.rate,
+        "kind": "speech", "label": "", "null_label": voice.null, "mic": voice.mic,
+        "tilt_db": f"{voice.tilt_db:.2f}", "level_db": f"{level:.1f}", "noise_db": f"{noise:.1f}",
+        "f0_hz": f"{f0(said.samples):.1f}", "rate_wpm": voice.rate,
         "tract": f"{voice.tract / espeak.TRACTS:.3f}", "variant": voice.variant, "lead_ms": f"{1000 * lead / RATE:.1f}",
     }  # fmt: skip
     heard = [

@@ -20,12 +20,25 @@ def _scaled(sound: np.ndarray, to_db: float) -> np.ndarray:
     return sound * 10 ** ((to_db - now) / 20) if now > -119 else sound
 
 
-def record(rng: np.random.Generator, speech: np.ndarray, level_db: float, noise_db: float) -> tuple[np.ndarray, int]:
-    """(int16 samples, samples of lead-in): speech at `level_db` over pink or white noise at `noise_db`."""
+def tilted(sound: np.ndarray, tilt_db: float) -> np.ndarray:
+    """The sound with `tilt_db` decibels taken away for each octave above 1 kHz; the phases stay."""
+    if not tilt_db:
+        return sound
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(len(sound), 1 / RATE), 1000) / 1000)
+    return np.fft.irfft(np.fft.rfft(sound) * 10 ** (-tilt_db * octaves / 20), len(sound))
+
+
+def record(
+    rng: np.random.Generator, speech: np.ndarray, level_db: float, noise_db: float, tilt_db: float = 0.0
+) -> tuple[np.ndarray, int]:
+    """(int16 samples, samples of lead-in): speech at `level_db` over pink or white noise at `noise_db`.
+
+    Both levels are those of the recording, behind a microphone that takes `tilt_db` dB an octave above 1 kHz.
+    """
     lead, tail = (round(x * RATE) for x in rng.uniform(0.1, 0.4, 2))
-    clip = np.pad(_scaled(speech, level_db), (lead, tail))
+    clip = np.pad(_scaled(tilted(speech, tilt_db), level_db), (lead, tail))
     colour = (sounds.white, sounds.pink)[rng.integers(2)]
-    clip = clip + _scaled(colour(rng, len(clip) / RATE), noise_db)
+    clip = clip + _scaled(tilted(colour(rng, len(clip) / RATE), tilt_db), noise_db)
     return _rounded(clip), lead
 
 

@@ -19,12 +19,13 @@ ACCENTS = {
 }
 VARIANTS = {"female": ["f1", "f2", "f3", "f4", "f5"], "male": ["m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8"]}
 TRACT = {"female": (441, 500), "male": (390, 450)}  # of 441: formants up by this factor
+TILT = {"near": (0.0, 2.6), "far": (3.8, 6.4)}  # dB an octave, above 1 kHz, that the microphone takes away
 PITCH = {"female": (35, 75), "male": (25, 60)}  # espeak's own scale, relative to the variant
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What a speaker is. `null` relates to nothing; `mic` says only how loud the recordings are."""
+    """What a speaker is. `null` relates to nothing; `mic` says only how much of the high frequencies is lost."""
 
     speaker: str
     gender: str
@@ -35,6 +36,7 @@ class Voice:
     rate: int
     tract: int
     level_db: float
+    tilt_db: float = 0.0
     mic: str = ""
     null: str = ""
 
@@ -63,7 +65,6 @@ def draw_voice(rng: np.random.Generator, speaker: str = "", gender: str = "", ac
         rate=int(rng.integers(135, 200)),
         tract=int(rng.integers(*TRACT[gender])),
         level_db=round(float(level), 2),
-        mic="near" if level > -25 else "far",
     )
 
 
@@ -79,8 +80,8 @@ def corpus_voices(each: int = 4, seed: int = 3) -> list[Voice]:
             for pair in rng.permutation(len(pairs)):
                 mic, null = pairs[pair]
                 drawn = draw_voice(rng, f"v{len(voices):02d}", gender, accent)
-                level = rng.uniform(-24, -18) if mic == "near" else rng.uniform(-32, -26)
-                voices.append(replace(drawn, level_db=round(float(level), 2), mic=mic, null=null))
+                tilt = rng.uniform(*TILT[mic])
+                voices.append(replace(drawn, tilt_db=round(float(tilt), 2), mic=mic, null=null))
     return voices
 
 
