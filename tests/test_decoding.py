@@ -60,6 +60,24 @@ def test_a_checked_draft_is_what_would_have_been_written(demo, encoded):
         assert decoder.check(heard, some) == wrote, name
 
 
+def test_a_loop_ends_the_transcript():
+    speech_, unit = list(range(100, 120)), [7, 8, 9]
+    assert decoding.until_loop(speech_ + unit * 40) == speech_ + unit * 10
+    assert decoding.is_loop([5] * 30) and not decoding.is_loop([5] * 29) and not decoding.is_loop(speech_ * 3)
+    assert decoding.until_loop(speech_ * 4) == speech_ * 4, "a period above PERIOD is no loop"
+
+
+def test_the_decoder_stops_where_it_repeats_itself(demo, encoded, monkeypatch):
+    _, heard = encoded
+    decoder = decoder_of(demo)
+    wrote = decoder.write(heard)
+    again = iter(range(10**6))
+    monkeypatch.setattr(decoder, "_chosen", lambda said, first: torch.full(said.shape[:2], 5 + next(again) % 2))
+    assert decoder.write(heard) == [[5, 6] * 15] * len(heard)
+    monkeypatch.undo()
+    assert decoder.write(heard) == wrote
+
+
 def test_logits_are_those_of_the_model(demo, encoded, clips):
     _, heard = encoded
     ids, _ = text.given(demo, clips.text.tolist())

@@ -31,6 +31,23 @@ LEFT = 2 / 3
 """Those that have come to their end leave the batch when no more than this share goes on: leaving costs a copy."""
 
 
+LOOP, PERIOD = 30, 8
+"""A transcript ends when its last LOOP tokens repeat a sequence of at most PERIOD tokens over and over: no speech does
+that, and a layer whose activations are destroyed would repeat itself up to the last position."""
+
+
+def is_loop(tokens: list[int]) -> bool:
+    """Whether the last LOOP tokens are one sequence of at most PERIOD tokens, repeated."""
+    last = tokens[-LOOP:]
+    return len(last) == LOOP and any(last[period:] == last[:-period] for period in range(1, PERIOD + 1))
+
+
+def until_loop(tokens: list[int]) -> list[int]:
+    """The tokens up to the first place where they are a loop: see `is_loop`."""
+    ends = (end for end in range(LOOP, len(tokens)) if is_loop(tokens[:end]))
+    return tokens[: next(ends, len(tokens))]
+
+
 def _as_it_is(_site: str, x: Tensor, _rows: Tensor) -> Tensor:
     return x
 
@@ -98,7 +115,8 @@ class Decoder:
 
     @torch.no_grad()
     def write(self, encoded: Tensor, see: See = _as_it_is) -> list[list[int]]:
-        """The tokens that are written of what was heard, (row, frame, width): greedy, without prompt and end."""
+        """The tokens that are written of what was heard, (row, frame, width): greedy, without prompt and end; a loop is
+        cut (`is_loop`)."""
         return self._greedy(self.listened(encoded), see)
 
     def _greedy(self, heard: list, see: See = _as_it_is) -> list[list[int]]:
@@ -115,6 +133,7 @@ class Decoder:
             for row, token, on in zip(rows.tolist(), ids[:, 0].tolist(), going.tolist(), strict=True):
                 if on:
                     found[row].append(token)
+            going &= ~torch.tensor([is_loop(found[row]) for row in rows.tolist()])
             if going.sum() <= LEFT * len(rows):
                 here = going.nonzero().squeeze(1).to(device)
                 rows, ids, heard, written = rows[here], ids[here], _of(heard, here), _of(written, here)
@@ -140,7 +159,7 @@ class Decoder:
                 other = self.end if at == most else answers[place][at]
                 guesses[row] = guess[:at] if other == self.end else [*guess[:at], other, *guess[at + 1 :]]
                 if other == self.end:
-                    found[row] = guesses[row]
+                    found[row] = until_loop(guesses[row])
                 else:
                     still.append(place)
             rows = [rows[place] for place in still]
