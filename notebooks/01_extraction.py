@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 
 from whisper_sae import activations, figures, findings, measure, model, padding, profiles, recipes, speech, store
+from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -353,6 +354,13 @@ for site in sites if run.windows == "clip" else ():  # among others a clip sound
 assert len(recorded.rows(sites[0])) == (recorded.kinds > 0).sum() == facts["frames"]
 assert (heard[heard.speaker != ""].groupby("speaker").split.nunique() == 1).all()
 
+# %% tags=["checks"]
+calibrated = Calibrations()
+if run.name == "demo":
+    calibrated.at_least("latents that fire mostly on padding, where it was let in", every.mostly_padding, 0.05)
+    calibrated.at_least("error on valid frames with padding, times that without", every.fvu / same.fvu, 1.05)
+calibrated.show()
+
 # %% [markdown]
 # These facts are the same on every machine, and a test compares them.
 
@@ -375,9 +383,13 @@ findings.save(
         "norms": norms,
         "shared": shared,
         "balance": speech.balance(heard, "corpus", "split", "gender"),
+        "calibrations": calibrated.table,
     },
     steps=[clips, acts, trial, *([spoke] if spoke else [])],
 )
+
+# %% tags=["checks"]
+calibrated.require()  # the table of calibrations is saved by now
 
 # %% [markdown]
 # ## What we found, what we dropped, what is next

@@ -24,6 +24,7 @@ import pandas as pd
 
 from whisper_sae import atlas, clusters, excerpts, figures, findings, index, meaning, profiles, recipes, store, trees
 from whisper_sae import figures_of_clusters as draw
+from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -343,11 +344,20 @@ sums = averaged.array("means.npy")[:, one].astype(float) @ frames
 assert np.isclose(sums, said.activations(one)[1].sum(dtype=float), rtol=1e-3)
 assert (joint.correlation == joint.correlation.T).all() and np.isfinite(joint.correlation).all()
 assert all(draw.counted(values, said.rows)[1].sum() == said.rows for values in firings.values())
+
+# %% tags=["checks"]
+calibrated = Calibrations()
 if run.name == "demo":
-    q = {name: table.set_index("label").q for name, (table, _) in telling.items()}
-    assert grouped["all clips"].facts["p"] < 0.05 and q["all clips"]["kind"] < 0.05
-    assert q["clips of speech"]["null_label"] > 0.002  # nothing is in it; 1 run in 20 says q < 0.05
-    assert trust.trustworthiness[:2].min() > trust.trustworthiness[2] > trust.trustworthiness[3] and lot > new
+    every, spoken = (telling[name][0].set_index("label") for name in ("all clips", "clips of speech"))
+    of_null = spoken.share["null_label"] / spoken.chance_95["null_label"]
+    calibrated.at_least("clusters of all clips: share of speech or sound that they tell", every.share["kind"], 0.3)
+    calibrated.at_most("clusters of speech: null label, times what one permutation in 20 reaches", of_null, 3)
+    by_map = trust.trustworthiness
+    calibrated.at_least("trustworthiness: t-SNE less two principal components", by_map[:2].min() - by_map[2], 0.03)
+    calibrated.at_least("trustworthiness: two principal components less chance", by_map[2] - by_map[3], 0.1)
+    calibrated.at_least("permuted gender, forest split by frame, above chance", lot - 0.5, 0.08)
+    calibrated.at_least("gender: forest split by frame less split by speaker", met - new, 0.04)
+calibrated.show()
 
 # %% [markdown]
 # These facts are the same on every machine, and a test compares them.
@@ -370,11 +380,22 @@ news += (
     if len(forest)
     else []
 )
-saved = {"trust": trust, "foremost": foremost, "accents": splits, "pairs": pairs, "families": parents, "forest": forest}
+saved = {
+    "calibrations": calibrated.table,
+    "trust": trust,
+    "foremost": foremost,
+    "accents": splits,
+    "pairs": pairs,
+    "families": parents,
+    "forest": forest,
+}
 for name in tables:
     saved |= {f"silhouettes_{name.replace(' ', '_')}": tables[name], f"told_{name.replace(' ', '_')}": telling[name][0]}
 steps = [clips, codes, averaged, laid, *grouped.values(), asked_thrice]
 findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables=saved, steps=steps)
+
+# %% tags=["checks"]
+calibrated.require()  # the table of calibrations is saved by now
 
 # %% [markdown]
 # ## What we found, what we dropped, what is next

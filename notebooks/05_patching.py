@@ -36,6 +36,7 @@ from whisper_sae import (
     targeted,
 )
 from whisper_sae import figures_of_patching as drawn
+from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -290,8 +291,25 @@ figures.show(
 # %% tags=["checks"]
 assert all(same.values()), same
 assert here.set_index("way").more[faithfulness.UNTOUCHED] == 0
-assert even > 0.01, "p of features that are nobody's are not even"
 assert left.right.between(0, 1).all() and (steered.strength.min() == 0)
+
+# %% tags=["checks"]
+calibrated = Calibrations()
+if run.name == "demo":
+    recovered = here.set_index("way").loss_recovered
+    calibrated.at_most("WER of the untouched model, %", wer[faithfulness.UNTOUCHED], 10)
+    calibrated.at_most(
+        "WER added by the reconstruction, points", wer[faithfulness.ITS] - wer[faithfulness.UNTOUCHED], 5
+    )
+    calibrated.at_least("loss recovered by the SAE, %", recovered[faithfulness.ITS], 80)
+    calibrated.at_least(
+        "loss recovered: SAE less random SAE", recovered[faithfulness.ITS] - recovered["random dictionary"], 5
+    )
+    calibrated.at_least("log-odds lost with the phones' features, nats, mean", table.effect.mean(), 0.1)
+    calibrated.at_most("that of their controls, as a share", table.controls.mean() / table.effect.mean(), 0.5)
+    gone = wide.loc["random removed", 64] - wide.loc["best removed", 64]
+    calibrated.at_least("nasals: accuracy lost by removing the best 64 features, above random 64", gone, 0.02)
+calibrated.show()
 
 # %% tags=["nbval-check-output"]
 print(f"{len(nothing)} edits that change nothing, on {len(some.clips)} clips: {'the same' if all(same.values()) else 'other'} tokens")  # fmt: skip
@@ -306,9 +324,13 @@ findings.save(
     f"with the dictionary in the place of {site} WER is {wer[faithfulness.ITS]:.1f} %, untouched {wer[faithfulness.UNTOUCHED]:.1f} %.",
     tables={"faithfulness": pd.concat([one.assign(site=each) for each, one in layers.items()]), "phones": table,
             "doses": doses, "turned": turned, "erasure": left, "erasure-words": words, "sounds": kinds,
+            "calibrations": calibrated.table,
             "steering": steered},
     steps=[clips, acts, *spliced.values(), *[features, dose] * (features is not None), erased, bench],
 )  # fmt: skip
+
+# %% tags=["checks"]
+calibrated.require()  # the table of calibrations is saved by now
 
 # %% [markdown]
 # ## What was found, what was dropped

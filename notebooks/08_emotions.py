@@ -36,6 +36,7 @@ from whisper_sae import (
     verdicts,
 )
 from whisper_sae import figures_of_classes as drawn
+from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -285,11 +286,20 @@ figures.say(
 # A feature planted in the same prompts is found; α = 0 changes nothing; selectivity stays within its bounds.
 
 # %% tags=["checks"]
-assert not prompts.with_emotion_words(told.text[told.word_free]).any() and nulls.found[2] <= 0.05 * nulls.tested[2]
+assert not prompts.with_emotion_words(told.text[told.word_free]).any()
 assert emotions.planted(share, told, "happy", seed)
 assert found.selectivity.max() <= 4 + 1e-6 and cautions.too_few(100, 6144)
 assert np.array_equal(interventions.changed(codes, [], "silenced"), codes.x)
 assert sae.load(main.path).d_sae == latents and (causes.before <= 1).all()
+
+# %% tags=["checks"]
+calibrated = Calibrations()
+calibrated.at_most(
+    "features found with emotions permuted, as a share of those tested", nulls.found[2] / nulls.tested[2], 0.05
+)
+calibrated.at_most("features found in a random SAE, as a share of those tested", nulls.found[1] / nulls.tested[1], 0.05)
+calibrated.at_least("emotion read from the embedding, unseen templates", read["held-out templates", "embedding"], 0.6)
+calibrated.show()
 
 # %% [markdown]
 # These facts are the same on every machine, and a test compares them.
@@ -308,9 +318,12 @@ findings.save(
     run.name,
     headline=f"{nulls.found[0]} of {nulls.tested[0]:,} features go with an emotion beyond chance and random dictionaries, where the usual criterion counts "
     f"{nulls.iloc[0, 3]:,}; {len(verdict) - len(failed)} of {len(verdict)} must-haves pass.",
-    tables={"verdict": verdict, "features": found, "probes": probed, "causes": causes, "steered": steered, "examples": shown, "sweep": facts},
+    tables={"calibrations": calibrated.table, "verdict": verdict, "features": found, "probes": probed, "causes": causes, "steered": steered, "examples": shown, "sweep": facts},
     steps=[acts, pooled, *seeds, step],
 )  # fmt: skip
+
+# %% tags=["checks"]
+calibrated.require()  # the table of calibrations is saved by now
 
 # %% [markdown]
 # ## What we found, what we dropped, what is next

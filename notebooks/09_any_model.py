@@ -37,6 +37,7 @@ from whisper_sae import (
 )
 from whisper_sae import figures_of_classes as drawn
 from whisper_sae import figures_of_meaning as ranked
+from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
@@ -209,11 +210,21 @@ assert np.abs(held.window(middle, 0) - said).max() < 0.02 * np.abs(said).max()
 with modules.at(loaded, {middle: lambda hidden: hidden}):
     unchanged = loaded(given)
 assert (unchanged == loaded(given)).all()
-assert cautions.too_dense(rates["penalty 0.001"]) and not cautions.too_dense(rates["BatchTopK"])
-assert made.facts["restored"] > 2 * made.facts["commonest"] and not megabytes > 2000
-assert (
-    found[found.input == "the letter alone"].groupby("pattern").f1.first()["digit"] < 0.5
-)  # ten letters are digits, one feature is one
+
+# %% tags=["checks"]
+calibrated, f1 = Calibrations(), at.groupby("input").f1.mean()
+letter = found[found.input == "the letter alone"].groupby("pattern").f1.first()
+calibrated.at_least(
+    "covered letters restored, times the commonest letter's share", made.facts["restored"] / made.facts["commonest"], 2
+)
+calibrated.at_least(
+    "latents active on a letter at penalty 0.001, times BatchTopK's",
+    rates["penalty 0.001"].sum() / rates["BatchTopK"].sum(),
+    2,
+)
+calibrated.at_most("F1 of one letter for all ten digits", letter["digit"], 0.5)
+calibrated.at_most("megabytes of this process", megabytes, 2000)
+calibrated.show()
 
 # %% [markdown]
 # These facts are the same on every machine, and a test compares them.
@@ -231,9 +242,12 @@ findings.save(
     run.name,
     headline=f"On a net trained here, at {middle}: the best features find five patterns with a mean F1 of {mean['dictionary']:.2f}, neurons with {mean['neurons']:.2f}, "
     f"random directions with {mean['random dictionary']:.2f}, the letter alone with {mean['the letter alone']:.2f}; {megabytes:,.0f} MB at most.",
-    tables={"detectors": found, "layers": fit},
+    tables={"calibrations": calibrated.table, "detectors": found, "layers": fit},
     steps=[made, acts, *trained.values()],
 )  # fmt: skip
+
+# %% tags=["checks"]
+calibrated.require()  # the table of calibrations is saved by now
 
 # %% [markdown]
 # ## What we found, what we dropped, what is next
