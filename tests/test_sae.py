@@ -19,7 +19,7 @@ def frames(n=64, d=16, seed=0):
 @pytest.fixture
 def exactly(monkeypatch):
     """Calls are chosen in float32, as the dense path does."""
-    monkeypatch.setattr(sae, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(sae, "multiplies_bfloat16", lambda device: False)
 
 
 def some(variant, d=16, latents=64, k=5, seed=0):
@@ -109,7 +109,7 @@ def test_nested_dictionaries_are_what_matryoshka_is_judged_by(exactly):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_choosing_in_half_precision_says_what_is_chosen_exactly(variant, monkeypatch):
-    monkeypatch.setattr(sae, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(sae, "multiplies_bfloat16", lambda device: True)
     coder, x = some(variant, 32, 256, 8).train(), frames(128, 32)
     said = coder.resay(x)
     exact = coder.pre(x)[said.calls.frame, said.calls.latent]

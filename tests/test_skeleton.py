@@ -24,7 +24,7 @@ ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination",
 
 # Leaves import no sibling. These stand on top of them:
 MAY_IMPORT = {
-    "sae": {"sparse"},
+    "sae": {"devices", "sparse"},
     "corpora": {"tables"},
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},

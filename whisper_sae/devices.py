@@ -1,5 +1,7 @@
 """Which device computes: the same word for every model, whatever it reads."""
 
+import functools
+
 import torch
 
 
@@ -12,3 +14,23 @@ def pick(device: str) -> torch.device:
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {device!r} cannot be used here: {' '.join(str(error).split())[:200]}") from None
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are fast here and work: asked of the library, too, which may be told to do
+    without an instruction that the processor has (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and able and torch.backends.cpu.get_cpu_capability() == "AVX512" and _one_product()
+
+
+@functools.cache
+def _one_product() -> bool:
+    """Whether a product of bfloat16 matrices, and its gradient, can be computed on this processor."""
+    x = torch.ones(64, 64, dtype=torch.bfloat16, requires_grad=True)
+    try:
+        (x @ x.T).sum().backward()
+    except RuntimeError:  # oneDNN: "could not create a primitive"
+        return False
+    return True

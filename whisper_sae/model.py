@@ -234,15 +234,8 @@ def require_precision(precision: str, device: torch.device) -> None:
     """BadModel where a device does not multiply in that precision itself: no silent fall-back, no slow imitation."""
     if precision not in ("float32", "bfloat16"):
         raise BadModel(f"precision: {precision!r} is not one of float32, bfloat16")
-    if precision == "bfloat16" and not has_bfloat16(device):
+    if precision == "bfloat16" and not devices.multiplies_bfloat16(device):
         raise BadModel(f"precision: {device} cannot multiply in bfloat16 itself; use float32")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bfloat16 itself."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _check_features(where: str, config: WhisperConfig, features: WhisperFeatureExtractor) -> None:

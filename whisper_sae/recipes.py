@@ -23,6 +23,7 @@ from whisper_sae import activations as frames
 from whisper_sae import (
     attention,
     cluster,
+    devices,
     excerpts,
     hooks,
     hub,
@@ -298,7 +299,7 @@ def other_ways(run: Profile, seed: int, most: int = 16) -> Recipe:
     """
     base = replace(run, windows="clip", precision="float32")
     ways = {"packed": replace(base, windows="packed")}
-    if model.has_bfloat16(model.pick(run.device)):
+    if devices.multiplies_bfloat16(model.pick(run.device)):
         ways["bfloat16"] = replace(base, precision="bfloat16")
     sites = side_of(run, "encoder")
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from whisper_sae.devices import multiplies_bfloat16
 from whisper_sae.sparse import (
     Called,
     Calls,
@@ -111,7 +112,7 @@ class SAE(nn.Module):
     def rough_pre(self, centred: Tensor) -> Tensor:
         """`pre` of x - b_dec, to choose by: in bfloat16 where the machine has arithmetic for it. What is chosen is said
         exactly."""
-        kind = torch.bfloat16 if has_bfloat16(centred.device) else centred.dtype
+        kind = torch.bfloat16 if multiplies_bfloat16(centred.device) else centred.dtype
         return linear(centred.to(kind), self.W_enc.T.to(kind), self.b_enc.to(kind))
 
     def terms(self, x: Tensor, said: "Resaid") -> dict[str, Tensor]:
@@ -349,14 +350,6 @@ class Resaid:
     f: Tensor
     centred: Tensor
     missing: Tensor
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 matrices are much faster here than those of float32. Never changes within a machine,
-    so that a training that is resumed takes the same steps."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def geometric_median(x: Tensor, turns: int = 50) -> Tensor:
