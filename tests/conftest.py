@@ -75,6 +75,18 @@ def loaded(small_whisper) -> model.Whisper:
     return model.load(str(small_whisper), "cpu")
 
 
+@pytest.fixture
+def rounding(monkeypatch):
+    """Every pass of the model rounds in another way, as in other batches, on other processors: ± 1e-6 of each value."""
+    draw, record = torch.Generator().manual_seed(0), model.record
+
+    def another(*args):
+        said = record(*args)
+        return {site: x * (1 + 1e-6 * torch.randn(x.shape, generator=draw)) for site, x in said.items()}
+
+    monkeypatch.setattr(model, "record", another)
+
+
 @pytest.fixture(scope="session")
 def demo() -> model.Whisper:
     """The Whisper that is bundled, on the CPU. Shared by all tests: watch it, do not change it."""

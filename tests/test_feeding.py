@@ -1,9 +1,16 @@
-"""A dictionary fed on the fly is the one that is fed from a store, needs the clips alone, and can be resumed."""
+"""An SAE trained on the fly is the one trained from a store, up to rounding; it needs the clips alone, and resumes.
+
+Activations on the fly come from other batches than a store's, so that their last bits may differ. Training carries that
+on: what is compared is what both SAEs say of held-out frames.
+"""
 
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from coders import flipped, require_close
 
 from whisper_sae import dictionaries, feeding, listening, model, recipes, sae, store
 
@@ -31,21 +38,31 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def require_alike(run, one, other):
+    """AssertionError where two trainings that may round otherwise gave SAEs that differ on held-out frames."""
+    rows, _ = dictionaries.frames_of(live(run), store.need(recipes.clips(run, 0)), None, SITES[1], "test")
+    x = rows.take(np.arange(len(rows)))
+    with torch.no_grad():
+        f, g = (sae.load(step.path).encode(x) for step in (one, other))
+    assert flipped(f, g) < 0.01  # of two trainings; of one SAE it is 0.001
+    assert one.facts["fvu"] == pytest.approx(other.facts["fvu"], rel=0.01)
+    assert one.facts["frames"] == other.facts["frames"]
+
+
 @pytest.mark.parametrize(
     "fields", [{}, {"windows": "packed"}, {"dtype": "bfloat16", "patience": 1}, {"variant": "jumprelu"}],
     ids=["clip", "packed", "bfloat16", "jumprelu"],
 )  # fmt: skip
-def test_it_is_the_dictionary_that_a_store_gives(run, fields):
+def test_it_is_the_dictionary_that_a_store_gives(run, fields, rounding):
     run = replace(run, **fields)
     heard = store.make(dictionaries.dictionary(live(run), 0, SITES[1]))
     with pytest.raises(store.NotMade):
         store.need(recipes.activations(run, 0))
     store.make(recipes.activations(run, 0))
     stored = store.make(dictionaries.dictionary(run, 0, SITES[1]))
-    assert equal(heard, stored)
-    assert heard.facts == stored.facts and heard.facts["frames"] > 100
-    for name in ("history.csv", "firing.npy"):
-        assert heard.manifest["files"][name] == stored.manifest["files"][name]
+    require_alike(run, heard, stored)
+    assert heard.facts.keys() == stored.facts.keys() and heard.facts["frames"] > 100
+    assert heard.manifest["files"].keys() == stored.manifest["files"].keys()
     assert not equal(stored, store.make(dictionaries.dictionary(replace(run, shuffle_buffer=0), 0, SITES[1])))
 
 
@@ -101,10 +118,11 @@ def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
     resumed = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
     steps = -(-30_000 // 256)
     assert len(calls) == (steps - 100) * max(1, len(beside)), "from the checkpoint on"
-    assert equal(whole, resumed) and whole.manifest["files"] == resumed.manifest["files"]
+    require_alike(run, whole, resumed)
+    assert whole.manifest["files"].keys() == resumed.manifest["files"].keys()
 
 
-def test_rivals_sweeps_and_scores_are_those_of_a_store(run):
+def test_rivals_sweeps_and_scores_are_those_of_a_store(run, rounding):
     found = {}
     for name, one in {"heard": live(run), "stored": run}.items():
         clips = store.need(recipes.clips(one, 0))
@@ -115,11 +133,12 @@ def test_rivals_sweeps_and_scores_are_those_of_a_store(run):
         rows, voices = dictionaries.frames_of(one, clips, acts, SITES[1], "test")
         score = dictionaries.score(one, clips, acts, SITES[1], lambda x: x / 2, "test")
         found[name] = (told, swept.drop(columns=["seconds", "key"]), rows.take(voices.argsort()), score)
-    for one, other in zip(*found.values(), strict=True):
-        if isinstance(one, torch.Tensor):
-            assert torch.equal(one, other)
-        else:
-            assert str(one) == str(other) and len(one) > 2
+    (told, swept, rows, score), (told_too, swept_too, rows_too, score_too) = found.values()
+    require_close(rows, rows_too, run.dtype)
+    assert score == pytest.approx(score_too, rel=1e-3, nan_ok=True) and len(score) > 2
+    for one, other in ((told, told_too), (swept, swept_too)):
+        pd.testing.assert_frame_equal(one, other, rtol=0.01)
+        assert len(one) > 2
 
 
 def test_the_key_is_of_what_is_heard(run):
@@ -161,7 +180,7 @@ def test_what_was_stored_for_the_figures_is_not_learnt_from(run, monkeypatch):
     rows, voices = dictionaries.frames_of(live(run), clips, few, SITES[1], "train")
     stored, _ = dictionaries.frames_of(run, clips, store.make(recipes.activations(run, 0)), SITES[1], "train")
     assert len(rows) == len(stored) == len(voices) > few.facts["frames"]
-    assert torch.equal(rows.sample(50, 0), stored.sample(50, 0))
+    require_close(rows.sample(50, 0), stored.sample(50, 0), run.dtype)
 
 
 def test_a_split_without_clips_is_said(run_for, small_whisper, corpus, data):

@@ -63,8 +63,8 @@ def reader(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -
 def listener(run: Profile, whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame, wanted: list[str]):
     """`hear` and `prepare`, as `activations.write` and `live.Live` take them: what sites say of some of the windows.
 
-    Always `batch_windows` are heard at a time, silence where there are no more: some processors multiply smaller
-    matrices in another order, and so what is said would depend, in its last bit, on how many windows were asked for.
+    Always `batch_windows` are encoded at a time, silence where there are no more, so that shapes are equal. Even so the
+    last bits of an activation may depend on the place of a window in its batch, and on the processor.
     """
 
     def hear(_numbers, ready: tuple[list[np.ndarray], np.ndarray]) -> tuple[dict[str, torch.Tensor], np.ndarray]:

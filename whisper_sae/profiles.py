@@ -103,8 +103,9 @@ class Profile:
     and for `on_the_fly`. They are held as float32, of every site that is trained at a time. 0 shuffles all frames."""
     on_the_fly: bool = False
     """Dictionaries of encoder sites learn from frames that are heard when they are needed, and no activations are
-    written: the same dictionary as from a store, bit for bit, for a pass through the encoder every time that frames
-    are read. About `shuffle_buffer` frames are remembered. Notebooks 0 and 1 store a few windows only, to show them."""
+    written. The SAE is that from a store up to the rounding of activations (batches differ, so their last bits may),
+    and the encoder runs again every time that frames are read. About `shuffle_buffer` frames are remembered. Notebooks
+    0 and 1 store a few windows only, to show them."""
     learning_rate: float = 2e-3
     """Peak learning rate of Adam, for activations scaled to a mean squared norm of d_in."""
     decay_shape: str = "linear"

@@ -179,8 +179,9 @@ def train(
 
     `batches(start)` yields batches (frame, d_in) from number `start` on, scaled to a mean squared norm of d_in.
     Other keywords are `Settings`. Every `every` steps `held_out` is asked, if there is one, and with a `checkpoint` the
-    state is saved, atomically; it is read at the start: on one machine an interrupted training equals an
-    uninterrupted one, bit for bit, and its rows are yielded again.
+    state is saved, atomically; it is read at the start: if `batches` yields the same bits again, a
+    training that was interrupted equals an uninterrupted one on the same processor with as many threads, bit for bit,
+    and its rows are yielded again.
 
     Rows are plain dictionaries: any logger can be fed with them (`writer.add_scalar(name, value, row["step"])`).
 
