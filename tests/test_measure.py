@@ -30,7 +30,7 @@ def test_fvu_equals_its_formula_at_any_chunk_size(size):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(2, 6), st.integers(1, 60), st.integers(0, 99))
+@given(st.integers(2, 9), st.integers(1, 60), st.integers(0, 99))
 def test_speakers_change_the_interval_and_not_the_score(speakers, size, seed):
     x = data(80, 5, seed)
     voices = np.random.default_rng(seed).integers(0, speakers, len(x))
@@ -38,7 +38,7 @@ def test_speakers_change_the_interval_and_not_the_score(speakers, size, seed):
     grouped = measure.reconstruction(lambda part: part * 0.9, x.split(size), voices)
     assert grouped["fvu"] == pytest.approx(plain["fvu"], rel=1e-6)
     assert grouped["speakers"] == len(set(voices))
-    if grouped["speakers"] > 1:
+    if grouped["speakers"] >= measure.LEAST:
         assert grouped["fvu_low"] <= grouped["fvu"] <= grouped["fvu_high"]
 
 
@@ -53,22 +53,77 @@ def test_the_interval_covers():
     assert 0.92 < hits / runs < 0.98
 
 
-def test_one_speaker_has_no_interval():
-    assert all(np.isnan(measure.ratio_interval(np.array([1.0]), np.array([2.0]))))
-    assert all(np.isnan(measure.ratio_interval(np.array([0.0]), np.array([2.0]))))
+@pytest.mark.parametrize("speakers", [1, 2, 5])
+def test_few_speakers_have_no_interval(speakers):
+    assert all(np.isnan(measure.ratio_interval(np.ones(speakers), np.full(speakers, 2.0))))
+    assert all(np.isnan(measure.ratio_interval(np.zeros(speakers), np.full(speakers, 2.0))))
 
 
 def test_one_speaker_who_makes_all_the_errors_leaves_no_interval():
     """Without that speaker the ratio is 0, whose logarithm is nowhere; with a second one there is an interval."""
-    below = np.array([5.0, 4.0, 6.0, 5.0])
+    below = np.array([5.0, 4.0, 6.0, 5.0, 3.0, 7.0])
     with np.errstate(all="raise"):
-        assert all(np.isnan(measure.ratio_interval(np.array([0.0, 3.0, 0.0, 0.0]), below)))
-    low, high = measure.ratio_interval(np.array([0.0, 3.0, 1.0, 0.0]), below)
-    assert 0 < low < 4 / 20 < high < np.inf
+        assert all(np.isnan(measure.ratio_interval(np.array([0.0, 3.0, 0.0, 0.0, 0.0, 0.0]), below)))
+    low, high = measure.ratio_interval(np.array([0.0, 3.0, 1.0, 0.0, 0.0, 0.0]), below)
+    assert 0 < low < 4 / 30 < high < np.inf
 
 
 def test_no_error_at_all_is_an_interval_of_nothing():
-    assert measure.ratio_interval(np.zeros(3), np.ones(3)) == (0, 0)
+    assert measure.ratio_interval(np.zeros(6), np.ones(6)) == (0, 0)
+
+
+def massive(few: int = 3):
+    """1,000 usual frames of which a fifth of the variance is unexplained, and a few very long ones, all explained."""
+    rng = np.random.default_rng(0)
+    x, wrong = rng.normal(size=(1000, 16)), rng.normal(size=(1000, 16)) * 0.2**0.5
+    x[:few, 0] += 300
+    wrong[:few] = 0
+    return torch.from_numpy(x).float(), torch.from_numpy(x - wrong).float()
+
+
+def test_a_few_massive_frames_decide_the_fvu_and_not_what_stands_beside_it():
+    x, x_hat = massive()
+    voices = np.arange(1000) % 10
+    found = measure.reconstruction(lambda _: x_hat, [x], voices)
+    assert found["massive_frames"] == pytest.approx(0.003) and found["massive_variance"] > 0.9
+    assert found["fvu"] < 0.02, "the plain score: nearly nothing seems to be left"
+    centre = x.mean(dim=0)
+    by_hand = ((x - x_hat).square().sum(1) / (x - centre).square().sum(1)).numpy()
+    medians = [np.median(by_hand[voices == who]) for who in range(10)]
+    assert found["frame_fvu"] == pytest.approx(np.mean(medians), rel=1e-4)
+    assert found["frame_fvu_low"] < found["frame_fvu"] < found["frame_fvu_high"]
+    usual = slice(3, None)
+    assert found["fvu_usual"] == pytest.approx(
+        float((x - x_hat)[usual].square().sum() / (x[usual] - centre).square().sum()), rel=1e-4
+    )
+    few = measure.reconstruction(lambda _: x_hat, [x], np.arange(1000) % 5)
+    assert np.isnan(few["frame_fvu_low"]) and np.isnan(few["fvu_low"])
+
+
+def test_without_massive_frames_all_scores_agree():
+    x, x_hat = massive(0)
+    found = measure.reconstruction(lambda _: x_hat, [x])
+    assert found["massive_frames"] == 0 == found["massive_variance"]
+    assert found["fvu_usual"] == pytest.approx(found["fvu"]) and found["frame_fvu"] == pytest.approx(0.2, abs=0.03)
+
+
+def test_the_cosine_is_about_the_mean_that_is_handed_over():
+    """The first chunk is one speaker, whose mean is another."""
+    x = torch.cat([torch.randn(200, 8) + 20, torch.randn(200, 8) - 20])
+    say = lambda part: part * 0.5  # noqa: E731
+    about = measure.reconstruction(say, x.split(200), centre=x.mean(dim=0))["cosine"]
+    whole = measure.reconstruction(say, [x])["cosine"]
+    assert about == pytest.approx(whole, abs=1e-5) != measure.reconstruction(say, x.split(200))["cosine"]
+
+
+def test_counterparts_of_another_seed():
+    directions = torch.nn.functional.normalize(torch.randn(40, 24, generator=torch.Generator().manual_seed(1)), dim=1)
+    same = measure.counterparts(directions, directions.flip(0), np.ones(40))
+    assert same["found"] == 1 == same["found_by_firing"] and same["chance"] < 0.1
+    half = torch.cat([directions[:20], -directions[20:]])
+    rates = np.r_[np.full(20, 3.0), np.ones(20)]
+    found = measure.counterparts(directions, half, rates)
+    assert found["found"] == pytest.approx(0.5, abs=0.1) and found["found_by_firing"] > 0.7
 
 
 def test_constant_activations_are_refused():

@@ -26,6 +26,9 @@ from whisper_sae.recipes import made_by
 from whisper_sae.rows import Rows
 from whisper_sae.store import Recipe, Step, make, where
 
+RANDOM_SAE_SEED_OFFSET = 1_000_003
+"""Added to the seed of a random dictionary, which else would be the trained one's own first directions."""
+
 # ------------------------------------------------------------------------------------------ one dictionary
 
 
@@ -120,7 +123,8 @@ def score(run: Profile, clips: Step, activations: Step | None, site: str, say: C
 
 def score_each(ways: dict, rows: Rows, voices: np.ndarray) -> dict:
     """How well each of several functions x -> x_hat re-says frames, which are read once: {name: scores}."""
-    close = {name: measure.Closeness(voices) for name in ways}
+    centre = rows.sample(65_536, 0).mean(dim=0)
+    close = {name: measure.Closeness(voices, centre) for name in ways}
     for x in tqdm(rows.chunks(4096), desc=f"scoring at {rows.site}", total=-(-len(rows) // 4096), unit=" chunks"):
         for name, say in ways.items():
             with torch.no_grad():
@@ -130,7 +134,8 @@ def score_each(ways: dict, rows: Rows, voices: np.ndarray) -> dict:
 
 def scores(step: Step) -> pd.DataFrame:
     """The `scores.csv` of a step of `rivals` or `sweep`; an interval over too few speakers is NaN."""
-    return step.table("scores.csv", na_values={name: [""] for name in ("fvu_low", "fvu_high")})
+    ends = ("fvu_low", "fvu_high", "frame_fvu_low", "frame_fvu_high")
+    return step.table("scores.csv", na_values={name: [""] for name in ends})
 
 
 # ------------------------------------------------------------------------------------------------ the rivals
@@ -173,7 +178,7 @@ def simple_ways(x: torch.Tensor, run: Profile, numbers: int, seed: int) -> dict[
     """
     known, width = measure.moments([x]), x.shape[1]
     latents = run.expansion * width
-    random = sae.create("topk", width, latents, min(numbers, latents), seed)
+    random = sae.create("topk", width, latents, min(numbers, latents), seed + RANDOM_SAE_SEED_OFFSET)
     random.start_on(x[:4096])
     centroids = measure.centroids(x[:32_768], min(latents, 2048), seed)
     few = min(numbers, width)
@@ -296,6 +301,6 @@ def _row(point: Point, step: Step) -> dict:
     run = point.run
     asked = {name: getattr(run, name) for name in AXES[:-1]} | {"seed": point.seed, "tokens": run.tokens}
     asked |= {"penalty": penalty_of(run) or "", "k": run.k if steered_by(run.variant) == "k" else ""}
-    names = ("l0", "fvu", "fvu_low", "fvu_high", "dead", "cosine", "speakers", "frames")
+    names = ("l0", "fvu", "fvu_low", "fvu_high", "frame_fvu", "dead", "cosine", "speakers", "frames")
     facts = {name: step.facts[name] for name in names}
     return asked | facts | {"seconds": step.manifest["seconds"], "key": step.key}

@@ -75,7 +75,8 @@ def fitted(fed: Fed, run: Asked, seed: int, folders: dict[str, Path], title: str
 
 def scored(coders: dict[str, sae.SAE], rows: Rows, voices: np.ndarray) -> dict[str, tuple[dict, np.ndarray]]:
     """How well the dictionary of each site says its frames, and how often each latent fires; all read once."""
-    close = {site: measure.Closeness(voices) for site in coders}
+    centres = rows.apart(rows.sample(65_536, 0))
+    close = {site: measure.Closeness(voices, centres[site].mean(dim=0)) for site in coders}
     fired, count = dict.fromkeys(coders, 0), len(rows)
     for several in rows.chunks(4096):
         for site, x in rows.apart(several).items():
@@ -86,11 +87,14 @@ def scored(coders: dict[str, sae.SAE], rows: Rows, voices: np.ndarray) -> dict[s
 
 
 def begun(run: Asked, rows: Rows, seed: int, frozen: str = "") -> tuple[dict[str, sae.SAE], dict[str, float]]:
-    """The dictionary of each site before training, and the scale that gives its frames a mean squared norm of d_in."""
+    """The dictionary of each site before training, and the scale that gives its frames a mean squared norm of d_in;
+    massive frames (`measure.MASSIVE`) have no say in it."""
     coders, scales = {}, {}
     for site, x in rows.apart(rows.sample(65_536, seed)).items():
         width = rows.widths[site]
-        scales[site] = math.sqrt(width / x.square().sum(dim=1).mean().item())
+        square = x.square().sum(dim=1)
+        usual = square[square <= measure.MASSIVE**2 * square.median()]
+        scales[site] = math.sqrt(width / usual.mean().item())
         coders[site] = sae.create(run.variant, width, run.expansion * width, run.k, seed, run.penalty or None)
         coders[site].start_on(x[:4096] * scales[site])
         if frozen:
@@ -151,5 +155,5 @@ def public(name: str) -> str:
     return name if not Path(bare).is_dir() else name.removesuffix(bare) + Path(bare).name
 
 
-CODE = (sae, train, fitted, begun, taught, scored, measure.Closeness, measure.reconstruction, measure.ratio_interval)
+CODE = (sae, train, fitted, begun, taught, scored, measure)
 """For the key of a dictionary: what trains and scores it."""

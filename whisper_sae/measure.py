@@ -1,7 +1,8 @@
 """How well something re-says activations, on frames it was not made from, and what the simplest rivals reach.
 
 FVU, the fraction of variance unexplained, is Σ|x - x_hat|² / Σ|x - mean|² with the mean over all frames measured:
-saying the mean every time scores 1. All sums run in float64 over chunks, so the chunks' size does not matter.
+saying the mean every time scores 1. Where a few frames hold most of the variance it is a score of these frames alone,
+so medians over frames stand beside it. All sums run in float64 over chunks, so the chunks' size does not matter.
 """
 
 import math
@@ -14,48 +15,69 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+MASSIVE = 4.0
+"""A frame is massive when its norm is more than MASSIVE medians. In Whisper, as in language models (Sun et al. 2024,
+arXiv 2402.17762), a few such frames can hold most of the variance of a layer."""
+
+LEAST = 6
+"""No interval is given over fewer units."""
+
 
 @torch.no_grad()
-def reconstruction(say: Callable[[Tensor], Tensor], chunks: Iterable[Tensor], voices: np.ndarray | None = None) -> dict:
-    """How close `say(x)` comes to x, (frame, d_in): `fvu`, `mse`, `mse_of_mean`, `cosine` and `frames`.
+def reconstruction(say: Callable[[Tensor], Tensor], chunks: Iterable[Tensor], voices: np.ndarray | None = None,
+                   centre: Tensor | None = None) -> dict:  # fmt: skip
+    """How close `say(x)` comes to x, (frame, d_in): see `Closeness.scores`.
 
-    `mse` and `mse_of_mean` are per dimension; the latter is what saying the mean would score, so
-    fvu = mse / mse_of_mean. `cosine` is between x - mean and x_hat - mean, averaged over frames, with the mean
-    of the first chunk. With `voices`, the speaker's number of each frame (frame,), there are also `fvu_low` and
-    `fvu_high`, a 95 % interval over speakers, and their number `speakers`.
+    With `voices`, the speaker's number of each frame (frame,), there are intervals over speakers. `centre` (d_in,) is
+    the mean of the frames, as far as it is known before; else that of the first chunk.
     """
-    known = Closeness(voices)
+    known = Closeness(voices, centre)
     for x in chunks:
         known.add(x, say(x))
     return known.scores()
 
 
 class Closeness:
-    """The sums behind `reconstruction`, for whoever has several ways of saying the same frames."""
+    """The sums behind `reconstruction`, for whoever has several reconstructions of the same frames."""
 
-    def __init__(self, voices: np.ndarray | None = None):
-        self.voices = voices
+    def __init__(self, voices: np.ndarray | None = None, centre: Tensor | None = None):
+        self.voices, self.centre = voices, None if centre is None else centre.float()
         count = 1 if voices is None else int(voices.max(initial=0)) + 1
         self.n, self.square, self.error = np.zeros(count), np.zeros(count), np.zeros(count)  # per speaker
-        self.total, self.cosine, self.centre, self.first = 0.0, 0.0, None, 0
+        self.total, self.cosine, self.first = 0.0, 0.0, 0
+        self.frames: list[Tensor] = []  # (frame, 3): squared error, squared distance from the centre, squared norm
 
     @torch.no_grad()
     def add(self, x: Tensor, x_hat: Tensor) -> None:
-        """Take in the next frames, (frame, d_in), and what was said of them."""
+        """Take in the next frames, (frame, d_in), and their reconstruction."""
         count = len(self.n)
         who = np.zeros(len(x), int) if self.voices is None else self.voices[self.first : self.first + len(x)]
         self.first += len(x)
         self.centre = x.mean(dim=0) if self.centre is None else self.centre
+        squares = [part.double().square().sum(dim=1) for part in (x - x_hat, x - self.centre, x)]
+        self.frames.append(torch.stack(squares, dim=1).float().cpu())
         self.n += np.bincount(who, minlength=count)
         sums = torch.zeros(count, x.shape[1], dtype=torch.float64)
         self.total = self.total + sums.index_add_(0, torch.from_numpy(who), x.double())
-        self.square += np.bincount(who, x.double().square().sum(dim=1), minlength=count)
-        self.error += np.bincount(who, (x - x_hat).double().square().sum(dim=1), minlength=count)
+        self.square += np.bincount(who, squares[2], minlength=count)
+        self.error += np.bincount(who, squares[0], minlength=count)
         alike = torch.cosine_similarity(x - self.centre, x_hat - self.centre, dim=1)
         self.cosine += alike.double().sum().item()
 
     def scores(self) -> dict:
-        """What `reconstruction` returns. ValueError for frames that are all the same."""
+        """The scores as a dict of numbers. ValueError for frames that are all the same.
+
+        - `fvu`, the fraction of variance unexplained: squared error over squared distance from the mean;
+        - `frame_fvu`, the same ratio of each frame, its median within a speaker and the mean of these over speakers:
+          no few frames decide it;
+        - `fvu_usual`, the FVU without massive frames (`MASSIVE`), `massive_frames`, their share of the frames, and
+          `massive_variance`, their share of the variance;
+        - `cosine` between x - centre and x_hat - centre, averaged over frames;
+        - `mse` and `mse_of_mean` per dimension, fvu = mse / mse_of_mean; and `frames`.
+
+        With speakers also `fvu_low`, `fvu_high`, `frame_fvu_low`, `frame_fvu_high`, 95 % intervals over the
+        `speakers`.
+        """
         n, mean = self.n, self.total.sum(dim=0) / self.n.sum()
         spread = self.square - 2 * (self.total @ mean).numpy() + n * mean.square().sum().item()
         if spread.sum() <= 1e-9 * self.square.sum():
@@ -67,23 +89,45 @@ class Closeness:
             "mse_of_mean": spread.sum() / values,
             "cosine": self.cosine / n.sum(),
             "frames": int(n.sum()),
-        }
+        } | self._by_frame()
         if self.voices is not None:
             low, high = ratio_interval(self.error[n > 0], spread[n > 0])
             found |= {"fvu_low": low, "fvu_high": high, "speakers": int((n > 0).sum())}
         return {name: float(value) if isinstance(value, np.floating) else value for name, value in found.items()}
+
+    def _by_frame(self) -> dict:
+        """The scores that a few frames cannot decide, and how much of the variance these hold."""
+        error, spread, square = torch.cat(self.frames).double().numpy().T
+        massive = square > MASSIVE**2 * np.median(square)
+        who = np.zeros(len(error), int) if self.voices is None else self.voices[: len(error)]
+        medians = pd.Series(error / np.maximum(spread, 1e-12)).groupby(who).median().to_numpy()
+        found = {
+            "frame_fvu": medians.mean(),
+            "fvu_usual": error[~massive].sum() / spread[~massive].sum(),
+            "massive_frames": massive.mean(),
+            "massive_variance": spread[massive].sum() / spread.sum(),
+        }
+        if self.voices is not None:
+            reach = math.nan
+            if len(medians) >= LEAST:
+                reach = stats.t.ppf(0.975, len(medians) - 1) * medians.std(ddof=1) / math.sqrt(len(medians))
+            low, high = medians.mean() + np.array([-reach, reach])
+            found |= {"frame_fvu_low": np.maximum(0.0, low), "frame_fvu_high": high}
+        return found
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """An interval for Σ above / Σ below, both positive, over independent units such as speakers: (low, high).
 
     Delete-one jackknife of the logarithm with Student's t (Efron & Tibshirani 1993, chapter 11); NaN for fewer
-    than 2 units, or where one unit alone holds all that is above.
+    than LEAST units, or where one unit alone holds all that is above.
     """
     units = len(above)
+    if units < LEAST:
+        return math.nan, math.nan
     if not above.any():
-        return (0.0, 0.0) if units > 1 else (math.nan, math.nan)
-    if units < 2 or np.count_nonzero(above) < 2:
+        return 0.0, 0.0
+    if np.count_nonzero(above) < 2:
         return math.nan, math.nan
     without = np.log((above.sum() - above) / (below.sum() - below))
     error = math.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
@@ -247,3 +291,23 @@ def pareto(cost, loss) -> np.ndarray:
     no_worse = (cost <= cost[:, None]) & (loss <= loss[:, None])  # (point, other)
     better = (cost < cost[:, None]) | (loss < loss[:, None])
     return ~(no_worse & better).any(axis=1) & np.isfinite(cost + loss)
+
+
+def counterparts(directions: Tensor, others: Tensor, rates: np.ndarray, alike: float = 0.7) -> dict:
+    """Which share of directions, (latent, d_in), has one among `others` with a cosine of at least `alike`.
+
+    `found`: a share of the latents; `found_by_firing`: weighted by how often each fires, `rates` (latent,); `median`
+    of the highest cosines; and `chance`: the same share for random directions, as many as the others.
+    """
+    unit = torch.nn.functional.normalize(directions.float(), dim=1)
+    random = torch.randn(others.shape, generator=torch.Generator().manual_seed(0))
+    best, by_chance = (
+        (unit @ torch.nn.functional.normalize(every.float(), dim=1).T).max(dim=1).values.numpy()
+        for every in (others, random)
+    )
+    rates = np.asarray(rates, dtype=np.float64)
+    return {
+        "latents": len(best), "found": float((best >= alike).mean()), "median": float(np.median(best)),
+        "found_by_firing": float(((best >= alike) * rates).sum() / rates.sum()),
+        "chance": float((by_chance >= alike).mean()),
+    }  # fmt: skip

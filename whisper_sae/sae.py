@@ -48,6 +48,8 @@ class SAE(nn.Module):
     variant = ""
     default_penalty = 0.0
     """Of a variant with a sparsity term; the others say by `k` alone how sparse they are."""
+    restart = 0.2
+    """The encoder norm of a latent that is reset, in mean norms of the others: see `point_at`."""
 
     def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0, penalty: float | None = None):
         super().__init__()
@@ -143,14 +145,15 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def point_at(self, latents: Tensor, x: Tensor) -> None:
-        """Begin these latents anew, each in the direction of a frame of x, (latent, d_in), as seen from b_dec; called
-        a fifth as strongly as the others are on average (Bricken et al. 2023, appendix)."""
+        """Reset these latents, each to the direction of a frame of x, (latent, d_in), as seen from b_dec, with
+        `restart` times the others' mean encoder norm: a fifth (Bricken et al. 2023, appendix), but all of it where
+        latents compete for k places or have to exceed a threshold, or else they would never be active."""
         directions = F.normalize(x - self.b_dec, dim=1)
         others = torch.ones(self.d_sae, dtype=torch.bool, device=x.device)
         others[latents] = False
         usual = self.W_enc.norm(dim=0)[others].mean() if others.any() else 1.0
         self.W_dec[latents] = directions
-        self._set_encoder(latents, 0.2 * usual * directions)
+        self._set_encoder(latents, self.restart * usual * directions)
         self.b_enc[latents] = 0
 
     def _set_encoder(self, latents: Tensor, rows: Tensor) -> None:
@@ -205,6 +208,7 @@ class TopK(SAE):
     """The k latents called most strongly on each frame (Gao et al. 2024, arXiv 2406.04093)."""
 
     variant = "topk"
+    restart = 1.0
 
     def chosen(self, pre: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
         return strongest_of_each(pre, k or self.k)
@@ -234,6 +238,7 @@ class BatchTopK(SAE):
     """
 
     variant = "batchtopk"
+    restart = 1.0
 
     def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
@@ -283,6 +288,7 @@ class JumpReLU(SAE):
 
     variant = "jumprelu"
     default_penalty = 1.0
+    restart = 1.0
     bandwidth = 0.5
     """For activations scaled to a mean squared norm of d_in, where calls are of the order of 1 to 10."""
 
@@ -290,6 +296,11 @@ class JumpReLU(SAE):
         super().__init__(*sizes, **options)
         del self.threshold
         self.threshold = nn.Parameter(torch.full((self.d_sae,), 1.0))
+
+    @torch.no_grad()
+    def point_at(self, latents: Tensor, x: Tensor) -> None:
+        super().point_at(latents, x)
+        self.threshold[latents] = 1.0
 
     def chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         below = self.bandwidth / 2 if self.training else 0.0  # these say 0, but θ learns from them
