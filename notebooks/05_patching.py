@@ -238,6 +238,10 @@ figures.say(
 # - *Whisper's rule*: greedy, but discarded where $p(\text{no speech}) > 0.6$ and the mean log-probability is below $-1$
 #   (`no_speech_threshold`, `logprob_threshold` of [openai/whisper](https://github.com/openai/whisper)).
 #
+# Can such clips be detected? AUC of non-speech against speech, for probes that have met neither the kind of sound nor
+# the speaker. Whisper's own two quantities are the baselines; nothing is fitted for them. *Hallucinated* is the AUC of
+# those sounds alone of which words are written though an empty transcript is allowed.
+#
 # Then the site is moved from speech towards non-speech: along the 16 features that differ most, along the difference of
 # the means, and along random vectors of the same length. For each sound the direction is made of all *other* kinds of
 # sound and of training speakers. The same change may cost words of speech, so both are measured.
@@ -256,16 +260,9 @@ figures.table(
     caption="Sounds of each kind of which words are written, by rule; medians of p(no speech) "
     "and of the mean log-probability of the greedy transcript. The most hallucinated kinds.",
 )
-
-# %% [markdown]
-# Can the clips be detected? AUC of non-speech against speech, for probes that have met neither the kind of sound nor
-# the speaker. The baselines are not fitted: Whisper's own two quantities. *Hallucinated*: of the sounds alone of which
-# words are written though an empty transcript is allowed; where those are all of them, both columns agree.
-
-# %% tags=["hide-input"]
 figures.table(
-    detector.drop(columns="speech_n"),
-    caption=f"AUC with 95 % intervals; n of sounds. {bench.facts['spoken']} clips of speech by "
+    detector.drop(columns=["non_speech_n", "speech_n", "speakers"]),
+    caption=f"AUC with 95 % intervals, of {bench.facts['sounds']} sounds. {bench.facts['spoken']} clips of speech by "
     f"{bench.facts['speakers']} speakers held out.",
 )
 
@@ -285,17 +282,19 @@ if len(steered):
 
 # %% tags=["hide-input"]
 if len(steered):
-    shares = steered.pivot(index=["direction", "strength"], columns="rule", values="hallucinated")
-    cost = drawn_rule.set_index(["direction", "strength"])[
-        ["fewer", "fewer_low", "fewer_high", "more", "more_low", "more_high"]
-    ]
-    moved = shares[rules].join(cost).reset_index()
+    at = ["direction", "strength"]
+    moved = steered.pivot(index=at, columns="rule", values="hallucinated")[rules]
+    spans = {"fewer, points": "fewer", "WER more, points": "more"}
+    for title, name in spans.items():
+        ends = drawn_rule.set_index(at)[[name, f"{name}_low", f"{name}_high"]].round(1).astype(str)
+        moved[title] = ends.iloc[:, 0] + " (" + ends.iloc[:, 1] + " to " + ends.iloc[:, 2] + ")"
+    moved = moved.reset_index()
     moved = moved[(moved.strength > 0) | ~moved.strength.duplicated()]  # the untouched once
     figures.table(
         moved,
-        caption=f"Sounds with hallucinated words, %, by rule; with empty transcripts allowed, points "
-        f"fewer than untouched (interval over {drawn_rule.kinds.max()} kinds of sound) and points of "
-        f"WER more ({bench.facts['speakers']} speakers).",
+        caption="Sounds with hallucinated words, %, by rule. With empty transcripts allowed: how many "
+        f"points fewer than untouched (95 % interval over {drawn_rule.kinds.max()} kinds of sound) and "
+        f"how many of WER more (over {drawn_rule.speakers.max()} speakers).",
     )
 else:
     figures.say(f"Nothing can be steered here: {bench.facts['reason']}.")
