@@ -232,11 +232,12 @@ figures.say(
 # here. A transcript is *hallucinated* if it has letters or digits outside brackets: `[Music]` has no words. Whether
 # there is a transcript depends on a rule, so there are three:
 #
-# - *greedy*, as everywhere on this page. OpenAI's models suppress the end of text at the beginning: no transcript can
-#   be empty, and every sound has words;
+# - *greedy*, as everywhere on this page. OpenAI's models suppress the end of text at the beginning, so no transcript
+#   can be empty;
 # - *empty allowed*, the same without that suppression;
 # - *Whisper's rule*: greedy, but discarded where $p(\text{no speech}) > 0.6$ and the mean log-probability is below $-1$
-#   (`no_speech_threshold`, `logprob_threshold` of [openai/whisper](https://github.com/openai/whisper)).
+#   (`no_speech_threshold`, `logprob_threshold` of [openai/whisper](https://github.com/openai/whisper)). The demo's
+#   model writes an empty transcript for silence and was never trained on the token `<|nospeech|>`.
 #
 # Can such clips be detected? AUC of non-speech against speech, for probes that have met neither the kind of sound nor
 # the speaker. Whisper's own two quantities are the baselines; nothing is fitted for them. *Hallucinated* is the AUC of
@@ -268,9 +269,9 @@ figures.table(
 
 # %% tags=["figure"]
 if len(steered):
-    drawn_rule = steered[steered.rule == hallucination.EMPTY_ALLOWED]
+    drawn_rule = steered[steered.rule == rules[-1]]
     fig = drawn.both_sides(drawn_rule)
-    fig.axes[0].set(title="Hallucinated words against word errors, empty transcripts allowed")
+    fig.axes[0].set(title=f"Hallucinated words against word errors, by rule: {rules[-1]}")
     figures.show(
         fig,
         alt="; ".join(
@@ -292,9 +293,9 @@ if len(steered):
     moved = moved[(moved.strength > 0) | ~moved.strength.duplicated()]  # the untouched once
     figures.table(
         moved,
-        caption="Sounds with hallucinated words, %, by rule. With empty transcripts allowed: how many "
-        f"points fewer than untouched (95 % interval over {drawn_rule.kinds.max()} kinds of sound) and "
-        f"how many of WER more (over {drawn_rule.speakers.max()} speakers).",
+        caption=f"Sounds with hallucinated words, %, by rule. By {rules[-1]}: how many points fewer than "
+        f"untouched (95 % interval over {drawn_rule.kinds.max()} kinds of sound) and how many points of "
+        f"WER more (over {drawn_rule.speakers.max()} speakers).",
     )
 else:
     figures.say(f"Nothing can be steered here: {bench.facts['reason']}.")
