@@ -19,7 +19,19 @@ seed = 0  # one seed for everything random here
 # %% tags=["setup"]
 import pandas as pd
 
-from whisper_sae import figures, findings, instrument, model, probes, profiles, recipes, speech, spoken, store
+from whisper_sae import (
+    figures,
+    findings,
+    instrument,
+    model,
+    nonspeech,
+    probes,
+    profiles,
+    recipes,
+    speech,
+    spoken,
+    store,
+)
 from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
@@ -36,7 +48,8 @@ figures.use_style()
 # %%
 clips = store.make(recipes.clips(run, seed))
 heard = recipes.table(run, clips)
-speaking = heard[heard.text != ""]
+transcribed, silent = nonspeech.is_transcribed(heard), nonspeech.is_nonspeech(heard)
+speaking = heard[transcribed]
 
 # %% tags=["hide-input"]
 voices = speaking.drop_duplicates("speaker")
@@ -44,8 +57,8 @@ if voices.accent.nunique() > 1:
     across = voices.groupby(["accent", "gender"]).size().unstack(fill_value=0).reset_index()
     figures.table(across, caption="Speakers of each accent and gender, as recorded in the dataset.")
 figures.say(
-    f"{len(speaking):,} clips of speech by {voices.speaker.nunique()} speakers, {speaking.duration.sum() / 60:.0f} minutes; "
-    f"{len(heard) - len(speaking):,} clips have no transcript."
+    f"{len(speaking):,} clips of transcribed speech by {voices.speaker.nunique()} speakers, {speaking.duration.sum() / 60:.0f} minutes; "
+    f"{silent.sum():,} clips without speech; of {(~transcribed & ~silent).sum():,} clips the transcript is not known."
 )
 
 # %% tags=["hide-input"]
@@ -143,7 +156,8 @@ if whisper.tokenizer is not None:
 
 # %% tags=["hide-input"]
 if len(wrote):
-    held, quiet = wrote[(wrote.split != "train") & (wrote.words > 0)], wrote[wrote.words == 0]
+    held = wrote[(wrote.split != "train") & (wrote.words > 0)]
+    quiet = wrote[wrote.id.isin(heard.id[silent])]
     wer = pd.concat([instrument.word_errors(held), *[instrument.word_errors(wrote, by) for by in ["split", *labels]]])
     shown = wer.assign(WER=100 * wer.WER, WER_low=100 * wer.WER_low, WER_high=100 * wer.WER_high)
     shown.columns = ["by", "group", "speakers", "clips", "words", "WER %", "from", "to"]
@@ -156,7 +170,8 @@ if len(wrote):
     all_held = wer.iloc[0]
     figures.say(
         f"Held-out word error rate {all_held.WER:.1%} ({figures.between(all_held.WER_low, all_held.WER_high)}, {all_held.speakers} "
-        f"speakers, {all_held.words} words). Words are heard in {(quiet.errors > 0).sum()} of {len(quiet)} clips that hold none."
+        f"speakers, {all_held.words} words). Of {quiet.heard.map(nonspeech.has_words).sum()} of {len(quiet)} clips without "
+        "speech words are written (hallucinations; notebook 5 tells how Whisper itself decides)."
     )
     wrong = held[held.errors > 0].sort_values("errors", ascending=False, kind="stable").head(8)
     figures.table(wrong[["said", "heard", "errors"]], caption="Where it goes wrong most.")

@@ -1,8 +1,11 @@
 """The recipes of causal effects on a handful of the demo's clips: what they write is what their tables say."""
 
+import types
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from whisper_sae import (
     causal,
@@ -11,6 +14,8 @@ from whisper_sae import (
     faithfulness,
     hallucination,
     meaning,
+    model,
+    nonspeech,
     patching,
     phonetics,
     profiles,
@@ -50,7 +55,7 @@ def test_clips_are_those_of_speakers_held_out_a_few_of_each(run):
     assert few.heard[SITE].plain[3] == some.heard[SITE].plain[row]
     assert few.scorer.said[3] == some.scorer.said[row]
     assert not causal.gathered(run, 0, (SITE,), spoken=False).spoken.any()
-    with pytest.raises(ValueError, match="none with words of nowhere"):
+    with pytest.raises(ValueError, match="none with a transcript of nowhere"):
         causal.gathered(run, 0, (SITE,), splits=("nowhere",))
 
 
@@ -126,15 +131,79 @@ def test_erasing_begins_with_the_whole_and_one_direction_is_a_rival(run, concept
 def test_the_bench_tells_both_sides(run):
     step = store.make(hallucination.bench(run, 0, SITE, spoken=8))
     kinds = hallucination.by_kind(step)
-    assert kinds.sounds.sum() == step.facts["sounds"] and (kinds.made_up <= kinds.sounds).all()
-    told = hallucination.steered(step).set_index(["direction", "strength"])
-    untouched = told.xs(0.0, level="strength")
-    assert untouched.made_up.nunique() <= 1 and untouched.WER.nunique() == 1 and not untouched.more.any()
-    assert told.more["mean difference", 0.5] > 10, "what leads away from speech deafens in the end"
-    assert hallucination.detected(step).no_speech.between(0.5, 1).all()
+    assert kinds.sounds.sum() == step.facts["sounds"] and set(hallucination.RULES) <= set(kinds)
+    assert (kinds.greedy == kinds["empty allowed"]).all(), "the demo's model suppresses nothing"
+    assert (kinds["Whisper's rule"] <= kinds.greedy).all() and kinds.greedy.sum() < step.facts["sounds"]
+    told = hallucination.steered(step).set_index(["direction", "strength", "rule"])
+    untouched = told.xs("greedy", level="rule").xs(0.0, level="strength")
+    assert untouched.hallucinated.nunique() == 1 and untouched.WER.nunique() == 1
+    assert not untouched.more.any() and not untouched.fewer.any()
+    assert (told.sounds == step.facts["sounds"]).all() and (told.kinds >= 8).all()
+    assert untouched.hallucinated.iloc[0] == pytest.approx(100 * kinds.greedy.sum() / kinds.sounds.sum())
+    assert told.more["mean difference", 0.5, "greedy"] > 10, "what leads away from speech deafens in the end"
+    detectors = hallucination.detected(step).set_index("detector")
+    assert detectors.non_speech[["features", "activations"]].between(0.5, 1).all()
+    assert "p(no speech)" in detectors.index and (detectors.non_speech_n == step.facts["sounds"]).all()
+
+
+def test_a_kind_of_sound_is_steered_by_all_others(run):
+    """The direction of a kind does not know its sounds; every kind has one, whatever is written of it."""
+    rng = np.random.default_rng(0)
+    means = {side: (rng.random((n, 40)), rng.normal(size=(n, 8)).astype(np.float32))
+             for side, n in (("sound", 6), ("train", 5))}  # fmt: skip
+    about = pd.DataFrame({"is": ["sound"] * 6 + ["speech"] * 3, "kind": [*"aabbcc", "", "", ""]})
+    coder = types.SimpleNamespace(W_dec=torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
+
+    def step(means, kind, name="mean difference"):
+        change = hallucination._changes(means, about, coder, 0)["sound"][name, 0.5]
+        return change.see(torch.zeros(6, 4, 8), torch.arange(6))[list(about.kind).index(kind), 0]
+
+    other = {"sound": tuple(x.copy() for x in means["sound"]), "train": means["train"]}
+    for x in other["sound"]:
+        x[:2] += 5
+    for name in ("features", "mean difference"):
+        assert torch.equal(step(means, "a", name), step(other, "a", name))
+        assert not torch.allclose(step(means, "b", name), step(other, "b", name))
+    ways = [step(means, "a", name) for name in hallucination.DIRECTIONS]
+    assert all(torch.isfinite(way).all() for way in ways)
+    assert torch.stack(ways).norm(dim=1).numpy() == pytest.approx([float(ways[0].norm())] * 3, rel=1e-5)
+
+
+def test_no_direction_without_a_length_is_made():
+    codes, x = np.ones((3, 40)), np.ones((3, 8), dtype=np.float32)
+    W_dec = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    none = codes[:0], x[:0]
+    with pytest.raises(hallucination.NoDirection, match="0 sounds and 3 clips of speech are left"):
+        hallucination.directions(none, (codes, x), W_dec)
+    with pytest.raises(hallucination.NoDirection, match="has no length"):
+        hallucination.directions((codes, x), (codes, x), W_dec)
+    with pytest.raises(hallucination.NoDirection, match="has no length"):
+        hallucination.directions((codes, x * np.nan), (codes, x), W_dec)
+    assert hallucination.directions((2 * codes, 2 * x), (codes, x), W_dec)["features"].isfinite().all()
+
+
+def test_silence_is_decided_as_whisper_decides_it():
+    told = pd.DataFrame(
+        {"wrote": [*"abcd"], "wrote_or_empty": ["", "b", "c", "d"], "no_speech": [0.7, 0.7, 0.5, np.nan]}
+    )
+    told["mean_logprob"] = [-1.1, -0.9, -2, -2]
+    assert hallucination.is_silent(told).tolist() == [True, False, False, False]
+    assert set(hallucination.texts(told)) == {"greedy", "empty allowed"}, "no token, no rule"
+    rules = hallucination.texts(told[:3])
+    assert rules == {"greedy": [*"abc"], "empty allowed": ["", "b", "c"], "Whisper's rule": ["", "b", "c"]}
+
+
+def test_of_real_whisper_every_sound_has_words_unless_it_may_be_empty(shared):
+    """tiny.en: the end of text is suppressed at the beginning, so plain greedy writes `you` of digital silence."""
+    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
+    heard = patching.hear(whisper, [nonspeech.made("silence"), nonspeech.made("pink")], ["encoder.3.resid"])
+    told = patching.outcomes(heard["encoder.3.resid"], {"": patching.Change(lambda x, _: x)})[""]
+    assert all(map(nonspeech.has_words, told.wrote))
+    assert told.no_speech.between(0, 1).all() and (told.no_speech > 0.3).any()
 
 
 def test_proportions_are_wilsons():
     share, low, high = hallucination.proportion(5, 10)
     assert share == 50 and (low, high) == pytest.approx((23.66, 76.34), abs=0.01)
     assert hallucination.proportion(0, 10)[1] == 0 and np.isnan(hallucination.proportion(0, 0)).all()
+    assert hallucination.proportion(2, 5)[0] == 40 and np.isnan(hallucination.proportion(2, 5)[1:]).all()

@@ -133,6 +133,51 @@ def test_suppressed_tokens_and_the_length_are_as_generate_has_them(demo, encoded
     assert all(never not in one and one[:1] != [not_first] for one in wrote)
 
 
+def forced(demo, heard, tokens):
+    """log p of each token of transcripts and of the end, from plain transformers: a list of (position,) a row."""
+    found = []
+    for row, one in enumerate(tokens):
+        ids = torch.tensor([[*patching.prompt_of(demo), *one]])
+        with torch.no_grad():
+            logits = demo.whole(encoder_outputs=(heard[row : row + 1],), decoder_input_ids=ids).logits[0]
+        found.append(logits)
+    return found
+
+
+def test_confidence_is_that_of_whispers_rule(demo, encoded):
+    """p(no speech) at the start token, and the mean log-probability of tokens and end, after suppression."""
+    _, heard = encoded
+    decoder, begun = decoder_of(demo), len(patching.prompt_of(demo))
+    assert demo.tokenizer.convert_ids_to_tokens(decoder.no_speech) == "<|nospeech|>"
+    wrote = [*decoder.write(heard)[:5], []]
+    never, not_first = wrote[0][0], 3
+    decoder.never, decoder.not_first = torch.tensor([never]), torch.tensor([not_first])
+    wrote = [[token for token in one if token != never] for one in wrote]
+    silent, mean = decoder.confidence(heard[:6], wrote)
+    for row, logits in enumerate(forced(demo, heard[:6], wrote)):
+        torch.testing.assert_close(silent[row], logits[0].softmax(-1)[decoder.no_speech], rtol=1e-3, atol=1e-6)
+        logits = logits[begun - 1 :]
+        logits[:, never] = logits[0, not_first] = -torch.inf
+        answers = torch.tensor([*wrote[row], decoder.end])
+        mine = logits.log_softmax(-1)[torch.arange(len(answers)), answers].sum() / len(answers)
+        torch.testing.assert_close(mean[row], mine, rtol=1e-3, atol=1e-4)
+    decoder.no_speech = None
+    assert decoder.confidence(heard[:1], wrote[:1])[0].isnan().all()
+
+
+def test_only_without_suppression_at_the_beginning_a_transcript_can_be_empty(demo):
+    """As OpenAI's configs have it: the end of text is among the suppressed."""
+    with torch.no_grad():
+        heard = demo.encoder(model.mel(demo, [torch.zeros(16_000).numpy()])).last_hidden_state
+    decoder = decoder_of(demo)
+    assert decoder.write(heard) == [[]], "the demo's model suppresses nothing"
+    decoder.not_first = torch.tensor([decoder.end])
+    wrote = decoder.write(heard)
+    assert wrote[0] and decoder.check(heard, [[]]) == wrote
+    other = decoder.allowing_empty()
+    assert other.write(heard) == other.check(heard, wrote) == [[]] and decoder.write(heard) == wrote
+
+
 def test_what_is_under_the_norm_is_turned_back_exactly():
     norm = torch.nn.LayerNorm(8)
     torch.nn.init.normal_(norm.weight)

@@ -38,8 +38,8 @@ def test_a_panel_a_phone_with_feature_and_control():
 
 def test_both_sides_has_a_line_a_direction():
     frame = pd.DataFrame({"direction": ["features"] * 2 + ["random"] * 2, "strength": [0.0, 0.5] * 2,
-                          "WER": [2.0, 40, 2, 10], "made_up": [50.0, 0, 50, 55]})  # fmt: skip
-    for name in ("WER", "made_up"):
+                          "WER": [2.0, 40, 2, 10], "hallucinated": [50.0, 0, 50, 55]})  # fmt: skip
+    for name in ("WER", "hallucinated"):
         frame = frame.assign(**{f"{name}_low": frame[name] * 0.9, f"{name}_high": frame[name] * 1.1})
     (axis,) = shown(drawn.both_sides(frame)).axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["features", "random"]

@@ -128,6 +128,25 @@ def test_a_batch_of_many_edits_is_each_of_them_alone(heard, coded):
     assert len({tuple(wrote) for wrote in together.values()}) > 1
 
 
+@pytest.mark.parametrize("site", ["encoder.1.resid", "decoder.0.resid"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_never_reach_the_model(heard, site, value):
+    with pytest.raises(ValueError, match=f"{site}: a change gives values that are not finite"):
+        patching.tokens(patching.some(heard[site], np.arange(2)), {"": patching.Change(lambda x, _: x + value)})
+
+
+def test_outcomes_are_those_of_the_tokens_written(heard):
+    here = patching.some(heard["encoder.1.resid"], np.array([0, 1, 12]))
+    less = patching.Change(lambda x, clips: x * torch.tensor([1.0, 0.9, 1.0])[clips][:, None, None])
+    found = patching.outcomes(here, {"same": patching.Change(lambda x, _: x), "less": less}, batch=2)
+    assert found["same"].wrote.tolist() == patching.said(here, here.plain)
+    assert found["less"].wrote.tolist() == patching.write(here, {"": less})[""]
+    assert found["same"].wrote_or_empty.tolist() == found["same"].wrote.tolist(), "the demo suppresses nothing"
+    assert found["same"].no_speech.between(0, 1).all() and (found["same"].mean_logprob < 0).all()
+    assert found["same"].mean_logprob[0] == pytest.approx(found["less"].mean_logprob[0], abs=1e-5)
+    assert found["same"].mean_logprob[1] != found["less"].mean_logprob[1]
+
+
 def test_clips_in_which_a_silenced_feature_never_fires_are_not_run(heard, coded):
     here = heard["encoder.1.resid"]
     dense = coded.of(range(64))

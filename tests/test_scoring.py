@@ -22,7 +22,7 @@ def test_rates_are_those_of_jiwer(pairs):
     assert told["words"] == sum(len(text.split()) for text in said)
 
 
-def test_clips_without_words_have_no_rate_but_are_counted():
+def test_clips_without_speech_have_no_rate_but_are_counted():
     counts = scoring.Scorer(["a b", "", " "]).count(["a b", "x y", ""])
     assert counts.insertions.tolist() == [0, 2, 0] and counts.words.tolist() == [2, 0, 0]
     told = scoring.rates(counts)
@@ -30,6 +30,21 @@ def test_clips_without_words_have_no_rate_but_are_counted():
     nothing = scoring.rates(counts[1:])
     assert np.isnan(nothing["WER"]) and np.isnan(nothing["CER"])
     assert np.isnan(scoring.rates(counts[:1])["made_up"])
+
+
+def test_an_unknown_transcript_counts_for_nothing():
+    counts = scoring.Scorer(["a b", None, ""]).count(["a b", "x y", "z"])
+    assert counts.hallucinated.fillna(-1).tolist() == [-1, -1, 1] and counts.words.tolist() == [2, 0, 0]
+    told = scoring.rates(counts)
+    assert (told["WER"], told["made_up"], told["clips"]) == (0, 1, 1)
+
+
+def test_hallucinated_words_are_judged_on_the_raw_transcript():
+    """Whisper's normaliser drops `Hmm.` and keeps the words of ♪ music ♪; the rule is that of `nonspeech`."""
+    english = scoring.normalisers(model.load(str(profiles.DEMO / "whisper"), "cpu"))["english"]
+    wrote = ["...", ".", "[Music]", "(upbeat music)", "♪", "-", "Hmm.", "♪ la la ♪", "you"]
+    counts = scoring.Scorer([""] * len(wrote), english).count(wrote)
+    assert counts.hallucinated.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1]
 
 
 def test_a_pair_is_counted_once_and_some_clips_can_be_asked_alone():

@@ -76,10 +76,11 @@ MAY_IMPORT = {
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
                   "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
-    "scoring": {"text"},  # how a clip's errors are named
+    "scoring": {"nonspeech", "text"},  # which transcripts have words; how errors are named
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
-    "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
+    "causal": {"decoding", "dictionaries", "model", "nonspeech", "patching", "profiles", "recipes", "sae", "scoring",
+               "speech", "store"},
     "targeted": {"causal", "controls", "edits", "losses", "meaning", "patching", "phonetics", "profiles", "recipes",
                  "spoken", "store", "targets"},
     "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
@@ -94,7 +95,7 @@ MAY_IMPORT = {
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
     "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
-                  "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
+                  "meaning", "nonspeech", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},

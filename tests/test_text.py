@@ -206,6 +206,13 @@ def test_both_sides_are_brought_to_one_spelling(demo):
     assert found.errors.tolist() == [0, 0] and found.words.tolist() == [6, 0]
 
 
+def test_typographic_apostrophes_are_apostrophes(demo):
+    said, heard = ["don't", "O'Brien's"], ["don’t", "O’Brien’s"]
+    assert text.errors(said, heard, text.normaliser(demo)).errors.tolist() == [0, 0]
+    (one, _), (other, _) = (text.given(demo, texts) for texts in (said, heard))
+    assert one.tolist() == other.tolist()
+
+
 def test_word_errors_are_summed_before_they_are_divided():
     wrote = pd.DataFrame(
         [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from whisper_sae import model, patching, sae, scoring, speech
+from whisper_sae import decoding, model, nonspeech, patching, sae, scoring, speech
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, side_of, table
@@ -20,7 +20,7 @@ HELD_OUT = ("validation", "test")
 HELD = 2 * 10**9
 """Bytes of what is said at the sites that are held at a time."""
 
-CODE = (speech, patching, sae)
+CODE = (speech, nonspeech, decoding, patching, sae)
 """All code that decides what is heard and edited; for the keys of results."""
 
 
@@ -29,7 +29,7 @@ class Gathered:
     """Some clips, a row each, and what was heard of them at each site."""
 
     clips: pd.DataFrame
-    """As `recipes.table` has them; `clip` is the row there."""
+    """As `recipes.table` has them; `clip` is the row there, `nonspeech` whether nobody speaks."""
     heard: dict[str, patching.Heard]
     scorer: scoring.Scorer
     """Against what was said, with Whisper's normaliser for English."""
@@ -41,8 +41,8 @@ class Gathered:
 
     @property
     def spoken(self) -> np.ndarray:
-        """(clip,) bool: words are said."""
-        return (self.clips.text.str.strip() != "").to_numpy()
+        """(clip,) bool: the transcript has words."""
+        return nonspeech.is_transcribed(self.clips)
 
     def sound(self, row: int) -> np.ndarray:
         """The samples of a clip, 16 kHz: (sample,)."""
@@ -56,14 +56,15 @@ class Gathered:
         """The same of some clips, their row numbers or (clip,) bool."""
         clips = self.clips.iloc[np.arange(len(self.clips))[rows]]
         heard = {site: patching.some(one, rows) for site, one in self.heard.items()}
-        scorer = scoring.Scorer(clips.text.tolist(), self.scorer.normalise)
+        scorer = scoring.Scorer(_references(clips), self.scorer.normalise)
         return Gathered(clips.reset_index(drop=True), heard, scorer)
 
 
 @functools.lru_cache(maxsize=4)
 def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str, ...] = HELD_OUT,
              spoken: bool | None = True, most: int = 108) -> Gathered:  # fmt: skip
-    """Clips of some splits that fit in a window, with words, without (`spoken=False`) or both (None), heard at `sites`.
+    """Clips of some splits that fit in a window, with a transcript, without speech (`spoken=False`: see
+    `nonspeech.is_nonspeech`) or all (None), heard at `sites`.
 
     At most `most`, and no more than HELD bytes hold, drawn at random, the speakers in turn. The last few that were
     asked for are remembered: do not change them. ValueError where there is none.
@@ -71,17 +72,24 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     every = table(run, need(clips(run, seed)))
     whisper = model.load(run.model, run.device, precision=run.precision)
     fits = (every.duration * speech.RATE).round() <= whisper.window
-    words = every.text.str.strip() != ""
-    here = every[fits & every.split.isin(splits) & (True if spoken is None else words == spoken)]
+    words, silent = nonspeech.is_transcribed(every), nonspeech.is_nonspeech(every)
+    of_kind = {True: words, False: silent, None: np.full(len(every), True)}[spoken]
+    here = every.assign(nonspeech=silent)[fits & every.split.isin(splits) & of_kind]
     if here.empty:
-        kind = {True: "with words ", False: "without words ", None: ""}[spoken]
+        kind = {True: "with a transcript ", False: "without speech ", None: ""}[spoken]
         raise ValueError(f"clips: none {kind}of {' or '.join(splits)} fits in a window")
     a_clip = 4 * whisper.positions * whisper.config.d_model * (1 + len(sites))
     chosen = drawn(here, 0, max(1, min(most, HELD // a_clip)), seed)
     sounds = [speech.samples(path) for path in chosen.path]
     heard = patching.hear(whisper, sounds, sites)
-    scorer = scoring.Scorer(chosen.text.tolist(), scoring.normalisers(whisper)["english"])
+    scorer = scoring.Scorer(_references(chosen), scoring.normalisers(whisper)["english"])
     return Gathered(chosen.assign(clip=chosen.index).reset_index(drop=True), heard, scorer)
+
+
+def _references(clips: pd.DataFrame) -> list[str | None]:
+    """What a `scoring.Scorer` compares with: the transcript, "" where nobody speaks, None where it is not known."""
+    known = zip(clips.text, nonspeech.is_transcribed(clips), clips.nonspeech, strict=True)
+    return [text if words else "" if silent else None for text, words, silent in known]
 
 
 def drawn(here: pd.DataFrame, a_speaker: int, most: int, seed: int) -> pd.DataFrame:

@@ -6,6 +6,8 @@ are kept, and clips that have come to their end leave the batch. Every site of t
 the way, by the names that `sites` has.
 """
 
+import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -48,6 +50,20 @@ def until_loop(tokens: list[int]) -> list[int]:
     return tokens[: next(ends, len(tokens))]
 
 
+NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
+"""Names of the token by which Whisper says that a window holds no speech; the second is older."""
+
+
+def no_speech_token(whisper) -> int | None:
+    """The number of a model's NO_SPEECH; without a name the token before `<|notimestamps|>`, as in transformers; None
+    where there is neither."""
+    words = whisper.tokenizer.get_vocab() if whisper.tokenizer is not None else {}
+    if named := [words[name] for name in NO_SPEECH if name in words]:
+        return named[0]
+    after = getattr(whisper.whole.generation_config, "no_timestamps_token_id", None)
+    return None if after is None else after - 1
+
+
 def _as_it_is(_site: str, x: Tensor, _rows: Tensor) -> Tensor:
     return x
 
@@ -65,8 +81,16 @@ class Decoder:
         self.not_first = torch.tensor(told.begin_suppress_tokens or [], dtype=torch.long)
         longest = (told.max_length or config.max_target_positions) + len(self.prompt)
         self.longest = min(longest, config.max_target_positions)
+        self.no_speech = no_speech_token(whisper)
         self.out = whisper.whole.proj_out
         self.heads = config.decoder_attention_heads
+
+    def allowing_empty(self) -> "Decoder":
+        """The same without the suppression at the beginning. OpenAI's models suppress the end of text there, so that no
+        transcript can be empty, whatever is in the window."""
+        other = copy.copy(self)
+        other.not_first = self.not_first[:0]
+        return other
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -181,11 +205,38 @@ class Decoder:
 
     def _chosen(self, said: Tensor, first: bool) -> Tensor:
         """The tokens answered at positions, (row, position); `first`: the first of them begins the transcript."""
-        logits = self.out(said)
+        return self._suppressed(self.out(said), first).argmax(dim=-1)
+
+    def _suppressed(self, logits: Tensor, first: bool) -> Tensor:
+        """Logits (row, position, token) without the tokens that are never written; in place. The one place for it."""
         logits[..., self.never] = -torch.inf
         if first:
             logits[:, 0, self.not_first] = -torch.inf
-        return logits.argmax(dim=-1)
+        return logits
+
+    @torch.no_grad()
+    def confidence(self, encoded: Tensor, tokens: list[list[int]], see: See = _as_it_is) -> tuple[Tensor, Tensor]:
+        """p of no speech and the mean log-probability of transcripts, tokens a row, (row,) each: openai/whisper decides
+        by them that a window is silent.
+
+        The first is that of `no_speech` at the first token of the prompt, nothing suppressed; NaN where a model has no
+        such token. The second is Σ log p / (n + 1) over n tokens and the end of text, where that was reached, with
+        suppression (openai/whisper, decoding.py: `no_speech_probs`, `avg_logprob`).
+        """
+        begun, width = len(self.prompt), max(map(len, tokens))
+        given = [[*self.prompt, *one, *[self.end] * (width - len(one))] for one in tokens]
+        ids = torch.tensor(given, device=encoded.device)
+        rows = torch.arange(len(ids), device=ids.device)
+        said = self.step(ids, 0, self.listened(encoded), [None] * len(self.net.layers), see, rows)
+        at_start = self.out(said[:, 0]).softmax(dim=-1)
+        silent = at_start[:, self.no_speech].cpu() if self.no_speech is not None else torch.full((len(ids),), math.nan)
+        mean = torch.zeros(len(ids))
+        for row, one in enumerate(tokens):
+            cut = is_loop(one) or begun + len(one) >= self.longest
+            answers = torch.tensor(one if cut else [*one, self.end], device=ids.device)
+            logits = self._suppressed(self.out(said[row : row + 1, begun - 1 : begun - 1 + len(answers)]), first=True)
+            mean[row] = logits[0].log_softmax(dim=-1).gather(1, answers[:, None]).sum() / (len(one) + 1)
+        return silent, mean
 
     # ------------------------------------------------------------------------------------------ teacher forcing
 

@@ -23,6 +23,7 @@ from whisper_sae import (
     index,
     listening,
     meaning,
+    nonspeech,
     selectivity,
     sounds,
     speech,
@@ -156,9 +157,8 @@ def features(run: Profile, seed: int, site: str, of: str = "dictionary", **how) 
 # -------------------------------------------------------------------------------------------------- sounds
 
 
-CLASSES = ("label", "category")
 RECORDINGS = ("src_file", "freesound_id")
-"""Columns of a corpus that name the class of a clip, and the recording it was cut from; the first that there is."""
+"""Columns of a corpus that name the recording a clip was cut from; the first that there is is taken."""
 
 
 def sounds_of(
@@ -166,8 +166,8 @@ def sounds_of(
 ) -> Recipe:
     """`classes.csv`, a row a class of environmental sounds, and `draws.npy`, as `sounds.score` tells them.
 
-    Of all clips that have a class and no speaker, see `classed`. Folds are those of the corpus, or else dealt. `way` is
-    the mean or the maximum over a clip's frames. Both sides of a signed input are asked: side features + feature is
+    Of all clips of a class of sound without speech, see `classed`. Folds are those of the corpus, or else dealt. `way`
+    is the mean or the maximum over a clip's frames. Both sides of a signed input are asked: side features + feature is
     what is below zero.
     """
     if site.startswith("decoder"):
@@ -176,7 +176,7 @@ def sounds_of(
 
     def ask(folder: Path, clips: Step, activations: Step, codes: Step) -> dict:
         heard, known = table(run, clips), index.Index(codes.path)
-        label, asked = _column(heard, CLASSES), np.flatnonzero(classed(heard))
+        label, asked = nonspeech.class_of(heard), np.flatnonzero(classed(heard))
         clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), np.diff(known.starts))
         place = np.full(len(heard), -1)
         place[asked] = np.arange(len(asked))
@@ -199,14 +199,14 @@ def sounds_of(
     needs = {name: made.needs[name] for name in ("clips", "activations")}
     return Recipe(
         "sounds", ask, {"way": way, "shuffles": shuffles, "seed": seed}, needs=needs | {"codes": made},
-        code=(sounds, entries, sounds_of, classed, _column), by=made_by(run, "06"),
+        code=(sounds, entries, nonspeech, sounds_of, classed, _column), by=made_by(run, "06"),
         label=f"sounds in the {of} of {site}",
     )  # fmt: skip
 
 
 def classed(heard: pd.DataFrame) -> np.ndarray:
-    """Which clips are sounds of a class, a `label` or `category`, by nobody: (clip,) bool."""
-    return (_column(heard, CLASSES) != "") & (heard.speaker == "").to_numpy()
+    """Which clips are sounds of a class without speech: (clip,) bool."""
+    return (nonspeech.class_of(heard) != "") & nonspeech.is_nonspeech(heard)
 
 
 def _column(heard: pd.DataFrame, names: tuple[str, ...]) -> np.ndarray:

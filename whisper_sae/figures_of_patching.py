@@ -49,20 +49,20 @@ def doses(frame: pd.DataFrame, names: Sequence[str]) -> Figure:
 
 
 def both_sides(frame: pd.DataFrame) -> Figure:
-    """A line a direction, from left to right as its strength grows: what speech costs (WER) against words made up."""
+    """A line a direction over its strengths: the WER of speech against the share of sounds with hallucinated words."""
     fig, axis = plt.subplots(figsize=(7.2, 3.8))
     looks = [("o", BLUE, "-"), ("^", ORANGE, "--"), ("s", GREY, ":")]
     for (name, part), (marker, colour, line) in zip(frame.groupby("direction", sort=False), looks, strict=False):
         part = part.sort_values("strength")
         across = np.abs(part[["WER_low", "WER_high"]].to_numpy().T - part.WER.to_numpy())
-        up = np.abs(part[["made_up_low", "made_up_high"]].to_numpy().T - part.made_up.to_numpy())
-        axis.errorbar(part.WER, part.made_up, xerr=across, yerr=up, marker=marker, color=colour, linestyle=line,
+        up = np.abs(part[["hallucinated_low", "hallucinated_high"]].to_numpy().T - part.hallucinated.to_numpy())
+        axis.errorbar(part.WER, part.hallucinated, xerr=across, yerr=up, marker=marker, color=colour, linestyle=line,
                       label=name, capsize=2, lw=1)  # fmt: skip
         for row in part[part.strength > 0].itertuples():
             axis.annotate(
-                f"{row.strength:g}", (row.WER, row.made_up), xytext=(4, 4), textcoords="offset points", fontsize=7
+                f"{row.strength:g}", (row.WER, row.hallucinated), xytext=(4, 4), textcoords="offset points", fontsize=7
             )
-    axis.set(xlabel="WER of speech, %", ylabel="sounds in which words are heard, %", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="WER of speech, %", ylabel="sounds with hallucinated words, %", xlim=(0, None), ylim=(0, None))
     axis.legend()
     return fig
 

@@ -1,14 +1,75 @@
-"""Sounds in which nobody speaks, made here: what a model that hears words in them is tried on, at no cost and no risk.
+"""Clips without speech: which clips of a corpus are, which transcripts hold words, and sounds that are made here.
 
-Silence, noise of several colours, mains hum, tones in chords, clicks; and noise that is shaped and swells as speech
-does, which is nearest to what a model may take for words.
+Made are silence, noise of several colours, mains hum, tones in chords, clicks; and noise that is shaped and swells as
+speech does, which is nearest to what a model may take for words.
 """
 
+import re
+
 import numpy as np
+import pandas as pd
 from scipy import signal
 
 RATE = 16_000
 KINDS = ("silence", "white", "pink", "hum", "chords", "clicks", "speech-like noise", "whistle")
+
+# ------------------------------------------------------------------------------- clips and transcripts without words
+
+CLASSES = ("label", "category")
+"""Columns that name a class of sound, as ESC-50 has them; the first that a table has is taken."""
+
+SPEAKER_FACTS = ("speaker", "gender", "accent")
+"""Columns that are filled only for clips in which somebody speaks."""
+
+BRACKETED = re.compile(
+    r"\([^()]*(?:\)|$)|\[[^\[\]]*(?:\]|$)|\{[^{}]*(?:\}|$)|<[^<>]*>|（[^（）]*(?:）|$)|【[^【】]*(?:】|$)"
+    r"|[♪♫♬][^♪♫♬]*(?:[♪♫♬]|$)|\*[^*]*\*"
+)
+"""How Whisper writes sounds and music: (upbeat music), [Music], *sighs*, ♪ la la ♪; a bracket that is not closed counts
+to the end of the text."""
+
+
+def has_words(text: str) -> bool:
+    """Whether a raw transcript holds words: letters or digits outside brackets, music notes and asterisks.
+
+    The one rule for words and, where nobody speaks, for hallucinated words. `...`, `-`, `♪` and `[Music]` hold none;
+    `Hmm.` and `Uh` do: they claim that somebody made a sound of speech, though Whisper's normaliser drops them.
+    """
+    while (bare := BRACKETED.sub(" ", text)) != text:
+        text = bare
+    return any(map(str.isalnum, text))
+
+
+def is_transcribed(clips: pd.DataFrame) -> np.ndarray:
+    """Which clips of a table have a transcript with words: (clip,) bool."""
+    return np.array([has_words(text) for text in clips.text.astype(str)], dtype=bool)
+
+
+def class_of(clips: pd.DataFrame) -> np.ndarray:
+    """The class of sound of each clip, from the first of CLASSES that there is, else "": (clip,) str."""
+    names = [name for name in CLASSES if name in clips]
+    return clips[names[0]].astype(str).to_numpy() if names else np.full(len(clips), "")
+
+
+def is_nonspeech(clips: pd.DataFrame) -> np.ndarray:
+    """Which clips a corpus says hold no speech: (clip,) bool. The one rule for this.
+
+    Such a clip has no transcript, speaker, gender or accent, and either a class of sound (`class_of`) or a corpus that
+    gives transcripts and speakers of other clips. A class with the word speech in its name is speech. A clip with a
+    speaker and no transcript is speech with an unknown transcript. Of a folder of bare audio nothing is known, so none
+    of it is non-speech. A table of several corpora has the column `corpus`.
+    """
+    words, names = is_transcribed(clips), np.char.lower(class_of(clips).astype(str))
+    speech = words | (np.char.find(names, "speech") >= 0)
+    for fact in SPEAKER_FACTS:
+        if fact in clips:
+            speech |= (clips[fact].astype(str) != "").to_numpy()
+    corpus = clips.corpus.to_numpy() if "corpus" in clips else np.zeros(len(clips))
+    given = pd.DataFrame({"words": words, "speaker": (clips.speaker != "").to_numpy()})
+    return ~speech & ((names != "") | given.groupby(corpus).transform("any").all(axis=1).to_numpy())
+
+
+# ----------------------------------------------------------------------------------------------------- made sounds
 
 
 def made(kind: str, seed: int = 0, seconds: float = 3.0) -> np.ndarray:

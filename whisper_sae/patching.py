@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.sparse import csc_array
 from torch import Tensor
@@ -139,9 +140,16 @@ def _told(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Callable[[T
         for part, (change, clips) in zip(parts, changes, strict=True):
             mask = (heard.valid if change.where is None else change.where)[clips].to(x.device)
             said.append(torch.where(mask[..., None], change.see(part, clips), part))
-        return torch.cat(said)
+        return _finite(torch.cat(said), heard.site)
 
     return see
+
+
+def _finite(x: Tensor, site: str) -> Tensor:
+    """x, or ValueError where a change has made it NaN or infinite: the model would go on and write nonsense."""
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{site}: a change gives values that are not finite; look at what is added there")
+    return x
 
 
 def _encoded(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Tensor:
@@ -177,11 +185,18 @@ class Run:
     encoded: Tensor
     see: Callable[[], See] | None = None
 
-    def write(self) -> list[list[int]]:
-        """The tokens of each item."""
+    def write(self, decoder: Decoder | None = None, drafts: list[list[int]] | None = None) -> list[list[int]]:
+        """The tokens of each item. Another decoder and other drafts than the clips' may be given."""
+        decoder = self.heard.decoder if decoder is None else decoder
         if self.see is not None:
-            return self.heard.decoder.write(self.encoded, self.see())
-        return self.heard.decoder.check(self.encoded, [self.heard.plain[clip] for clip in self.clips.tolist()])
+            return decoder.write(self.encoded, self.see())
+        drafts = [self.heard.plain[clip] for clip in self.clips.tolist()] if drafts is None else drafts
+        return decoder.check(self.encoded, drafts)
+
+    def confidence(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Of the tokens of each item: see `Decoder.confidence`."""
+        how = () if self.see is None else (self.see(),)
+        return self.heard.decoder.confidence(self.encoded, tokens, *how)
 
 
 def run_of(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Run:
@@ -208,7 +223,7 @@ def _speaking(heard: Heard, changes: Sequence[tuple[Change, Tensor]], clips: Ten
             if change.where is not None:
                 new = torch.where(change.where[clips[rows[mine]], here][..., None], new, x[mine])
             said[mine] = new
-        return said
+        return _finite(said, heard.site)
 
     return answering(heard.site, look, norm)
 
@@ -244,6 +259,22 @@ def tokens(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, prog
 def write(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, progress: Callable = iter) -> dict:
     """{name: text written of each clip} under each change: see `tokens`."""
     return {name: said(heard, ids) for name, ids in tokens(heard, changes, batch, progress).items()}
+
+
+@torch.no_grad()
+def outcomes(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, progress: Callable = iter) -> dict:
+    """{name: a row a clip} under each change: `wrote`, the greedy transcript; `wrote_or_empty`, the same where an empty
+    one is allowed; `no_speech` and `mean_logprob` of the first, see `Decoder.confidence`."""
+    parts = {name: [] for name in changes}
+    empty = heard.decoder.allowing_empty()
+    work = [(name, clips) for name in changes for clips in torch.arange(len(heard)).split(batch)]
+    for name, clips in progress(work):
+        run = run_of(heard, [(changes[name], clips)])
+        tokens = run.write()
+        silent, mean = run.confidence(tokens)
+        columns = {"wrote": said(heard, tokens), "wrote_or_empty": said(heard, run.write(empty, tokens))}
+        parts[name].append(pd.DataFrame(columns | {"no_speech": silent.numpy(), "mean_logprob": mean.numpy()}))
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
 
 
 def said(heard: Heard, ids: list[list[int]]) -> list[str]:

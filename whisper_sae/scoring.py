@@ -1,9 +1,10 @@
 """How far what was written is from what was said: words, letters, and how sure one can be of a difference.
 
 Word error rate is (substitutions + deletions + insertions) / words said, summed over clips before dividing; so is the
-character error rate. Nothing said and something written is as many insertions; a clip without words has no rate, but
-counts for `made_up`. Two ways of hearing are compared on the same clips, and what is drawn again for an interval is
-speakers, with all their clips: clips of one speaker are alike, and two transcripts of one clip even more.
+character error rate. A clip without speech has no rate, but counts for `made_up`, the share of them with hallucinated
+words (`nonspeech.has_words` of the raw transcript). A clip whose transcript is not known counts for neither. Two ways
+of hearing are compared on the same clips, and what is drawn again for an interval is speakers, with all their clips:
+clips of one speaker are alike, and two transcripts of one clip even more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,12 @@ import pandas as pd
 from scipy import stats
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from whisper_sae import nonspeech
 from whisper_sae.text import ERRORS, normaliser
 
-COUNTS = ["words", *ERRORS, "errors", "characters", "character_errors", "written"]
-"""Of each clip: words said, what went wrong with them, letters said and wrong, and words written."""
+COUNTS = ["words", *ERRORS, "errors", "characters", "character_errors", "written", "hallucinated"]
+"""Of each clip: words said, what went wrong with them, letters said and wrong, words written; and, of a clip without
+speech, whether its raw transcript has words, 1 or 0, NaN for other clips."""
 
 
 def normalisers(whisper) -> dict[str, Callable[[str], str]]:
@@ -27,24 +30,27 @@ def normalisers(whisper) -> dict[str, Callable[[str], str]]:
 
 
 class Scorer:
-    """Counts errors against what was said of each clip, (clip,); a pair of texts that was met before is not counted
-    anew.
+    """Counts errors against the reference of each clip, (clip,): a text, "" where nobody speaks, None where the
+    transcript is not known. A pair of texts that was met before is not counted again.
 
     `normalise` brings both sides to one spelling.
     """
 
-    def __init__(self, said: Sequence[str], normalise: Callable[[str], str] = str):
+    def __init__(self, said: Sequence[str | None], normalise: Callable[[str], str] = str):
         self.normalise = normalise
-        self.said = [" ".join(normalise(text).split()) for text in said]
+        self.said = [text and " ".join(normalise(text).split()) for text in said]
+        self.silent = [text is not None and not text.strip() for text in said]
         self.known: dict[tuple[str, str], tuple] = {}
         self.texts: dict[str, str] = {}
 
     def count(self, wrote: Sequence[str], clips: Sequence[int] | None = None) -> pd.DataFrame:
         """A row a clip with COUNTS; `clips` are the numbers of those written of, all if None."""
-        said = self.said if clips is None else [self.said[clip] for clip in clips]
-        return pd.DataFrame(
-            [self._one(*pair) for pair in zip(said, map(self.tidy, wrote), strict=True)], columns=COUNTS
-        )
+        clips = range(len(self.said)) if clips is None else clips
+        rows = []
+        for clip, text in zip(clips, wrote, strict=True):
+            hallucinated = float(nonspeech.has_words(text)) if self.silent[clip] else np.nan
+            rows.append((*self._one(self.said[clip] or "", self.tidy(text)), hallucinated))
+        return pd.DataFrame(rows, columns=COUNTS)
 
     def tidy(self, text: str) -> str:
         """A text as it is compared."""
@@ -69,14 +75,13 @@ def _counted(said: str, wrote: str) -> tuple:
 
 def rates(counts: pd.DataFrame) -> dict:
     """The rates of some clips, in percent of the words said (S, D, I, WER) or of the letters (CER), NaN without any;
-    `made_up`, the share of the clips without words of which something was written; `clips` and `words`."""
+    `made_up`, the share of the clips without speech with hallucinated words; `clips` and `words`."""
     spoken = counts[counts.words > 0]
-    silent = counts[counts.words == 0]
     words, letters = (float(spoken[name].sum()) or np.nan for name in ("words", "characters"))
     told = {letter: 100 * spoken[name].sum() / words for letter, name in zip("SDI", ERRORS, strict=True)}
     return {
         "WER": 100 * spoken.errors.sum() / words, **told, "CER": 100 * spoken.character_errors.sum() / letters,
-        "made_up": float((silent.written > 0).mean()) if len(silent) else np.nan,
+        "made_up": float(counts.hallucinated.mean()),
         "clips": len(spoken), "words": int(spoken.words.sum()),
     }  # fmt: skip
 

@@ -48,7 +48,7 @@ def given(whisper, texts: list[str]) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def _written(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.replace("’", "'").split())
     return f" {text.lower() if text.isupper() else text}" if text else ""
 
 
@@ -67,8 +67,10 @@ def strings(whisper, ids: torch.Tensor, lengths: np.ndarray) -> pd.DataFrame:
 
 
 def normaliser(whisper):
-    """Whisper's normaliser for English: a function text -> text. American spellings where the model brings the list."""
-    return EnglishTextNormalizer(whisper.require_tokenizer().english_spelling_normalizer or {})
+    """Whisper's normaliser for English: a function text -> text. American spellings where the model brings the list. A
+    typographic apostrophe, U+2019, is a plain one."""
+    english = EnglishTextNormalizer(whisper.require_tokenizer().english_spelling_normalizer or {})
+    return lambda text: english(text.replace("’", "'"))
 
 
 def errors(said: list[str], heard: list[str], normalise=str) -> pd.DataFrame:
