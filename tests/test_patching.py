@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from generated import generated
 
-from whisper_sae import edits, model, patching, profiles, sae, speech, text
+from whisper_sae import edits, model, patching, profiles, sae, speech
 
 DEMO = profiles.DEMO
 SITES = ["encoder.embed", "encoder.1.resid", "encoder.1.mlp_hidden", "encoder.3.normed", "decoder.0.resid"]
@@ -50,7 +51,7 @@ def whole(demo, sounds, site, see, one_by_one=False):
         look = lambda x, part=part: see(x, torch.tensor(part))  # noqa: E731
         last = site == "encoder.3.normed"  # what the decoder is given: `at` would have it normed again
         with model.watching(demo.encoder.layer_norm, look) if last else model.at(demo, {site: look}):
-            wrote += text.transcribe(demo, model.mel(demo, [sounds[number] for number in part]))
+            wrote += generated(demo, model.mel(demo, [sounds[number] for number in part]))
     return wrote
 
 
@@ -85,7 +86,7 @@ def test_a_site_of_the_decoder_is_answered_at_every_step(demo, sounds, heard):
 
 
 def test_plain_transcripts_are_those_of_transformers(demo, sounds, heard):
-    wrote = text.transcribe(demo, model.mel(demo, sounds))
+    wrote = generated(demo, model.mel(demo, sounds))
     assert all(patching.said(here, here.plain) == wrote for here in heard.values())
 
 
@@ -203,7 +204,7 @@ def test_on_real_weights_edits_go_on_as_they_should(shared):
         some = digits[digits.speaker == speaker].sample(4, random_state=turn)
         sounds.append(np.concatenate([part for path in some.path for part in (speech.samples(path), pause)]))
     here = patching.hear(whisper, sounds, ["encoder.2.resid"])["encoder.2.resid"]
-    assert patching.said(here, here.plain) == text.transcribe(whisper, model.mel(whisper, sounds))
+    assert patching.said(here, here.plain) == generated(whisper, model.mel(whisper, sounds))
     coded = patching.Coded(here, coder_for(384, here.held[here.valid]))
     same = patching.tokens(here, {"": coded.edit(edits.scale(dict.fromkeys(range(64), 1.0)))})[""]
     assert same == here.plain

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import excerpts, measure, model, phones, probes, speech, text
+from whisper_sae import decoding, excerpts, languages, measure, model, phones, probes, speech, text
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import HEARING, activations, clip_means, clips, made_by, table, twin
@@ -29,22 +29,25 @@ def transcripts(run: Profile, seed: int) -> Recipe:
         whisper = model.load(run.model, run.device)
         heard = table(run, clips)
         windows = speech.windows(heard, whisper.window)
-        normalise = text.normaliser(whisper)
+        text.require_language(whisper, run.language)
+        spoken = languages.of_clips(heard, run.language)
         wrote = []
         starts = range(0, len(windows), run.batch_windows)
         for first in tqdm(starts, desc="writing", unit=" batches"):
             numbers = range(first, min(first + run.batch_windows, len(windows)))
             mels = model.mel(whisper, [sound_of(heard, windows, number) for number in numbers])
-            wrote += text.transcribe(whisper, mels)
+            wrote += text.transcribe(whisper, mels, spoken[windows["clip"].to_numpy()[numbers]])
         joined = pd.Series(wrote).groupby(windows["clip"].to_numpy()).agg(" ".join)
-        found = text.errors(heard.text.tolist(), joined.tolist(), normalise)
+        found = text.errors(heard.text.tolist(), joined.tolist(), text.normalisers(whisper, spoken))
         found = found.assign(id=heard.id, said=heard.text, heard=joined.to_numpy())
         found[["id", "said", "heard", *found.columns[:-3]]].to_csv(folder / "transcripts.csv", index=False)
-        return {"clips": len(found), "words": int(found.words.sum()), "device": str(whisper.device)}
+        digits = sum(map(text.is_digits, heard.text))
+        return {"clips": len(found), "words": int(found.words.sum()), "digit_strings": digits,
+                "device": str(whisper.device)}  # fmt: skip
 
     params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
     return Recipe(
-        "transcripts", write, params, code=(speech, *HEARING, text, transcripts, table),
+        "transcripts", write, params, code=(speech, *HEARING, languages, decoding, text, transcripts, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
     )  # fmt: skip
 
