@@ -55,8 +55,8 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
 
     return Recipe(
         "faithfulness", compare, {"seed": seed, "site": site, "a_speaker": a_speaker}, needs=needs,
-        by=made_by(run, "05"), code=(*causal.CODE, losses, scoring, measure, faithful, _ways, _flat, _on_cpu, causal.gathered,
-                                     causal.drawn, dictionaries.simple_ways),
+        by=made_by(run, "05"), code=(*causal.CODE, losses, scoring, measure, faithful, _ways, _flat, _on_cpu,
+                                     causal.gathered, causal.drawn, dictionaries.simple_ways),
         label=f"faithfulness at {site}",
     )  # fmt: skip
 

@@ -52,6 +52,48 @@ def transcripts(run: Profile, seed: int) -> Recipe:
     )  # fmt: skip
 
 
+def decoded_languages(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> pd.DataFrame:
+    """How clips are decoded: a row a corpus and language, with what the corpus records, the language that they are
+    decoded and scored in, its token in the prompt, the normaliser and the number of clips."""
+    known = text.languages_of(whisper)
+    rows = heard.assign(recorded=languages.recorded(heard), language=languages.of_clips(heard, run.language))
+    found = rows.groupby(["corpus", "recorded", "language"]).size().rename("clips").reset_index()
+    token = [code if code in known else languages.ENGLISH for code in found.language]
+    found["token"] = [f"<|{code}|>" if known else "none: English-only model" for code in token]
+    found["normaliser"] = np.where(found.language == languages.ENGLISH, "English", "basic")
+    for name in ("recorded", "language"):
+        found[name] = found[name].map(lambda code: languages.named(code) or "not recorded")
+    return found[["corpus", "recorded", "language", "token", "normaliser", "clips"]]
+
+
+def language_cautions(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> list[str]:
+    """What is wrong with the languages in which clips are decoded, a sentence each; none if nothing is."""
+    known, used = text.languages_of(whisper), languages.of_clips(heard, run.language)
+    recorded = languages.recorded(heard)
+
+    def named(which: np.ndarray, codes: np.ndarray) -> str:
+        counts = pd.Series(codes[which]).value_counts()
+        return ", ".join(f"{languages.named(code)} {count:,}" for code, count in counts.items())
+
+    against = (recorded != "") & (recorded != used)
+    foreign = (used != languages.ENGLISH) if not known else np.zeros(len(heard), dtype=bool)
+    unknown = ~np.isin(used, list(known)) if known else np.zeros(len(heard), dtype=bool)
+    assumed = (recorded == "") & bool(known) & (not run.language)
+    of = f"of {len(heard):,} clips"
+    cautions = {
+        f"The profile sets language = {run.language!r}, and the corpus records another one for {against.sum():,} {of}: "
+        f"{named(against, recorded)}. They are decoded and scored as the profile says.": against,
+        f"{whisper.name} is an English-only model, and {foreign.sum():,} {of} are in another language: "
+        f"{named(foreign, used)}. Their transcripts, word errors and all that the decoder is made to say mean "
+        "little; take a multilingual model.": foreign,
+        f"{whisper.name} has no token for the language of {unknown.sum():,} {of}: {named(unknown, used)}. They are "
+        "decoded as English.": unknown,
+        f"For {assumed.sum():,} {of} no language is recorded: they are decoded as English; the field `language` of "
+        "a profile sets another one.": assumed,
+    }
+    return [sentence for sentence, which in cautions.items() if which.any()]
+
+
 def word_errors(wrote: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
     """Word error rate of clips with speech, in all or in each group of a column: a 95 % interval over speakers."""
     spoken = wrote[wrote.words > 0]

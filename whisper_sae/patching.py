@@ -18,7 +18,6 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-
 import numpy as np
 import torch
 from scipy.sparse import csc_array

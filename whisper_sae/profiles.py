@@ -56,8 +56,8 @@ class Profile:
     reason, in `rejected.csv`; when more are, the run stops. 0 allows none."""
     language: str = ""
     """The language of all clips, a code or an English name (`de`, `German`): what the decoder is prompted with, and the
-    normaliser that word errors are counted with. Empty: each clip's own where the corpus records it (a column `language`
-    or `locale`), else English."""
+    normaliser that word errors are counted with. Empty: each clip's own where the corpus records it (a column
+    `language` or `locale`), else English."""
 
     # extraction (notebook 01)
     sites: tuple[str, ...] = ("encoder.*.resid",)

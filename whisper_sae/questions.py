@@ -277,7 +277,7 @@ class Questions:
     def change(self, told: Message) -> dict:
         """What Whisper writes of a clip when features are multiplied, from `start` to `end` (seconds) or throughout.
 
-        What `steer(sound, scales, start, end, control, language)` says, passed on; an uploaded sound has no language, "".
+        What `steer(sound, scales, start, end, control, language)` says, passed on; an uploaded sound has no language.
         """
         (kind, which), given = self._source(told), told.given.pop("scales", None)
         start, end, control = told.number("start", 0), told.number("end", 0), told.flag("control")

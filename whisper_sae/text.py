@@ -212,7 +212,7 @@ def comparable(references: Sequence[str], normalise: Callable | Sequence[Callabl
     for all or one a clip, then digit by digit where the reference spells digits."""
     each = [normalise] * len(references) if callable(normalise) else list(normalise)
     spelt = {way: (lambda text, way=way: digit_by_digit(way(text))) for way in set(each)}
-    return [spelt[way] if is_digits(text) else way for text, way in zip(references, each, strict=True)]
+    return [spelt[way] if text and is_digits(text) else way for text, way in zip(references, each, strict=True)]
 
 
 def errors(said: list[str], heard: list[str], normalise: Callable | Sequence[Callable] = str) -> pd.DataFrame:
