@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from whisper_sae import dictionaries, edits, model, patching, profiles, recipes, sae, speech, store, text
+from whisper_sae import dictionaries, edits, model, patching, profiles, recipes, sae, speech, store
 
 
 def naive(whisper, sounds, site, coder, features) -> dict:
@@ -39,7 +39,10 @@ def naive(whisper, sounds, site, coder, features) -> dict:
         for sound in sounds:
             length = -(-len(sound) // whisper.samples_a_frame)
             with torch.no_grad(), model.at(whisper, {site: lambda x, n=length, see=see: see(x, length=n)}):
-                texts += text.transcribe(whisper, model.mel(whisper, [sound]))
+                mels = model.mel(whisper, [sound])
+                mask = torch.ones(1, mels.shape[-1], dtype=torch.long)
+                ids = whisper.whole.generate(mels, attention_mask=mask, do_sample=False, num_beams=1)
+                texts += [one.strip() for one in whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         wrote[f"silence {feature}"] = texts
     return wrote
 

@@ -144,15 +144,32 @@ if labels and plain:
 # %% [markdown]
 # ## Does the model hear?
 #
-# A model that transcribes badly would make every later page about a bad model. So here it writes down every
-# clip, greedily, and we count **word errors** on the speakers and sentences that no training has met. Where a profile's
+# A model that transcribes badly would make every later page about a bad model. So here it transcribes every
+# clip, and we count **word errors** on the speakers and sentences that no training has met. Where a profile's
 # model has no decoder, there is nothing to count.
+#
+# All transcripts of the project are decoded with the same settings: greedy (no beams, no fallback to
+# higher temperatures), without timestamps, in the language of the clip, and cut where a transcript
+# repeats itself. Timestamps or beams would change some words. Reference and transcript are normalised
+# as OpenAI does before they are compared (Radford et al. 2022, appendix C).
 
 # %% tags=["show-code"]
 wrote, wer = pd.DataFrame(), pd.DataFrame()
 if whisper.tokenizer is not None:
     transcripts = store.make(instrument.transcripts(run, seed))
     wrote = transcripts.table("transcripts.csv", dtype={"id": str}).merge(heard.drop(columns="text"), on="id")
+
+# %% tags=["hide-input"]
+if len(wrote):
+    spoken_in = instrument.decoded_languages(run, whisper, speaking)
+    figures.table(spoken_in, caption="Clips with a transcript: their language, and how they are decoded.")
+    for caution in instrument.language_cautions(run, whisper, speaking):
+        figures.say(caution)
+    if digits := transcripts.facts["digit_strings"]:
+        figures.say(
+            f"The references of {digits:,} clips are strings of digits. They are compared digit by "
+            "digit, since the normaliser would join each to one number."
+        )
 
 # %% tags=["hide-input"]
 if len(wrote):

@@ -53,7 +53,7 @@ def world(folder: Path, *, signed: bool = False, lengths=None, can: bool = True,
         frames = -(-len(sound) // 320)
         return csc_array(np.resize(codes[1], (frames, FEATURES)))
 
-    def steer(sound, scales, start, end, control) -> dict:
+    def steer(sound, scales, start, end, control, language) -> dict:
         return steered(sound, scales, control)
 
     told = {"notes": labels.Labels(folder / "labels", "key", "site")} | ({"hear": hear, "steer": steer} if can else {})

@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "labels": {"findings"},  # which writes a file whole or not at all
     "excerpts": {"speech"},  # a part of what it reads whole
     "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
-    "profiles": {"sites"},  # names only: a profile may give a site OpenAI's name
+    "profiles": {"languages", "sites"},  # names only: a profile may give a site OpenAI's name
     "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
@@ -69,18 +69,19 @@ MAY_IMPORT = {
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
-    "instrument": {"activations", "excerpts", "listening", "measure", "model", "phones", "probes", "profiles",
-                   "recipes", "speech", "spoken", "store", "text"},
+    "instrument": {"activations", "decoding", "excerpts", "languages", "listening", "measure", "model", "phones",
+                   "probes", "profiles", "recipes", "speech", "spoken", "store", "text"},
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "spoken",
                 "transpose", "index", "examples", "speech"},
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
                   "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
     "scoring": {"nonspeech", "text"},  # which transcripts have words; how errors are named
+    "text": {"decoding", "languages", "model"},
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
-    "causal": {"decoding", "dictionaries", "model", "nonspeech", "patching", "profiles", "recipes", "sae", "scoring",
-               "speech", "store"},
+    "causal": {"decoding", "dictionaries", "edits", "languages", "model", "nonspeech", "patching", "profiles",
+               "recipes", "sae", "scoring", "speech", "store", "text"},
     "targeted": {"causal", "controls", "edits", "losses", "meaning", "patching", "phonetics", "profiles", "recipes",
                  "spoken", "store", "targets"},
     "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
@@ -89,8 +90,8 @@ MAY_IMPORT = {
                       "recipes", "scoring", "speech", "store"},
     "steering": {"edits", "patching"},
     "figures_of_patching": {"figures"},
-    "faithfulness": {"causal", "dictionaries", "losses", "measure", "patching", "profiles", "recipes", "scoring",
-                     "store"},
+    "faithfulness": {"causal", "dictionaries", "losses", "measure", "model", "patching", "profiles", "recipes",
+                     "scoring", "store"},
     "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
@@ -100,7 +101,7 @@ MAY_IMPORT = {
     "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},
     "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
-    "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "profiles", "questions",
+    "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},
     "gallery": {"findings", "media", "template"},  # how a page is written, what its browser may do, its template

@@ -1,6 +1,5 @@
 """Text goes in and out as plain transformers and jiwer have it, and every token that is given is told."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from whisper_sae import instrument, measure, model, profiles, recipes, speech, store, text
+from whisper_sae import instrument, measure, model, profiles, recipes, scoring, speech, store, text
 
 WHISPER, CORPUS = profiles.DEMO / "whisper", profiles.DEMO / "corpus"
 PROMPT = ["<|startoftranscript|>", "<|notimestamps|>"]
@@ -106,18 +105,6 @@ def test_an_empty_text_is_only_the_prompt(demo, nothing):
     assert told[told.row == 1].word.tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("twin", ["", model.UNTRAINED], ids=["trained", "twin"])
-def test_a_model_of_many_languages_is_told_language_and_task(demo, tmp_path, twin):
-    folder = shutil.copytree(WHISPER, tmp_path / "many")
-    told = json.loads((folder / "generation_config.json").read_text())
-    told |= {"is_multilingual": True, "lang_to_id": {"<|en|>": 562}, "task_to_id": {"transcribe": 564}}
-    (folder / "generation_config.json").write_text(json.dumps(told))
-    several = model.load(twin + str(folder), "cpu")
-    told = text.strings(several, *text.given(several, ["a garden"]))
-    assert told.token[:4].tolist() == [PROMPT[0], "<|en|>", "<|transcribe|>", PROMPT[1]]
-    assert told.word[:5].tolist() == [-1, -1, -1, -1, 0]
-
-
 # -------------------------------------------------------------------------------------- what is written
 
 
@@ -140,18 +127,18 @@ def test_transcripts_are_those_of_plain_transformers(demo, clips):
 
 
 def test_recorded_digits_are_heard(shared):
-    """OpenAI's weights with few words: four speakers, five digits each, joined with a tenth of a second between."""
-    whisper = model.load(str(shared / "whisper-tiny.en-small-vocabulary"), "cpu")
+    """OpenAI's tiny.en: three speakers, five digits each, joined with a tenth of a second between."""
+    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
     digits = speech.read(shared / "speech" / "free-spoken-digits")
     pause, said, sounds = np.zeros(1600, np.float32), [], []
-    for turn, speaker in enumerate(sorted(digits.speaker.unique())[:4]):
+    for turn, speaker in enumerate(sorted(digits.speaker.unique())[:3]):
         some = digits[digits.speaker == speaker].sample(5, random_state=turn)
         said.append(" ".join(some.text))
         sounds.append(np.concatenate([part for path in some.path for part in (speech.samples(path), pause)]))
     heard = text.transcribe(whisper, model.mel(whisper, sounds))
-    wrong = text.errors(said, heard)  # the normaliser would make one number of five digits
-    assert wrong.words.sum() == 20
-    assert wrong.errors.sum() / 20 < 0.5, heard
+    wrong = text.errors(said, heard, text.normaliser(whisper))
+    assert wrong.words.sum() == 15
+    assert wrong.errors.sum() / 15 < 0.3, heard
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -188,8 +175,7 @@ def test_the_rate_is_jiwers(pairs):
 
 
 def test_the_prompt_is_no_word_where_the_tokenizer_does_not_call_it_special(shared):
-    real = model.load(str(shared / "whisper-tiny.en-small-vocabulary"), "cpu")
-    assert real.tokenizer.convert_tokens_to_ids("<|startoftranscript|>") not in real.tokenizer.all_special_ids
+    real = model.load(str(shared / "whisper-tiny.en"), "cpu")
     told = text.strings(real, *text.given(real, ["four three two"]))
     assert told.word.tolist() == [-1, -1, 0, 1, 2]
 
@@ -266,6 +252,68 @@ def test_transcripts_say_what_was_said_and_heard(demo, clips, tmp_path, data, ru
 
 
 # -------------------------------------------------------------------------------------- what cannot be done
+
+
+# ------------------------------------------------------------------------------------------------- digits
+
+
+SPELT = [
+    ("eight oh five", True), ("8 0 5", True), ("805", True), ("double five one", True), ("s w 1 a", True),
+    ("Seven.", True), ("seven sisters", False), ("a", False), ("", False), ("ten", False), ("call me at five", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reference", "spelt"), SPELT)
+def test_strings_of_digits_are_known(reference, spelt):
+    assert text.is_digits(reference) is spelt
+
+
+@pytest.mark.parametrize(
+    ("reference", "transcript", "words", "wrong"),
+    [
+        ("eight one one two zero", "81120.", 5, 0),
+        ("eight one one two zero", "8-1-1-2-0", 5, 0),
+        ("eight one one two zero", "Eight, one, one, two, oh.", 5, 0),
+        ("eight one one two zero", "8 11 20", 5, 0),
+        ("eight one one two zero", "8-1-2-0", 5, 1),
+        ("one", "1", 1, 0),
+        ("one", "won", 1, 1),
+        ("seven", "77", 1, 1),
+        ("he said eight one", "he said 81", 3, 0),  # no string of digits: numbers are joined, as OpenAI does
+    ],
+)
+def test_digits_are_compared_one_by_one(demo, reference, transcript, words, wrong):
+    found = text.errors([reference], [transcript], text.normaliser(demo)).iloc[0]
+    assert (found.words, found.errors) == (words, wrong)
+    counted = scoring.Scorer([reference], text.normaliser(demo)).count([transcript]).iloc[0]
+    assert (counted.words, counted.errors) == (words, wrong)
+
+
+def test_spoken_digits_of_recordings_have_a_rate(shared):
+    """With the digits joined to one number, these transcripts had 9 errors in 4 words."""
+    digits = speech.read(shared / "speech" / "duke-alphanumeric")
+    digits = digits[digits.text != ""].head(4)
+    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
+    wrote = text.transcribe(whisper, model.mel(whisper, [speech.samples(path) for path in digits.path]))
+    found = text.errors(digits.text.tolist(), wrote, text.normaliser(whisper))
+    assert found.words.sum() > 35 and found.errors.sum() / found.words.sum() < 0.2, wrote
+
+
+# ----------------------------------------------------------------------------------------------- spelling
+
+
+def test_british_spellings_are_no_errors_without_a_normalizer_json(demo):
+    assert not demo.tokenizer.english_spelling_normalizer, "the demo's folder has none"
+    found = text.errors(
+        ["the colour of aluminium organised"], ["the color of aluminum organized"], text.normaliser(demo)
+    )
+    assert found.errors.tolist() == [0]
+    assert len(text.english_spellings()) == 1739
+
+
+def test_typographic_apostrophes_are_apostrophes(demo):
+    found = text.errors(["don't", "O'Brien's"], ["don’t", "O’Brien’s"], text.normaliser(demo))
+    assert found.errors.tolist() == [0, 0]
 
 
 def test_without_a_tokenizer_no_text_is_read_or_written(loaded):

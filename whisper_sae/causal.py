@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
-from whisper_sae import decoding, model, nonspeech, patching, sae, scoring, speech
+from whisper_sae import decoding, edits, languages, model, nonspeech, patching, sae, scoring, speech, text
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, side_of, table
@@ -20,7 +21,7 @@ HELD_OUT = ("validation", "test")
 HELD = 2 * 10**9
 """Bytes of what is said at the sites that are held at a time."""
 
-CODE = (speech, nonspeech, decoding, patching, sae)
+CODE = (speech, nonspeech, languages, text, decoding, edits, patching, sae)
 """All code that decides what is heard and edited; for the keys of results."""
 
 
@@ -32,7 +33,7 @@ class Gathered:
     """As `recipes.table` has them; `clip` is the row there, `nonspeech` whether nobody speaks."""
     heard: dict[str, patching.Heard]
     scorer: scoring.Scorer
-    """Against what was said, with Whisper's normaliser for English."""
+    """Against the references, each with the normaliser of its language."""
 
     @property
     def speakers(self) -> np.ndarray:
@@ -56,7 +57,7 @@ class Gathered:
         """The same of some clips, their row numbers or (clip,) bool."""
         clips = self.clips.iloc[np.arange(len(self.clips))[rows]]
         heard = {site: patching.some(one, rows) for site, one in self.heard.items()}
-        scorer = scoring.Scorer(_references(clips), self.scorer.normalise)
+        scorer = self.scorer.at(np.arange(len(self.clips))[rows].tolist())
         return Gathered(clips.reset_index(drop=True), heard, scorer)
 
 
@@ -81,8 +82,10 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     a_clip = 4 * whisper.positions * whisper.config.d_model * (1 + len(sites))
     chosen = drawn(here, 0, max(1, min(most, HELD // a_clip)), seed)
     sounds = [speech.samples(path) for path in chosen.path]
-    heard = patching.hear(whisper, sounds, sites)
-    scorer = scoring.Scorer(_references(chosen), scoring.normalisers(whisper)["english"])
+    text.require_language(whisper, run.language)
+    spoken = languages.of_clips(chosen, run.language).tolist()
+    heard = patching.hear(whisper, sounds, sites, languages=spoken)
+    scorer = scoring.Scorer(_references(chosen), text.normalisers(whisper, spoken))
     return Gathered(chosen.assign(clip=chosen.index).reset_index(drop=True), heard, scorer)
 
 
@@ -109,6 +112,10 @@ def sites_of(run: Profile) -> tuple[str, ...]:
     return tuple(site for site in found if site.startswith("encoder"))
 
 
-def coder_of(run: Profile, seed: int, site: str) -> sae.SAE:
-    """The trained dictionary of a site, ready to be used; it has to be made before."""
-    return sae.load(need(dictionary(run, seed, site)).path).requires_grad_(False)
+def coder_of(run: Profile, seed: int, site: str, device: str | torch.device = "cpu") -> sae.SAE:
+    """The trained SAE of a site on a device, ready to be used; it has to be made before.
+
+    Stored frames are on the CPU, and `patching.Coded` copies an SAE to the model's device by itself: only who applies
+    it to what a model computes needs `device`.
+    """
+    return sae.load(need(dictionary(run, seed, site)).path).requires_grad_(False).to(device)

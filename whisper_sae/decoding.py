@@ -69,7 +69,12 @@ def _as_it_is(_site: str, x: Tensor, _rows: Tensor) -> Tensor:
 
 
 class Decoder:
-    """The decoder of a `model.Whisper`, and how a transcript begins: `prompt` (position,) and what is never written."""
+    """The decoder of a `model.Whisper`, and how a transcript begins: `prompt` (position,) and what is never written.
+
+    Settings come from generation_config.json; without it transformers takes the suppressed tokens and the end of text
+    from config.json. Methods take `prompts` (row, position) where clips are in several languages; None is `prompt` for
+    all.
+    """
 
     def __init__(self, whisper, prompt: list[int]):
         self.net: nn.Module = whisper.require_decoder()
@@ -138,15 +143,18 @@ class Decoder:
     # --------------------------------------------------------------------------------------------- transcripts
 
     @torch.no_grad()
-    def write(self, encoded: Tensor, see: See = _as_it_is) -> list[list[int]]:
+    def write(self, encoded: Tensor, see: See = _as_it_is, prompts: Tensor | None = None) -> list[list[int]]:
         """The tokens that are written of what was heard, (row, frame, width): greedy, without prompt and end; a loop is
         cut (`is_loop`)."""
-        return self._greedy(self.listened(encoded), see)
+        return self._greedy(self.listened(encoded), self._begun(prompts, len(encoded)), see)
 
-    def _greedy(self, heard: list, see: See = _as_it_is) -> list[list[int]]:
+    def _begun(self, prompts: Tensor | None, count: int) -> Tensor:
+        return torch.tensor([self.prompt]).expand(count, -1) if prompts is None else prompts
+
+    def _greedy(self, heard: list, prompts: Tensor, see: See = _as_it_is) -> list[list[int]]:
         count, device = len(heard[0][0]), heard[0][0].device
         rows, written = torch.arange(count, device=device), [None] * len(self.net.layers)
-        ids = torch.tensor([self.prompt], device=device).expand(count, -1)
+        ids = prompts.to(device)
         found: list[list[int]] = [[] for _ in range(count)]
         going, place = torch.ones(count, dtype=torch.bool), 0
         while going.any() and place + ids.shape[1] < self.longest:
@@ -165,7 +173,7 @@ class Decoder:
         return found
 
     @torch.no_grad()
-    def check(self, encoded: Tensor, drafts: list[list[int]]) -> list[list[int]]:
+    def check(self, encoded: Tensor, drafts: list[list[int]], prompts: Tensor | None = None) -> list[list[int]]:
         """What `write` writes, found sooner where it is near to a draft, tokens a row.
 
         A draft is given as a whole, and where the decoder answers each token with the next one, it is what would have
@@ -173,9 +181,10 @@ class Decoder:
         draft is tried behind it. Who is not through after ROUNDS writes from the beginning.
         """
         heard, found, guesses = self.listened(encoded), [[] for _ in drafts], [list(draft) for draft in drafts]
+        begun = self._begun(prompts, len(drafts))
         rows, most = list(range(len(drafts))), self.longest - len(self.prompt)
         for _ in range(ROUNDS):
-            answers = self._answers(heard, [guesses[row][:most] for row in rows])
+            answers = self._answers(heard, begun[rows].tolist(), [guesses[row][:most] for row in rows])
             still = []
             for place, row in enumerate(rows):
                 guess = guesses[row][:most]
@@ -190,14 +199,16 @@ class Decoder:
             if not rows:
                 return found
             heard = _of(heard, torch.tensor(still, device=encoded.device))
-        for row, tokens in zip(rows, self._greedy(heard), strict=True):
+        for row, tokens in zip(rows, self._greedy(heard, begun[rows]), strict=True):
             found[row] = tokens
         return found
 
-    def _answers(self, heard: list, guesses: list[list[int]]) -> list[list[int]]:
+    def _answers(self, heard: list, prompts: list[list[int]], guesses: list[list[int]]) -> list[list[int]]:
         """The token that follows each part of each guess, from the first token on: a list a row, one longer."""
         width = max(map(len, guesses))
-        given = [[*self.prompt, *guess, *[self.end] * (width - len(guess))] for guess in guesses]
+        given = [
+            [*begun, *guess, *[self.end] * (width - len(guess))] for begun, guess in zip(prompts, guesses, strict=True)
+        ]
         ids = torch.tensor(given, device=heard[0][0].device)
         rows = torch.arange(len(ids), device=ids.device)
         said = self.step(ids, 0, heard, [None] * len(self.net.layers), _as_it_is, rows)
@@ -215,7 +226,8 @@ class Decoder:
         return logits
 
     @torch.no_grad()
-    def confidence(self, encoded: Tensor, tokens: list[list[int]], see: See = _as_it_is) -> tuple[Tensor, Tensor]:
+    def confidence(self, encoded: Tensor, tokens: list[list[int]], see: See = _as_it_is,
+                   prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
         """p of no speech and the mean log-probability of transcripts, tokens a row, (row,) each: openai/whisper decides
         by them that a window is silent.
 
@@ -224,7 +236,8 @@ class Decoder:
         suppression (openai/whisper, decoding.py: `no_speech_probs`, `avg_logprob`).
         """
         begun, width = len(self.prompt), max(map(len, tokens))
-        given = [[*self.prompt, *one, *[self.end] * (width - len(one))] for one in tokens]
+        prompts = self._begun(prompts, len(encoded)).tolist()
+        given = [[*first, *one, *[self.end] * (width - len(one))] for first, one in zip(prompts, tokens, strict=True)]
         ids = torch.tensor(given, device=encoded.device)
         rows = torch.arange(len(ids), device=ids.device)
         said = self.step(ids, 0, self.listened(encoded), [None] * len(self.net.layers), see, rows)
@@ -246,7 +259,7 @@ class Decoder:
         the token after it; nothing is suppressed."""
         rows = torch.arange(len(encoded), device=encoded.device)
         written = [None] * len(self.net.layers)
-        return self.out(self.step(ids, 0, self.listened(encoded), written, see, rows))
+        return self.out(self.step(ids.to(encoded.device), 0, self.listened(encoded), written, see, rows))
 
 
 def answering(site: str, look: Callable[[Tensor, Tensor], Tensor], norm: nn.LayerNorm | None = None) -> See:

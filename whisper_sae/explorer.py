@@ -18,7 +18,20 @@ import traitlets
 from scipy.sparse import csc_array
 from transformers import WhisperFeatureExtractor
 
-from whisper_sae import controls, galleries, meaning, media, model, recipes, sae, steering, stills, store, uploads
+from whisper_sae import (
+    controls,
+    galleries,
+    languages,
+    meaning,
+    media,
+    model,
+    recipes,
+    sae,
+    steering,
+    stills,
+    store,
+    uploads,
+)
 from whisper_sae.messages import Message
 from whisper_sae.profiles import Profile
 from whisper_sae.questions import Questions
@@ -144,6 +157,7 @@ def questions(run: Profile, seed: int = 0, site: str = "", of: str = "dictionary
         drawn, heard, filters=WhisperFeatureExtractor().mel_filters, roots=list(recipes.folders(run, seed).values()),
         title=title or f"{of} of {site}", notes=galleries.notes(run, seed, site, of, **which),
         hear=hearing if upload else None, steer=Steering(hearing, seed) if steers else None, searched=clips,
+        languages=languages.of_clips(heard, run.language).tolist(),
     )  # fmt: skip
 
 
@@ -195,26 +209,30 @@ class Steering:
         self.hearing, self.drawn = hearing, np.random.default_rng(seed)
 
     def __call__(self, sound: np.ndarray, scales: Mapping[int, float], start: float | None = None,
-                 end: float | None = None, control: bool = False) -> dict:  # fmt: skip
+                 end: float | None = None, control: bool = False, language: str = "") -> dict:  # fmt: skip
         """Three transcripts, `baseline`, `reconstructed`, `edited`; `tracks`, {feature: (as it is, changed)} by frame;
-        and with `control` what as many others would do, multiplied by the same, else None."""
+        and with `control` what as many others would do, multiplied by the same, else None. They are decoded in
+        `language`, a code, or the profile's."""
         seconds = (0.0 if start is None else start, np.inf if end is None else end)
-        told = self._told(sound, scales, seconds)
+        language = language or languages.code_of(self.hearing.run.language) or languages.ENGLISH
+        told = self._told(sound, scales, seconds, language)
         other = None
         if control:
             drawn = self.others(sound, list(scales))
-            again = self._told(sound, dict(zip(drawn, scales.values(), strict=False)), seconds) if drawn else told
+            turned = dict(zip(drawn, scales.values(), strict=False))
+            again = self._told(sound, turned, seconds, language) if drawn else told
             other = {"features": drawn, "text": again["edited"] if drawn else again["baseline"]}
         return told | {"control": other}
 
-    def _told(self, sound: np.ndarray, scales: Mapping[int, float], seconds: tuple[float, float]) -> dict:
+    def _told(self, sound: np.ndarray, scales: Mapping[int, float], seconds: tuple, language: str) -> dict:
         whisper, coder = self.hearing.ready()
         parts = []
         for first in range(0, len(sound), whisper.window):
             before = first / media.RATE
             inside = tuple(max(0.0, edge - before) for edge in seconds)
             part = sound[first : first + whisper.window]
-            parts.append(steering.steer(whisper, coder, self.hearing.site, part, scales, seconds=inside))
+            site = self.hearing.site
+            parts.append(steering.steer(whisper, coder, site, part, scales, seconds=inside, language=language))
         joined = {
             name: " ".join(filter(None, (getattr(part, of) for part in parts)))
             for name, of in {"baseline": "plain", "reconstructed": "resaid", "edited": "edited"}.items()

@@ -9,6 +9,7 @@ what saying the mean destroys that is kept: 100 % is as good as untouched, 0 % a
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, dictionaries, losses, measure, patching, scoring
+from whisper_sae import causal, dictionaries, losses, measure, model, patching, scoring
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded
 from whisper_sae.store import Recipe, Step
@@ -54,8 +55,8 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
 
     return Recipe(
         "faithfulness", compare, {"seed": seed, "site": site, "a_speaker": a_speaker}, needs=needs,
-        by=made_by(run, "05"), code=(*causal.CODE, losses, scoring, measure, faithful, _ways, _flat, causal.gathered,
-                                     causal.drawn, dictionaries.simple_ways),
+        by=made_by(run, "05"), code=(*causal.CODE, losses, scoring, measure, faithful, _ways, _flat, _on_cpu,
+                                     causal.gathered, causal.drawn, dictionaries.simple_ways),
         label=f"faithfulness at {site}",
     )  # fmt: skip
 
@@ -65,8 +66,14 @@ def _ways(run: Profile, seed: int, site: str, clips: Step, activations: Step, tr
     learnt = dictionaries.frames_of(run, clips, activations, site, "train")[0].sample(16_384, seed)
     l0 = trained.facts["l0"]
     simple = dictionaries.simple_ways(learnt, run, max(1, round(l0)), seed)
-    ways = {ITS: causal.coder_of(run, seed, site)} | {name: say for (name, _), say in simple.items()}
+    coder = causal.coder_of(run, seed, site, model.pick(run.device))
+    ways = {ITS: coder} | {name: partial(_on_cpu, say) for (name, _), say in simple.items()}
     return ways | {ZERO: torch.zeros_like}, {ITS: l0, EVERYWHERE: l0} | dict(simple.keys()) | {ZERO: 0}
+
+
+def _on_cpu(say, x: torch.Tensor) -> torch.Tensor:
+    """A baseline that was fitted on the CPU, applied to activations of any device."""
+    return say(x.cpu()).to(x.device)
 
 
 def _flat(say, x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import excerpts, measure, model, phones, probes, speech, text
+from whisper_sae import decoding, excerpts, languages, measure, model, phones, probes, speech, text
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import HEARING, activations, clip_means, clips, made_by, table, twin
@@ -29,24 +29,69 @@ def transcripts(run: Profile, seed: int) -> Recipe:
         whisper = model.load(run.model, run.device)
         heard = table(run, clips)
         windows = speech.windows(heard, whisper.window)
-        normalise = text.normaliser(whisper)
+        text.require_language(whisper, run.language)
+        spoken = languages.of_clips(heard, run.language)
         wrote = []
         starts = range(0, len(windows), run.batch_windows)
         for first in tqdm(starts, desc="writing", unit=" batches"):
             numbers = range(first, min(first + run.batch_windows, len(windows)))
             mels = model.mel(whisper, [sound_of(heard, windows, number) for number in numbers])
-            wrote += text.transcribe(whisper, mels)
+            wrote += text.transcribe(whisper, mels, spoken[windows["clip"].to_numpy()[numbers]])
         joined = pd.Series(wrote).groupby(windows["clip"].to_numpy()).agg(" ".join)
-        found = text.errors(heard.text.tolist(), joined.tolist(), normalise)
+        found = text.errors(heard.text.tolist(), joined.tolist(), text.normalisers(whisper, spoken))
         found = found.assign(id=heard.id, said=heard.text, heard=joined.to_numpy())
         found[["id", "said", "heard", *found.columns[:-3]]].to_csv(folder / "transcripts.csv", index=False)
-        return {"clips": len(found), "words": int(found.words.sum()), "device": str(whisper.device)}
+        digits = sum(map(text.is_digits, heard.text))
+        return {"clips": len(found), "words": int(found.words.sum()), "digit_strings": digits,
+                "device": str(whisper.device)}  # fmt: skip
 
     params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
     return Recipe(
-        "transcripts", write, params, code=(speech, *HEARING, text, transcripts, table),
+        "transcripts", write, params, code=(speech, *HEARING, languages, decoding, text, transcripts, table),
         needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
     )  # fmt: skip
+
+
+def decoded_languages(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> pd.DataFrame:
+    """How clips are decoded: a row a corpus and language, with what the corpus records, the language that they are
+    decoded and scored in, its token in the prompt, the normaliser and the number of clips."""
+    known = text.languages_of(whisper)
+    rows = heard.assign(recorded=languages.recorded(heard), language=languages.of_clips(heard, run.language))
+    found = rows.groupby(["corpus", "recorded", "language"]).size().rename("clips").reset_index()
+    token = [code if code in known else languages.ENGLISH for code in found.language]
+    found["token"] = [f"<|{code}|>" if known else "none: English-only model" for code in token]
+    found["normaliser"] = np.where(found.language == languages.ENGLISH, "English", "basic")
+    for name in ("recorded", "language"):
+        found[name] = found[name].map(lambda code: languages.named(code) or "not recorded")
+    return found[["corpus", "recorded", "language", "token", "normaliser", "clips"]]
+
+
+def language_cautions(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> list[str]:
+    """What is wrong with the languages in which clips are decoded, a sentence each; none if nothing is."""
+    known, used = text.languages_of(whisper), languages.of_clips(heard, run.language)
+    recorded = languages.recorded(heard)
+
+    def named(which: np.ndarray, codes: np.ndarray) -> str:
+        counts = pd.Series(codes[which]).value_counts()
+        return ", ".join(f"{languages.named(code)} {count:,}" for code, count in counts.items())
+
+    against = (recorded != "") & (recorded != used)
+    foreign = (used != languages.ENGLISH) if not known else np.zeros(len(heard), dtype=bool)
+    unknown = ~np.isin(used, list(known)) if known else np.zeros(len(heard), dtype=bool)
+    assumed = (recorded == "") & bool(known) & (not run.language)
+    of = f"of {len(heard):,} clips"
+    cautions = {
+        f"The profile sets language = {run.language!r}, and the corpus records another one for {against.sum():,} {of}: "
+        f"{named(against, recorded)}. They are decoded and scored as the profile says.": against,
+        f"{whisper.name} is an English-only model, and {foreign.sum():,} {of} are in another language: "
+        f"{named(foreign, used)}. Their transcripts, word errors and all that the decoder is made to say mean "
+        "little; take a multilingual model.": foreign,
+        f"{whisper.name} has no token for the language of {unknown.sum():,} {of}: {named(unknown, used)}. They are "
+        "decoded as English.": unknown,
+        f"For {assumed.sum():,} {of} no language is recorded: they are decoded as English; the field `language` of "
+        "a profile sets another one.": assumed,
+    }
+    return [sentence for sentence, which in cautions.items() if which.any()]
 
 
 def word_errors(wrote: pd.DataFrame, by: str | None = None) -> pd.DataFrame:

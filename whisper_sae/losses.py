@@ -41,7 +41,7 @@ def forced(heard: patching.Heard, texts: Sequence[str]) -> Forced:
 
     ValueError names a text that is too long for the decoder.
     """
-    ids, lengths = text.given(heard.whisper, list(texts))
+    ids, lengths = text.given(heard.whisper, list(texts), heard.languages)
     most = heard.whisper.config.max_target_positions
     if lengths.max() > most:
         raise ValueError(f"texts: number {lengths.argmax()} is {lengths.max()} tokens; the decoder takes {most}")
@@ -79,12 +79,13 @@ def _costs(heard: patching.Heard, told: Forced, clips: Tensor, run=None) -> list
     longest = int(counted.any(dim=0).nonzero().max()) + 1
     ids, counted, wanted = ids[:, :longest], counted[:, :longest], told.wanted[clips][:, :longest]
     plain = heard.decoder.logits(heard.encoded[clips], ids).log_softmax(dim=-1)
+    wanted = wanted.to(plain.device)
     now = plain
     if run is not None:
         see = {"see": run.see()} if run.see else {}
         now = heard.decoder.logits(run.encoded, ids, **see).log_softmax(dim=-1)
-    cost = -now.gather(-1, wanted[..., None])[..., 0].double()
-    away = (plain.exp() * (plain - now)).sum(dim=-1).double()
+    cost = -now.gather(-1, wanted[..., None])[..., 0].cpu().double()
+    away = (plain.exp() * (plain - now)).sum(dim=-1).cpu().double()
     return list(zip((cost * counted).sum(dim=1).tolist(), (away * counted).sum(dim=1).tolist(), strict=True))
 
 
@@ -140,8 +141,9 @@ def _odds(heard: patching.Heard, told: Forced, encoded: Tensor, clips: Tensor, s
     """log p / (1 - p) of each token that should be answered: (item, position), 0 where none counts."""
     longest = int(told.counted[clips].any(dim=0).nonzero().max()) + 1
     logits = heard.decoder.logits(encoded, told.ids[clips, :longest], *([see()] if see else []))
-    right = told.wanted[clips, :longest, None]
+    right = told.wanted[clips, :longest, None].to(logits.device)
     others = logits.scatter(-1, right, -torch.inf).logsumexp(dim=-1)
     found = torch.zeros(len(clips), told.ids.shape[1], dtype=torch.float64)
-    found[:, :longest] = ((logits.gather(-1, right)[..., 0] - others).double() * told.counted[clips, :longest]).cpu()
+    odds = (logits.gather(-1, right)[..., 0] - others).cpu().double()
+    found[:, :longest] = odds * told.counted[clips, :longest]
     return found

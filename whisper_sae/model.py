@@ -160,7 +160,7 @@ def load(name: str, device: str = "auto", attention: str = "sdpa", precision: st
         encoder=whole.model.encoder,
         decoder=None if heard_only else whole.model.decoder,
         whole=None if heard_only else whole,
-        tokenizer=None if heard_only else _tokenizer(where, whole.generation_config),
+        tokenizer=None if heard_only else _tokenizer(where),
         precision=precision,
     )
 
@@ -175,13 +175,12 @@ def _untrained(where: str, config: WhisperConfig, attention: str) -> WhisperForC
     return whole
 
 
-def _tokenizer(where: str, generation) -> WhisperTokenizer | None:
+def _tokenizer(where: str) -> WhisperTokenizer | None:
     """None where a directory has none: WhisperTokenizer would make an empty one."""
     if Path(where).is_dir() and not any((Path(where) / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
-    several = {"language": "en", "task": "transcribe"} if getattr(generation, "is_multilingual", False) else {}
     try:
-        return WhisperTokenizer.from_pretrained(where, **several)
+        return WhisperTokenizer.from_pretrained(where)
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(where, "tokenizer.json", error) from None
 

@@ -8,8 +8,13 @@ there.
 The encoder runs up to the site once a clip. An edit there goes on with the next layer, and what an edit leaves as it
 is, such as clips in which a silenced feature never fires, is not run again. What is left of all edits and clips is
 decoded in full batches. Frames of padding are left alone unless a mask says otherwise.
+
+What is held lies on the model's device, and an SAE is copied there (`Coded`). Numbers of clips, masks, codes and tokens
+stay on the CPU, from where they index tensors of any device. The model runs in float32 here, also where a dictionary
+was trained on activations from bfloat16 products.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -55,9 +60,18 @@ class Heard:
     decoder: Decoder
     plain: list[list[int]] = field(default_factory=list)
     """The tokens written of each clip when nothing is changed."""
+    languages: list[str] | None = None
+    """The language that each clip is decoded in; None: English."""
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+    def prompts(self, clips: Tensor | None = None) -> Tensor | None:
+        """The prompt of each of some clips, all if None: (clip, position)."""
+        if self.languages is None:
+            return None
+        every = text.prompts(self.whisper, self.languages)
+        return every if clips is None else every[clips]
 
     @property
     def in_decoder(self) -> bool:
@@ -73,14 +87,15 @@ class Heard:
 
 
 def prompt_of(whisper: model.Whisper) -> list[int]:
-    """The tokens with which every transcript begins."""
-    return text.given(whisper, [""])[0][0].tolist()
+    """The tokens with which every transcript in English begins; see `text.prompt`."""
+    return text.prompt(whisper)
 
 
 @torch.no_grad()
-def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[str], batch: int = BATCH) -> dict:
+def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[str], batch: int = BATCH,
+         languages: Sequence[str] | None = None) -> dict:  # fmt: skip
     """{site: Heard} of clips, each (sample,) of 16 kHz and no longer than a window; the encoder runs once for all
-    sites.
+    sites. `languages` are the codes of the clips' languages; None is English.
 
     Raises BadModel for a site that there is not, a clip that is too long, and where there is no decoder or tokenizer.
     """
@@ -98,11 +113,14 @@ def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[s
     every, frames = torch.cat(encoded), torch.arange(whisper.positions)
     lengths = torch.tensor([-(-len(sound) // whisper.samples_a_frame) for sound in sounds])
     valid = frames < lengths[:, None]
-    plain = [tokens for part in every.split(2 * batch) for tokens in decoder.write(part)]
+    spoken = None if languages is None else list(languages)
+    begun = text.prompts(whisper, spoken or [text.languages.ENGLISH] * len(sounds))
+    parts = zip(every.split(2 * batch), begun.split(2 * batch), strict=True)
+    plain = [tokens for part, first in parts for tokens in decoder.write(part, prompts=first)]
     joined = {stream: torch.cat(parts) for stream, parts in held.items()}
     return {
         site: Heard(whisper, model.named(whisper.config, site), joined.get(stream, every), layer, every, valid, decoder,
-                    plain)
+                    plain, spoken)
         for site, (stream, layer) in places.items()
     }  # fmt: skip
 
@@ -125,7 +143,10 @@ def some(heard: Heard, clips: np.ndarray) -> Heard:
     """The same of some of the clips, their numbers or (clip,) bool."""
     at = torch.from_numpy(np.arange(len(heard))[clips])
     plain = [heard.plain[number] for number in at.tolist()]
-    return replace(heard, held=heard.held[at], encoded=heard.encoded[at], valid=heard.valid[at], plain=plain)
+    spoken = heard.languages and [heard.languages[number] for number in at.tolist()]
+    return replace(
+        heard, held=heard.held[at], encoded=heard.encoded[at], valid=heard.valid[at], plain=plain, languages=spoken
+    )
 
 
 # --------------------------------------------------------------------------------------------------- changing
@@ -187,16 +208,16 @@ class Run:
 
     def write(self, decoder: Decoder | None = None, drafts: list[list[int]] | None = None) -> list[list[int]]:
         """The tokens of each item. Another decoder and other drafts than the clips' may be given."""
-        decoder = self.heard.decoder if decoder is None else decoder
+        decoder, begun = self.heard.decoder if decoder is None else decoder, self.heard.prompts(self.clips)
         if self.see is not None:
-            return decoder.write(self.encoded, self.see())
+            return decoder.write(self.encoded, self.see(), begun)
         drafts = [self.heard.plain[clip] for clip in self.clips.tolist()] if drafts is None else drafts
-        return decoder.check(self.encoded, drafts)
+        return decoder.check(self.encoded, drafts, begun)
 
     def confidence(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Of the tokens of each item: see `Decoder.confidence`."""
-        how = () if self.see is None else (self.see(),)
-        return self.heard.decoder.confidence(self.encoded, tokens, *how)
+        how = {} if self.see is None else {"see": self.see()}
+        return self.heard.decoder.confidence(self.encoded, tokens, prompts=self.heard.prompts(self.clips), **how)
 
 
 def run_of(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Run:
@@ -215,13 +236,14 @@ def _speaking(heard: Heard, changes: Sequence[tuple[Change, Tensor]], clips: Ten
 
     def look(x: Tensor, rows: Tensor) -> Tensor:
         nonlocal done
-        said, here = x.clone(), slice(done, done + x.shape[1])
+        said, here, rows = x.clone(), slice(done, done + x.shape[1]), rows.cpu()
         done = here.stop
         for number in part_of[rows].unique().tolist():
             change, mine = changes[number][0], (part_of[rows] == number).nonzero().squeeze(1)
             new = change.see(x[mine], clips[rows[mine]])
             if change.where is not None:
-                new = torch.where(change.where[clips[rows[mine]], here][..., None], new, x[mine])
+                mask = change.where[clips[rows[mine]], here].to(x.device)
+                new = torch.where(mask[..., None], new, x[mine])
             said[mine] = new
         return _finite(said, heard.site)
 
@@ -288,6 +310,7 @@ def said(heard: Heard, ids: list[list[int]]) -> list[str]:
 class Coded:
     """The codes of an SAE of all frames of what was heard, and edits of them. With `padding` those of padding, too.
 
+    `coder` stays on its own device; where the model lies on another one, a copy of it there does the work.
     `rates` (feature,) is the share of the frames on which each fires. For a site of the decoder nothing is kept,
     because what is said there depends on what was written: codes are made as it speaks.
     """
@@ -295,6 +318,7 @@ class Coded:
     @torch.no_grad()
     def __init__(self, heard: Heard, coder, padding: bool = False):
         self.heard, self.coder, self.codes = heard, coder, None
+        self.there = coder if coder.W_dec.device == heard.encoded.device else _copied(coder, heard.encoded.device)
         self.frames = torch.ones_like(heard.valid) if padding else heard.valid
         if heard.in_decoder or not heard.direct:
             return
@@ -302,11 +326,11 @@ class Coded:
         at = self.frames.flatten().nonzero().squeeze(1)
         for part in at.split(8192):
             clip, frame = part // self.frames.shape[1], part % self.frames.shape[1]
-            f = coder.encode(self._stream(heard.held[clip, frame]))
+            f = self.there.encode(self._stream(heard.held[clip, frame]))
             row, latent = f.nonzero(as_tuple=True)
-            rows.append(part[row].numpy())
-            columns.append(latent.numpy())
-            values.append(f[row, latent].numpy())
+            values.append(f[row, latent].cpu().numpy())
+            rows.append(part[row.cpu()].numpy())
+            columns.append(latent.cpu().numpy())
         entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
         self.codes = csc_array(entries, shape=(self.frames.numel(), coder.d_sae))
         self.rates = np.diff(self.codes.indptr) / max(1, len(at))
@@ -335,10 +359,10 @@ class Coded:
     def edit(self, edit: Edit, where: Tensor | None = None, along: Tensor | None = None) -> Change:
         """An edit as a change, on `where` (clip, frame), or all frames that are coded. `along`, (d_sae, width), are
         other directions than the SAE's own, for controls that are as large at the same moments."""
-        W_dec = self.coder.W_dec if along is None else along
+        W_dec = self.there.W_dec if along is None else along.to(self.there.W_dec)
         if self.codes is None:
             return Change(self._as_it_speaks(edit, W_dec), None, where)
-        mask = self.frames if where is None else where & self.frames
+        mask = self.frames if where is None else where.cpu() & self.frames
         touched = mask.any(dim=1).numpy()
         if edit.features is None:
             return Change(self._as_it_speaks(edit, W_dec), touched, mask)
@@ -356,7 +380,7 @@ class Coded:
 
     def _as_it_speaks(self, edit: Edit, W_dec: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         def see(x: Tensor, clips: Tensor) -> Tensor:
-            f = self.coder.encode(x)
+            f = self.there.encode(x)
             f = f if edit.features is None else f[..., list(edit.features)]
             return x + edit.added(f, clips, W_dec)
 
@@ -365,4 +389,8 @@ class Coded:
     def spliced(self, everywhere: bool = False) -> Change:
         """The SAE's reconstruction in the place of x; `everywhere`: on the frames of padding, too."""
         where = torch.ones_like(self.frames) if everywhere else None
-        return Change(lambda x, _: self.coder(x), None, where)
+        return Change(lambda x, _: self.there(x), None, where)
+
+
+def _copied(coder, device: torch.device):
+    return copy.deepcopy(coder).to(device)

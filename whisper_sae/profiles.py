@@ -15,7 +15,7 @@ import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from whisper_sae import sites
+from whisper_sae import languages, sites
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEMO = PROJECT / "data" / "demo"
@@ -54,6 +54,10 @@ class Profile:
     most_rejected: float = 0.01
     """The share of sound files that may be broken, rounded up to whole files: they are skipped and listed, with the
     reason, in `rejected.csv`; when more are, the run stops. 0 allows none."""
+    language: str = ""
+    """The language of all clips, a code or an English name (`de`, `German`): what the decoder is prompted with, and the
+    normaliser that word errors are counted with. Empty: each clip's own where the corpus records it (a column
+    `language` or `locale`), else English."""
 
     # extraction (notebook 01)
     sites: tuple[str, ...] = ("encoder.*.resid",)
@@ -63,7 +67,7 @@ class Profile:
     focus: str = "encoder.1.resid"
     """The one recorded site that is looked at closely where a page has room for one."""
     device: str = "auto"
-    """`auto` (cuda, else mps, else cpu) or a torch device name."""
+    """`auto` (cuda, else cpu) or a torch device name. `mps` can record and decode, but not train."""
     batch_windows: int = 8
     """Windows of 30 s in one forward pass."""
     shard_windows: int = 64
@@ -330,6 +334,11 @@ def checked(profile: Profile, where: str | Path) -> Profile:
         raise ValueError(f"{where}: penalty: {profile.variant} has none; {', '.join(WEIGHED)} have one")
     if profile.on_the_fly and not profile.shuffle_buffer:
         raise ValueError(f"{where}: on_the_fly: shuffle_buffer must say how many frames may be held to be shuffled")
+    if profile.language and profile.model.rstrip("/").endswith(".en") and languages.code_of(profile.language) != "en":
+        raise ValueError(
+            f"{where}: language: {profile.model} is an English-only model and cannot decode {profile.language}; "
+            "take a multilingual one, or leave language out"
+        )
     if not profile.corpus or not profile.sites:
         raise ValueError(f"{where}: corpus and sites must not be empty")
     if not any(fnmatch.fnmatch(profile.focus, pattern) for pattern in profile.sites):
@@ -342,6 +351,8 @@ def fault(name: str, value) -> str:
     name = name if name in RANGES else name.removeprefix("sweep_")
     if name in CHOICES:
         return "" if value in CHOICES[name] else f"{value!r} is not one of {', '.join(CHOICES[name])}"
+    if name == "language" and value:
+        return languages.fault(value)
     if name == "only" and not re.match(r"[^=]+=.", value):
         return f"{value!r} is not column=value"
     if isinstance(value, str | bool):

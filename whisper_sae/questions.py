@@ -51,15 +51,18 @@ class Questions:
     `filters` are Whisper's mel filters, (frequency, mel bin). `notes` is a `labels.Labels`. `hear` says the codes of a
     sound, (sample,) -> (frame, feature) sparse, for uploads; `steer` what becomes of a transcript when features are
     scaled: see `change`. `roots` are folders; a clip that lies outside of them is not read, whatever the table says.
-    `searched`, rows of the table, are the clips that a feature is looked for in; None is all.
+    `searched`, rows of the table, are the clips that a feature is looked for in; None is all. `languages` are the codes
+    of the clips' languages, for `steer`.
     """
 
     def __init__(self, drawn, clips: pd.DataFrame, *, filters: np.ndarray, roots: Sequence[str | Path], title: str,
                  notes: labels.Labels | None = None, hear: Callable | None = None, steer: Callable | None = None,
-                 drafts: Mapping[int, str] | None = None, searched: Sequence[int] | None = None):  # fmt: skip
+                 drafts: Mapping[int, str] | None = None, searched: Sequence[int] | None = None,
+                 languages: Sequence[str] | None = None):  # fmt: skip
         self.drawn, self.index, self.clips = drawn, drawn.index, clips
         self.title, self.notes, self.hear, self.steer = title, notes, hear, steer
         self.sounds, self.drafts = Catalogue(drawn, clips, filters, roots), dict(drafts or {})
+        self.languages = languages
         self.noted: dict[int, labels.Note] | None = None
         self.searched = np.ones(len(clips), dtype=bool) if searched is None else np.zeros(len(clips), dtype=bool)
         if searched is not None:
@@ -274,7 +277,7 @@ class Questions:
     def change(self, told: Message) -> dict:
         """What Whisper writes of a clip when features are multiplied, from `start` to `end` (seconds) or throughout.
 
-        What `steer(sound, scales, start, end, control)` says, passed on.
+        What `steer(sound, scales, start, end, control, language)` says, passed on; an uploaded sound has no language.
         """
         (kind, which), given = self._source(told), told.given.pop("scales", None)
         start, end, control = told.number("start", 0), told.number("end", 0), told.flag("control")
@@ -285,7 +288,8 @@ class Questions:
         if start is not None and end is not None and start >= end:
             raise ValueError(f"start: {start:g} s is not before the end, {end:g} s")
         sound = self.sounds.sound(kind, which, 0, self.sounds.length(kind, which))
-        return self.steer(sound, scales, start, end, control) | {"clip": self.sounds.told(kind, which)}
+        language = self.languages[which] if self.languages is not None and kind == "clip" else ""
+        return self.steer(sound, scales, start, end, control, language) | {"clip": self.sounds.told(kind, which)}
 
     def _scales(self, given) -> dict[int, float]:
         if not isinstance(given, Mapping) or not given:

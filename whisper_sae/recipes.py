@@ -27,6 +27,7 @@ from whisper_sae import (
     excerpts,
     hooks,
     hub,
+    languages,
     listening,
     logmel,
     model,
@@ -160,6 +161,8 @@ def clips(run: Profile, seed: int) -> Recipe:
         name: speech.digest(place, _drawn(run, place, seed)) for name, place in known.items() if name not in sources
     }
     params = {"corpora": local, "seed": seed} | {name: getattr(run, name) for name in (*DRAWN_BY, "most_rejected")}
+    if run.language:  # all that is decoded of the clips depends on it
+        params["language"] = languages.code_of(run.language)
     return Recipe(
         "clips", make_clips, params, needs=sources, by=made_by(run, "01"), label="table of clips",
         code=(speech, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
@@ -342,7 +345,9 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
         windows = every[~every["clip"].duplicated(keep=False)].reset_index(drop=True)
         if windows.empty:
             raise model.BadModel(f"every clip is longer than a window of {whisper.window / speech.RATE:g} s")
-        ids, lengths = text.given(whisper, heard.text[windows["clip"]].tolist())
+        text.require_language(whisper, run.language)
+        spoken = languages.of_clips(heard, run.language)[windows["clip"]]
+        ids, lengths = text.given(whisper, heard.text[windows["clip"]].tolist(), spoken)
         if given == "start":
             ids, lengths = ids[:, :1], np.ones_like(lengths)
         if (most := int(lengths.max())) > whisper.config.max_target_positions:
@@ -380,7 +385,7 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
         )  # fmt: skip
 
     params = _how(run) | {"sites": sites, "given": given}
-    code = (speech, *HEARING, text, decoded, table)
+    code = (speech, *HEARING, languages, text, decoded, table)
     return Recipe(
         "decoder-activations", listen, params, code=code,
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label=f"decoder activations, given the {given}",

@@ -17,7 +17,7 @@ from scipy import stats
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from whisper_sae import nonspeech
-from whisper_sae.text import ERRORS, normaliser
+from whisper_sae.text import ERRORS, comparable, normaliser
 
 COUNTS = ["words", *ERRORS, "errors", "characters", "character_errors", "written", "hallucinated"]
 """Of each clip: words said, what went wrong with them, letters said and wrong, words written; and, of a clip without
@@ -25,7 +25,8 @@ speech, whether its raw transcript has words, 1 or 0, NaN for other clips."""
 
 
 def normalisers(whisper) -> dict[str, Callable[[str], str]]:
-    """Whisper's two ways to bring texts to one spelling (Radford et al. 2022, appendix C), and none."""
+    """Whisper's two ways to bring texts to one spelling (Radford et al. 2022, appendix C), and none; `text.normalisers`
+    picks by language."""
     return {"english": normaliser(whisper), "basic": BasicTextNormalizer(), "none": str}
 
 
@@ -33,15 +34,25 @@ class Scorer:
     """Counts errors against the reference of each clip, (clip,): a text, "" where nobody speaks, None where the
     transcript is not known. A pair of texts that was met before is not counted again.
 
-    `normalise` brings both sides to one spelling.
+    `normalise` brings both sides to one spelling: one function for all clips, or one a clip, as `text.normalisers` has
+    them. References that spell digits are compared digit by digit: see `text.is_digits`.
     """
 
-    def __init__(self, said: Sequence[str | None], normalise: Callable[[str], str] = str):
-        self.normalise = normalise
-        self.said = [text and " ".join(normalise(text).split()) for text in said]
-        self.silent = [text is not None and not text.strip() for text in said]
+    def __init__(
+        self, said: Sequence[str | None], normalise: Callable[[str], str] | Sequence[Callable[[str], str]] = str
+    ):
+        self.references, self.normalise = list(said), normalise
+        self.ways = comparable(self.references, normalise)
+        self.texts: dict[tuple[Callable, str], str] = {}
+        self.said = [text and self.tidy(text, clip) for clip, text in enumerate(self.references)]
+        self.silent = [text is not None and not text.strip() for text in self.references]
         self.known: dict[tuple[str, str], tuple] = {}
-        self.texts: dict[str, str] = {}
+
+    def at(self, clips: Sequence[int]) -> "Scorer":
+        """The same of some of the clips, their numbers."""
+        one = callable(self.normalise)
+        ways = self.normalise if one else [self.normalise[clip] for clip in clips]
+        return Scorer([self.references[clip] for clip in clips], ways)
 
     def count(self, wrote: Sequence[str], clips: Sequence[int] | None = None) -> pd.DataFrame:
         """A row a clip with COUNTS; `clips` are the numbers of those written of, all if None."""
@@ -49,14 +60,15 @@ class Scorer:
         rows = []
         for clip, text in zip(clips, wrote, strict=True):
             hallucinated = float(nonspeech.has_words(text)) if self.silent[clip] else np.nan
-            rows.append((*self._one(self.said[clip] or "", self.tidy(text)), hallucinated))
+            rows.append((*self._one(self.said[clip] or "", self.tidy(text, clip)), hallucinated))
         return pd.DataFrame(rows, columns=COUNTS)
 
-    def tidy(self, text: str) -> str:
-        """A text as it is compared."""
-        if text not in self.texts:
-            self.texts[text] = " ".join(self.normalise(text).split())
-        return self.texts[text]
+    def tidy(self, text: str, clip: int = 0) -> str:
+        """A text as it is compared with the reference of a clip."""
+        way = self.ways[clip]
+        if (way, text) not in self.texts:
+            self.texts[way, text] = " ".join(way(text).split())
+        return self.texts[way, text]
 
     def _one(self, said: str, wrote: str) -> tuple:
         if (said, wrote) not in self.known:

@@ -29,16 +29,17 @@ class Steered(NamedTuple):
 
 
 def steer(whisper, coder, site: str, sound: np.ndarray, scales: Mapping[int, float], *, seconds: tuple = (0.0, np.inf),
-          batch: int = patching.BATCH) -> Steered:  # fmt: skip
+          batch: int = patching.BATCH, language: str = "en") -> Steered:  # fmt: skip
     """Each feature of `scales` times its factor in one clip, (sample,) of 16 kHz; the SAE's error stays.
 
-    Only frames whose middle is within `seconds` are edited. An empty `scales` changes nothing. Raises BadModel for a
-    clip that is longer than a window or a site that there is not; ValueError for a feature that the SAE does not have,
-    or for a site that is not a stream of the encoder (embed, resid, normed), since nothing is said of frames there.
+    Only frames whose middle is within `seconds` are edited; the clip is decoded in `language`, a code. An empty
+    `scales` changes nothing. Raises BadModel for a clip that is longer than a window or a site that there is not;
+    ValueError for a feature that the SAE does not have, or for a site that is not a stream of the encoder (embed,
+    resid, normed), since nothing is said of frames there.
     """
     if lost := [feature for feature in scales if not 0 <= feature < coder.d_sae]:
         raise ValueError(f"scales: there is no feature {lost[0]}; the SAE has {coder.d_sae}")
-    heard = patching.hear(whisper, [sound], [site])[site]
+    heard = patching.hear(whisper, [sound], [site], languages=[language])[site]
     if heard.in_decoder or not heard.direct:
         raise ValueError(f"site: {site} is not embed, resid or normed of the encoder; steer it with `patching`")
     coded, hop = patching.Coded(heard, coder), whisper.samples_a_frame / 16_000

@@ -95,7 +95,8 @@ model = WhisperForConditionalGeneration.from_pretrained("data/demo/whisper")
 
 ## What it gets wrong
 
-On the held-out clips of `data/demo/corpus` (voices and sentences that no training heard; greedy decoding, float32):
+On the held-out clips of `data/demo/corpus` (voices and sentences that no training heard; greedy decoding without
+timestamps, float32):
 
 {table}
 
