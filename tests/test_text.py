@@ -311,11 +311,6 @@ def test_british_spellings_are_no_errors_without_a_normalizer_json(demo):
     assert len(text.english_spellings()) == 1739
 
 
-def test_typographic_apostrophes_are_apostrophes(demo):
-    found = text.errors(["don't", "O'Brien's"], ["don’t", "O’Brien’s"], text.normaliser(demo))
-    assert found.errors.tolist() == [0, 0]
-
-
 def test_without_a_tokenizer_no_text_is_read_or_written(loaded):
     mels = model.mel(loaded, [np.zeros(16_000, np.float32)])
     for ask in (
