@@ -80,9 +80,9 @@ MAY_IMPORT = {
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
     "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
-    "targeted": {"causal", "controls", "edits", "losses", "meaning", "patching", "phonetics", "profiles", "recipes",
-                 "spoken", "store", "targets"},
-    "erasing": {"activations", "causal", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
+    "targeted": {"causal", "controls", "edits", "intervals", "losses", "meaning", "patching", "phonetics", "profiles",
+                 "recipes", "spoken", "store", "targets"},
+    "erasing": {"activations", "causal", "controls", "dictionaries", "edits", "erasure", "patching", "phonetics", "probes",
                 "profiles", "recipes", "scoring", "store"},
     "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
                       "recipes", "scoring", "speech", "store"},

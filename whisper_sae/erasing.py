@@ -4,8 +4,8 @@
     step = store.make(erasing.erased(run, seed, site, "manner:nasal"))  # of phones
     erasing.curves(step), erasing.words(step)
 
-`concept` picks one that the corpora of a run have on both sides of the split, if there is any. What is recorded as gender
-is a setting of a voice in the demo, and a label of a corpus elsewhere; see `data/README.md`.
+`concept` picks one that the corpora of a run have on both sides of the split, if there is any. What is recorded as
+gender is a setting of a voice in the demo, and a label of a corpus elsewhere; see `data/README.md`.
 """
 
 import functools

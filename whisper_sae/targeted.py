@@ -65,7 +65,7 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
         randoms = {("random", feature): coded.edit(edits.silence([feature]), along=other) for feature in strong}
         less |= losses.by_word(heard, randoms, some.clips.text.tolist(), progress=bar)[1]
         changes |= randoms
-        np.save(folder / "less.npy", np.stack(list(less.values())))
+        np.save(folder / "less.npy", np.stack([*less.values()]) if less else np.zeros((0, len(words.clip))))
         rows = [
             (along, f, f in best, coded.rates[f], size[f], int(changes[along, f].touched.sum())) for along, f in less
         ]
@@ -154,10 +154,16 @@ class Tested(NamedTuple):
         return controls.imbalance(self.table[list(RATIOS)].rename(columns=RATIOS))
 
     @property
-    def matched(self) -> bool:
-        """Whether there is a phone, and controls are matched in firing rate and rate × size well enough to test it."""
-        found = self.imbalance
-        return len(self.table) > 0 and bool((found[["rate", "rate × size"]] <= controls.MOST_IMBALANCE).all())
+    def refusal(self) -> str:
+        """Why nothing can be claimed of any phone, in one sentence; "" if it can."""
+        if self.table.empty and self.unmatched:
+            return f"No matched controls: none of {len(self.unmatched)} phones has enough within the caliper."
+        if self.table.empty:
+            return f"No phone is held by {LEAST_WORDS} words of at least two held-out speakers."
+        apart = self.imbalance[["rate", "rate × size"]].max()
+        if apart > controls.MOST_IMBALANCE:
+            return f"No matched controls: the median |log ratio| is {apart:.2f}, above {controls.MOST_IMBALANCE}."
+        return ""
 
 
 RATIOS = {"rate_ratio": "rate", "size_ratio": "size", "mass_ratio": "rate × size"}
@@ -186,7 +192,7 @@ def phones(run: Profile, seed: int, step: Step, k: int = CONTROLS, splits: Seque
     rate, size, every = own.rate.to_numpy(), own["size"].to_numpy(), np.arange(len(own))
     others = np.flatnonzero(~own.chosen.astype(bool))
     lost = {along: less[(known.along == along).to_numpy()] for along in ("own", "random")}
-    place = {along: dict(zip(part.feature, range(len(part)), strict=True)) for along, part in known.groupby("along")}
+    place = {along: dict(zip(known.feature[known.along == along], range(len(known)), strict=False)) for along in lost}
     detected = phonetics.read(need(phonetics.detection(run, seed, step.manifest["params"]["site"])), "labels.csv")
     rng, rows, against, nobody, unmatched, above = np.random.default_rng(seed), [], [], [], [], {}
     for phone in detected[detected.counted.astype(bool)].itertuples():
@@ -208,7 +214,7 @@ def phones(run: Profile, seed: int, step: Step, k: int = CONTROLS, splits: Seque
             if len(like := controls.matched(rate, size, free, np.setdiff1d(every, target), k)) == k:
                 nobody.append((mean[free], mean[like]))
                 break
-        at_random = place.get("random", {}).get(phone.feature)
+        at_random = place["random"].get(phone.feature)
         random = np.full(len(spoken_words), np.nan) if at_random is None else lost["random"][at_random]
         half, ratios = controls.reach(mine), controls.balance(rate, size, target, near)
         rows.append({
@@ -277,16 +283,18 @@ def dose(run: Profile, seed: int, site: str, most: int = 4, a_speaker: int = 6) 
     are surest on the validation speakers, and with one matched control of each, at each of SCALES: phone, control,
     feature, scale, clip, speaker, said, wrote, normalised; unedited clips too. `words.csv`: the words of the
     transcripts, and which of the normalised ones (`first` up to `last`) each became. `features.csv`: a row a phone, its
-    feature, its control, and RATIOS. Phones without a feature within DOSE_CALIPER are passed over."""
+    feature, its control, and RATIOS. Phones without a feature within DOSE_CALIPER are passed over; without any phone or
+    test speaker there are no tables, and `phones` in the facts is empty."""
     begun = effects(run, seed, site)
 
     def turn(folder: Path, measured: Step, detected: Step) -> dict:
         surest = phones(run, seed, measured, splits=("validation",)).table
         chosen_on = set(words_in(measured).query("split == 'validation'").speaker)
         some = causal.gathered(run, seed, causal.sites_of(run))
-        some = some.at((some.clips.split == "test").to_numpy()).fewer(a_speaker, seed=seed)
-        if surest.empty or not len(some.clips):
-            raise ValueError("dose: no phone can be chosen on validation speakers and measured on test speakers")
+        test = (some.clips.split == "test").to_numpy()
+        if surest.empty or not test.any():
+            return {"clips": int(test.sum()), "speakers": 0, "phones": [], "chosen_on": len(chosen_on)}
+        some = some.at(test).fewer(a_speaker, seed=seed)
         assert not chosen_on & set(some.speakers), "phones were chosen on speakers that they are measured on"
         coded = patching.Coded(some.heard[site], causal.coder_of(run, seed, site))
         pairs = _pairs(surest, coded, _best(detected), most)
@@ -306,9 +314,8 @@ def dose(run: Profile, seed: int, site: str, most: int = 4, a_speaker: int = 6) 
                           "wrote": [some.scorer.tidy(text) for text in texts]})
             for key, texts in wrote.items()
         ]  # fmt: skip
-        columns = ["phone", "control", "feature", "scale", "clip", "speaker", "said", "wrote"]
-        told = pd.concat(told, ignore_index=True) if told else pd.DataFrame(columns=columns)
-        told.to_csv(folder / "wrote.csv", index=False)
+        if told:
+            pd.concat(told, ignore_index=True).to_csv(folder / "wrote.csv", index=False)
         pairs.to_csv(folder / "features.csv", index=False)
         return {"clips": len(some.clips), "speakers": len(set(some.speakers)), "phones": pairs.phone.tolist(),
                 "chosen_on": len(chosen_on)}  # fmt: skip
