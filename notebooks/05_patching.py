@@ -243,8 +243,8 @@ if len(turned):
 #
 # Remove the features that separate a concept best, from the first on, and let a probe, fitted on what is left, classify
 # frames of held-out speakers. Or keep only them. Two controls: as many others that are **matched**, one by one, in
-# firing rate and rate × size, and as many at **random** of all that fire, which fire less often and remove less. The
-# baselines are one direction: the difference of the means, and LEACE's. Two questions are often taken for one: how many
+# firing rate and rate × size, and as many at **random** of all that fire, whatever their rate and size. The baselines
+# are one direction: the difference of the means, and LEACE's. Two questions are often taken for one: how many
 # features are *enough* to separate a concept, and how many have to go until it is *gone*. The concept is nasals where
 # phones have times, else a label of the speakers.
 

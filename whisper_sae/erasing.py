@@ -86,9 +86,11 @@ def concept(known: pd.DataFrame, labels: Sequence[str], phones: pd.DataFrame) ->
     who = known.speaker.where(known.speaker != "", known.id)
     train = known.split == "train"
     sides = [train, known.split.isin(causal.HELD_OUT)]
+    phones = phones[phones["clip"].isin(known.index)]
     if len(phones):
-        row, nasal = phones["clip"].to_numpy(), (phones.manner == "nasal").to_numpy()
-        each = [who[row][(nasal == kind) & side[row].to_numpy()].nunique() for side in sides for kind in (True, False)]
+        row, nasal = phones["clip"], (phones.manner == "nasal").to_numpy()
+        held = [(who[row].to_numpy(), side[row].to_numpy()) for side in sides]
+        each = [len(set(speaker[(nasal == kind) & mine])) for speaker, mine in held for kind in (True, False)]
         if min(each) >= 2:
             return "manner:nasal"
     for label in labels:
