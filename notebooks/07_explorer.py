@@ -113,9 +113,9 @@ if column:
 # %% [markdown]
 # ## Change what it hears
 #
-# The features with the highest peaks in the clip are silenced, one after another and each in the whole clip; beside each
-# stands another one that fires as often in the clip and is as long a part of what is said. The dictionary's error stays
-# where it is, so that nothing changes but the feature.
+# The features with the highest peaks in the clip are ablated, one after another and each in the whole clip; beside each
+# stands a matched control, if there is one: another feature whose firing rate and rate × size in the clip are within a
+# factor of 1.65. The dictionary's error stays where it is, so that nothing changes but the feature.
 
 # %% tags=["show-code"]
 changes = [{"ask": "change", "clip": clip, "scales": {str(row["feature"]): 0}, "control": True} for row in strongest]
@@ -133,9 +133,11 @@ if lines:
         caption=f"As it is, Whisper writes “{wrote[0]['baseline']}”; re-said by the dictionary “{wrote[0]['reconstructed']}”.",
     )
 different = sum(answer.get("edited") != answer.get("baseline") for answer in wrote)
-controls = sum(answer["control"]["text"] != answer["baseline"] for answer in wrote if "control" in answer)
+beside = [answer for answer in wrote if "edited" in answer and answer["control"]["features"]]
+controls = sum(answer["control"]["text"] != answer["baseline"] for answer in beside)
 figures.say(
-    f"{different} of {len(wrote)} features change what is written when they are silenced; of their controls {controls}."
+    f"{different} of {len(wrote)} features change what is written when they are ablated; "
+    f"of their {len(beside)} matched controls {controls}."
 )
 
 # %% [markdown]
@@ -194,7 +196,7 @@ findings.save(
     "07_explorer",
     run.name,
     headline=f"In one clip {told['fires']} of {asked.index.features} features fire; of the six with the highest peaks "
-    f"{different} change what Whisper writes when silenced, and {controls} of their controls.",
+    f"{different} change what Whisper writes when ablated, and {controls} of their {len(beside)} matched controls.",
     tables={"clip": peaks, "changes": pd.DataFrame(lines)},
 )
 

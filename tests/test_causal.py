@@ -9,11 +9,11 @@ import torch
 
 from whisper_sae import (
     causal,
+    controls,
     dictionaries,
     erasing,
     faithfulness,
     hallucination,
-    meaning,
     model,
     nonspeech,
     patching,
@@ -23,6 +23,7 @@ from whisper_sae import (
     store,
     targeted,
 )
+from whisper_sae.spoken import phones_of, words_of
 
 SITE = "encoder.2.resid"
 
@@ -34,7 +35,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("causal")
     patch.setenv("WHISPER_SAE_DATA", str(folder))
     patch.setattr(hallucination, "EACH", 3)
-    patch.setattr(targeted, "POOL", 20)
+    patch.setattr(targeted, "COVERED", 10)
     small = profiles.replace(profiles.choose("demo"), sites=(SITE,), focus=SITE, tokens=20_000, sweep_tokens=0,
                              clips_per_speaker=3, source="")  # fmt: skip
     for recipe in (recipes.clips(small, 0), recipes.activations(small, 0), dictionaries.dictionary(small, 0, SITE)):
@@ -99,12 +100,87 @@ def test_effects_of_silenced_features_are_measured_where_they_fire(run):
         silent = ~coded.fires([int(feature)])
         clips = set(some.clips["clip"][silent])
         assert not less[row][words["clip"].isin(clips)].any(), "nothing changes where it never fires"
-    table, null = targeted.phones(run, 0, step)
-    assert (table.p > 0).all() and (table.p <= 1).all() and len(null) == len(table)
+    tested = targeted.phones(run, 0, step)
+    table = tested.table
+    assert not tested.refusal and (tested.imbalance[["rate", "rate × size"]] <= controls.MOST_IMBALANCE).all()
+    assert (table.p > 0).all() and (table.p <= 1).all() and len(tested.null) <= len(table)
     assert (table.p == table[["p_words", "p_controls"]].max(axis=1)).all() and (table.q >= table.p - 1e-12).all()
     detected = phonetics.read(store.need(phonetics.detection(run, 0, SITE)), "labels.csv").set_index("label").feature
     assert (detected[table.phone].to_numpy() == table.feature.to_numpy()).all()
-    assert store.need(meaning.codes(run, 0, SITE))
+    assert set(tested.each.index) == set(table.phone) and not set(table.phone) & set(tested.unmatched)
+    total, each = targeted.overall(tested), tested.each.mean(axis=0)
+    assert total.mean == pytest.approx(each.mean()) and total.low < total.mean < total.high
+    assert total.speakers == len(each) <= step.facts["speakers"]
+    many = targeted.by_controls(run, 0, step, ks=(6, 10))
+    assert (many["phones"] + many["left out"]).nunique() == 1 and (many["q ≤ 0.05"] <= many["p ≤ 0.05"]).all()
+
+
+def test_without_matched_controls_nothing_is_claimed(run):
+    tested = targeted.phones(run, 0, targeted.measured(run, 0, SITE))
+    apart = tested.table.assign(mass_ratio=3.0)
+    assert "No matched controls: the median |log ratio| is 1.10" in tested._replace(table=apart).refusal
+    lone = targeted.phones(run, 0, targeted.measured(run, 0, SITE), k=500)
+    assert lone.table.empty and lone.unmatched and "No matched controls: none of" in lone.refusal
+    assert "No phone is held by 6 words" in lone._replace(unmatched=[]).refusal
+
+
+def test_phones_that_no_corpus_puts_in_words_are_placed_by_time(run, monkeypatch):
+    own = targeted.told_in(run, 0)
+    monkeypatch.setattr(targeted, "phones_of", lambda *of: phones_of(*of).assign(word_index=-1, word=""))
+    placed = targeted.told_in(run, 0)
+    assert (placed.word_index == own.word_index).mean() > 0.99 and (placed.word == own.word).mean() > 0.99
+    assert targeted.lacking(run, 0) == ""
+    monkeypatch.setattr(targeted, "words_of", lambda *of: words_of(*of)[:0])
+    assert "no words with times" in targeted.lacking(run, 0)
+    assert "none" not in targeted.lacking(run, 0)
+    monkeypatch.setattr(targeted, "phones_of", lambda *of: phones_of(*of)[:0])
+    assert "No corpus of this profile has phones" in targeted.lacking(run, 0)
+
+
+def test_one_speaker_with_phones_is_too_few(run, monkeypatch):
+    who = recipes.table(run, store.need(recipes.clips(run, 0))).speaker
+    own = targeted.told_in(run, 0)
+    mine = own[own["clip"].isin(who.index[who == who[0]])]
+    monkeypatch.setattr(targeted, "phones_of", lambda *_: mine)
+    assert "1 training and 0 held-out speakers" in targeted.lacking(run, 0)
+
+
+def test_what_cannot_be_patched_is_said_at_the_top(run):
+    assert causal.lacking(run, 0, causal.sites_of(run)) == ""
+    every = recipes.table(run, store.need(recipes.clips(run, 0)))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(causal, "table", lambda *_: every.assign(text=""))
+    causal.gathered.cache_clear()
+    reason = causal.lacking(run, 0, causal.sites_of(run))
+    patch.undo()
+    causal.gathered.cache_clear()
+    assert reason.startswith("Nothing can be patched here: clips: none with words of validation or test")
+
+
+def test_a_concept_to_erase_is_on_both_sides_or_there_is_none(run):
+    every, told = recipes.table(run, store.need(recipes.clips(run, 0))), targeted.told_in(run, 0)
+    assert erasing.concept(every, ["gender", "accent"], told) == "manner:nasal"
+    assert erasing.concept(every, ["gender", "accent"], told[:0]) == "gender"
+    assert erasing.concept(every, ["gender", "accent"], told[told.manner != "nasal"]) == "gender"
+    assert erasing.concept(every.assign(gender=""), ["gender", "accent"], told[:0]) == "accent"
+    one_sided = every.assign(gender=every.gender.where(every.split == "train", "male"))
+    assert erasing.concept(one_sided, ["gender"], told[:0]) == ""
+    assert erasing.concept(every, [], told[:0]) == ""
+    assert erasing.concept(every[every.speaker == every.speaker[0]], ["gender"], told) == ""
+
+
+def test_phones_in_a_dose_are_chosen_on_other_speakers(run):
+    measured = targeted.measured(run, 0, SITE)
+    step = store.make(targeted.dose(run, 0, SITE, most=2))
+    every = recipes.table(run, store.need(recipes.clips(run, 0)))
+    chosen_on = set(targeted.words_in(measured).query("split == 'validation'").speaker)
+    measured_on = set(targeted.words_in(step).speaker)
+    assert measured_on and not chosen_on & measured_on
+    assert measured_on <= set(every.speaker[every.split == "test"])
+    surest = targeted.phones(run, 0, measured, splits=("validation",)).table.phone.tolist()
+    assert [phone for phone in surest if phone in step.facts["phones"]] == step.facts["phones"]
+    pairs = step.table("features.csv")
+    assert np.abs(np.log(pairs[["rate_ratio", "mass_ratio"]])).max().max() <= targeted.DOSE_CALIPER
 
 
 def test_doses_change_nothing_at_one(run):
@@ -118,13 +194,16 @@ def test_doses_change_nothing_at_one(run):
 
 
 @pytest.mark.parametrize("concept", ["gender", "manner:nasal"])
-def test_erasing_begins_with_the_whole_and_one_direction_is_a_rival(run, concept):
+def test_erasing_begins_with_the_whole_and_one_direction_is_a_baseline(run, concept):
     step = store.make(erasing.erased(run, 0, SITE, concept, frames=1500, a_speaker=1))
     left = erasing.curves(step).set_index(["way", "count"]).right
-    assert left["best removed", 0] == left["random removed", 0] > 0.6
+    assert left["best removed", 0] == left["random removed", 0] == left["matched removed", 0] > 0.6
     assert left["LEACE removed", 1] < left["best removed", 0]
     words = erasing.words(step)
-    assert words.way[0] == "untouched" and words.more[0] == 0 and len(words) == 1 + 3 * len(erasing.IN_WORDS)
+    assert words.way[0] == "untouched" and words.more[0] == 0
+    assert len(words) == 3 * len(erasing.IN_WORDS), "there are no 256 matched ones"
+    apart = np.log(step.table("controls.csv").set_index(["order", "count"])[["rate", "rate × size"]]).abs().max(axis=1)
+    assert apart["matched", 16] < min(0.4, apart["random", 16])
     assert erasing.gone_at(step, "best removed") in (-1, *erasing.COUNTS)
 
 

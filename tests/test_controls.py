@@ -1,23 +1,64 @@
-"""Controls are like their target, p is even where nothing is, and small where something is."""
+"""Controls are matched to their target, p is even where nothing is, and small where something is."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from whisper_sae import controls
+from whisper_sae import controls, targeted
 
 
-def test_controls_fire_as_often_and_are_as_long():
+def live_features(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rate and size of 550 live features as in the demo, and 29 targets: features that fire often and are large."""
+    rng = np.random.default_rng(seed)
+    rate, size = rng.lognormal(-4.5, 1.5, 550).clip(2e-4, 0.5), rng.lognormal(2.1, 0.35, 550)
+    targets = rng.permutation(np.flatnonzero((rate > 0.01) & (rate < 0.12) & (size > 7)))[:29]
+    return rate, size, targets
+
+
+def median_log_ratios(rate, size, targets, choose) -> pd.Series:
+    rows = [controls.balance(rate, size, target, choose(target)) for target in targets]
+    return controls.imbalance(pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_controls_are_matched_with_the_numbers_that_notebook_5_uses(seed):
+    rate, size, chosen = live_features(seed)
+    ablated = np.union1d(chosen, controls.covering(rate, size, chosen, targeted.COVERED))
+    assert len(ablated) < 200, "each ablated feature costs time"
+    near = {target: controls.matched(rate, size, target, ablated, targeted.CONTROLS) for target in chosen}
+    enough = [target for target in chosen if len(near[target]) == targeted.CONTROLS]
+    assert len(enough) >= 25
+    apart = median_log_ratios(rate, size, enough, near.get)
+    assert (apart[["rate", "rate × size"]] < controls.MOST_IMBALANCE / 1.5).all()
+    for target in enough:
+        for part in (rate, rate * size):
+            assert np.abs(np.log(part[near[target]] / part[target])).max() <= controls.CALIPER
+
+
+def test_random_features_are_no_matched_controls():
+    """What was done before: 15 of 25 random features. The check that refuses them sees it."""
+    rate, size, chosen = live_features()
     rng = np.random.default_rng(0)
-    rate, size = rng.lognormal(-4, 2, 600), rng.lognormal(0, 1, 600)
-    chosen = controls.matched(rate, size, 7, range(600), 10, rng)
-    assert len(set(chosen)) == 10 and 7 not in chosen
-    for part in (rate, size):
-        near = np.abs(np.log(part[chosen] / part[7])).mean()
-        assert near < 0.5 * np.abs(np.log(part / part[7])).mean()
-    assert set(controls.matched(rate, size, 7, [1, 2, 3, 7], 3, rng)) == {1, 2, 3}
-    with pytest.raises(ValueError, match="3 features cannot give 4"):
-        controls.matched(rate, size, 7, [1, 2, 3, 7], 4, rng)
+    pool = rng.permutation(550)[:25]
+    apart = median_log_ratios(rate, size, chosen, lambda _: rng.permutation(pool)[:15])
+    assert apart["rate × size"] > 2 * controls.MOST_IMBALANCE
+
+
+def test_no_control_is_beyond_the_caliper():
+    rate = np.array([0.1, 0.1, 0.12, 0.1, 0.4, 0.0])
+    size = np.array([1.0, 1.1, 1.0, 4.0, 0.25, 1.0])  # as often but larger; as much in all but four times as often
+    assert controls.matched(rate, size, 0, range(6), 5).tolist() == [1, 2]
+    assert controls.matched(rate, size, 0, [0, 3, 4, 5], 2).tolist() == []
+    assert controls.matched(rate, size, 0, range(6), 1).tolist() == [1]
+    assert controls.balance(rate, size, 0, [1, 2, 3])["size"] == pytest.approx(1 / 1.1)
+    assert controls.covering(rate, size, [0], 2).tolist() == [1, 2]
+    assert controls.covering(rate, size, [0, 1], 1).tolist() == [], "targets are controls of one another"
+    assert controls.covering(rate, size, [], 2).tolist() == []
+
+
+def test_holm_is_bonferroni_step_by_step():
+    assert controls.holm([0.01, 0.04, 0.02]).tolist() == [0.03, 0.04, 0.04]
 
 
 @pytest.mark.parametrize("kind", ["normal", "skewed"])

@@ -1,11 +1,17 @@
 """Words are found by their phones, what became of them is told word by word and phone by phone."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from whisper_sae import scoring, targets
+from whisper_sae import corpora, phones, scoring, spoken, targets
+
+NORMALISE = EnglishTextNormalizer({"colour": "color"})
 
 TOLD = pd.DataFrame(
     [(5, 0, "ð", "the"), (5, 0, "ə", "the"), (5, 1, "θ", "thin"), (5, 1, "ɪ", "thin"), (5, 1, "n", "thin"),
@@ -62,3 +68,71 @@ def test_a_word_that_is_said_in_two_ways_has_the_commoner():
     told = pd.DataFrame([(clip, 0, "a" if clip else "b", "w") for clip in range(3)],
                         columns=["clip", "word_index", "ipa", "word"])  # fmt: skip
     assert targets.spellings(told) == {"w": ("a",)}
+
+
+def missed_of(text: str, wrote: str) -> list[bool]:
+    """Which words of a transcript are missed by what was written, both normalised."""
+    said, spans = targets.spans(text, NORMALISE)
+    many = len(said.split())
+    words = targets.Spoken(np.zeros(many, int), np.arange(many), np.zeros(many))
+    wrote = " ".join(NORMALISE(wrote).split())
+    return targets.within(targets.missed([said], [wrote], words), spans[:, 0], spans[:, 1]).tolist()
+
+
+@pytest.mark.parametrize("text", [
+    "MISTER Quilter's GOSPEL, twenty five miles -- uh -- of I'll colour: it won't [laughs] do",
+    "Twenty-five twenty five hundred and one", "um", "", "Mr. Smith", "$20 million is £5", "I'm I'm gonna",
+])  # fmt: skip
+def test_a_perfect_transcript_misses_no_word(text):
+    assert not any(missed_of(text, text))
+    assert not any(missed_of(text, NORMALISE(text)))
+    assert len(missed_of(text, text)) == len(text.split())
+
+
+def test_a_word_keeps_its_place_when_normalising_changes_their_number():
+    text = "I'll take twenty five grey -- dogs"
+    assert missed_of(text, "I will take 25 gray dog") == [False, False, False, False, True, False, True]
+    assert missed_of(text, "I will take 24 grey dogs") == [False, False, True, True, False, False, False]
+    assert missed_of(text, "I take 25 grey dogs") == [True, *[False] * 6]
+
+
+WORDS_OF_TEXT = st.sampled_from(["I'll", "twenty", "five", "DOG", "colour", "--", "uh", "Mr.", "won't", "$20", "a"])
+
+
+@given(st.lists(WORDS_OF_TEXT, max_size=12))
+def test_no_word_is_missed_whatever_is_said(words):
+    text = " ".join(words)
+    assert not any(missed_of(text, text))
+
+
+def test_no_word_of_recorded_speech_is_missed(shared):
+    texts = corpora.rows(shared / "speech" / "librispeech-sample").text.iloc[::10]
+    assert not any(any(missed_of(text, text)) for text in texts)
+
+
+def timed(rows, column: str) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["clip", "start", "end", column])
+
+
+def test_phones_without_a_word_index_are_placed_by_time():
+    told = timed([(3, 0.0, 0.1, "s"), (3, 0.1, 0.2, "ə"), (3, 0.2, 0.3, "k"), (3, 0.5, 0.6, "t"), (4, 0.0, 0.2, "p")],
+                 "phone").assign(word_index=[-1, -1, -1, -1, 7], word=["", "", "", "", "kept"])  # fmt: skip
+    words = timed([(3, 0.0, 0.1, "<sil>"), (3, 0.1, 0.2, "A"), (3, 0.2, 0.3, "cat"), (4, 0.0, 0.2, "pip")], "word")
+    found = spoken.in_words(told, words, pd.Series({3: "a Cat, sat.", 4: "pip"}))
+    assert found.word_index.tolist() == [-1, 0, 1, -1, 7] and found.word.tolist() == ["", "a", "Cat,", "", "kept"]
+    alike = words[words["clip"] == 4].assign(word="C")  # a tier that names kinds of words: as many, spelled otherwise
+    assert spoken.in_words(told.assign(word_index=-1), alike, pd.Series({4: "pip"})).word_index.tolist()[-1] == 0
+    assert spoken.in_words(told, words[:0], pd.Series({3: "a", 4: "b"})).equals(told)
+
+
+def test_hand_made_phones_are_placed_in_their_words(shared):
+    folder = shared / "speech" / "emur-ae-aligned"
+    clips = corpora.rows(folder).reset_index(drop=True)
+    row = {str(Path(path).resolve()): number for number, path in enumerate(clips.path)}
+    told, words = (part.assign(clip=part.path.map(row)) for part in (phones.read(folder), phones.words(folder)))
+    found = spoken.in_words(told.assign(word_index=-1, word="", ipa=told.phone), words, clips.text)
+    assert (found.word_index >= 0).mean() > 0.9
+    first = found[(found["clip"] == 0) & (found.word_index == 0)]
+    assert first.word.unique().tolist() == [clips.text[0].split()[0]] and len(first) >= 4
+    each = found[found.word_index >= 0].groupby("clip").word_index.nunique()
+    assert (each == clips.text.str.split().str.len()[each.index]).all()

@@ -95,6 +95,17 @@ def _references(clips: pd.DataFrame) -> list[str | None]:
     return [text if words else "" if silent else None for text, words, silent in known]
 
 
+def lacking(run: Profile, seed: int, sites: tuple[str, ...]) -> str:
+    """Why nothing can be patched, in one sentence; "" if it can."""
+    try:
+        gathered(run, seed, sites)
+    except ValueError as error:  # no clip with a transcript; no decoder or tokenizer
+        return (
+            f"Nothing can be patched here: {error}. Patching needs held-out speakers with transcripts, and a decoder."
+        )
+    return ""
+
+
 def drawn(here: pd.DataFrame, a_speaker: int, most: int, seed: int) -> pd.DataFrame:
     """At most `most` rows, each speaker's in turn and at most `a_speaker` of one (0: any number), in their old
     order."""

@@ -1,13 +1,15 @@
-"""How much of a dictionary holds a concept? Take the best features away, and ask a probe, and Whisper.
+"""How many features of a dictionary hold a concept? Remove the best ones, and ask a probe, and Whisper.
 
     step = store.make(erasing.erased(run, seed, site, "gender"))        # of voices
     step = store.make(erasing.erased(run, seed, site, "manner:nasal"))  # of phones
     erasing.curves(step), erasing.words(step)
 
-What is recorded as gender is a setting of a voice in the demo, and a label of a corpus elsewhere; see `data/README.md`.
+`concept` picks one that the corpora of a run have on both sides of the split, if there is any. What is recorded as
+gender is a setting of a voice in the demo, and a label of a corpus elsewhere; see `data/README.md`.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from whisper_sae import activations as frames_of_store
-from whisper_sae import causal, dictionaries, edits, erasure, patching, phonetics, probes, scoring
+from whisper_sae import causal, controls, dictionaries, edits, erasure, patching, phonetics, probes, scoring
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded, table
 from whisper_sae.store import Recipe, Step
@@ -24,16 +26,22 @@ from whisper_sae.store import Recipe, Step
 COUNTS, IN_WORDS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256), (4, 16, 64, 256)
 """How many features are taken away or kept before a probe is asked, and before Whisper is."""
 
-ORDERS = ("best", "random", "random, another draw")
+ORDERS = ("best", "matched", "random")
+"""Features in the order in which they are removed: the best first; for each of the best MATCHED another one with nearly
+its firing rate and rate × size, that is none of them; and at random of all that fire, unmatched."""
+
+MATCHED = 64
+"""So many of the best features have a matched control each."""
 
 
 def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a_speaker: int = 2) -> Recipe:
-    """`read.csv`: how much of the two commonest values of a label is read off frames of speakers who were not met, a
-    row a way, count and speaker; `words.csv`: what is written when as many are silenced, or alone are kept, a row a
-    clip.
+    """`read.csv`: how well the two commonest values of a label are read off frames of held-out speakers, a row a way,
+    count and speaker; `words.csv`: what is written when as many are ablated, or alone are kept, a row a clip;
+    `controls.csv`: a row a count, rate, size and rate × size of the best features, summed, over those of their matched
+    and of the random ones.
 
-    Ways: the best features removed, as many at random (twice), the best kept alone, as many at random kept alone; and
-    for comparison the difference of means, and LEACE, removed. Each probe is fitted anew on what is left.
+    Ways: the best features removed, as many matched ones, as many at random; the best kept alone, as many matched ones
+    alone; and for comparison the difference of means, and LEACE, removed. A probe is fitted on what is left each time.
     """
     heard = recorded(run, seed, site)
     needs = {"clips": heard.needs["clips"], "activations": heard, "trained": dictionaries.dictionary(run, seed, site)}
@@ -49,7 +57,7 @@ def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a
             sides = [_side(run, seed, clips, activations, site, split, label, names, frames) for split in splits]
             train, asked = sides[0], _joined(sides[1:])
         with torch.no_grad():
-            orders = _orders(coder, train, seed)
+            orders, strength = _orders(coder, train, seed)
             ways = _ways(coder, train, orders)
             rows = [
                 (way, count, who, right)
@@ -57,17 +65,41 @@ def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a
                 for who, right in erasure.read(train, asked, change).items()
             ]
         pd.DataFrame(rows, columns=["way", "count", "speaker", "right"]).to_csv(folder / "read.csv", index=False)
+        _compared(orders, strength).to_csv(folder / "controls.csv", index=False)
         wrote = _words(run, seed, site, coder, orders, a_speaker)
         wrote.to_csv(folder / "words.csv", index=False)
         told = {"values": names, "speakers": len(set(asked.speaker)), "features": coder.d_sae}
         return told | {"frames": len(train.is_it), "clips": int((wrote.way == "untouched").sum())}
 
-    params = {"seed": seed, "site": site, "label": label, "frames": frames, "a_speaker": a_speaker}
+    params = {"seed": seed, "site": site, "label": label, "frames": frames, "a_speaker": a_speaker, "matched": MATCHED}
     return Recipe(
         "erasing", erase, params, needs=needs, by=made_by(run, "05"), label=f"{label} erased at {site}",
-        code=(*causal.CODE, edits, erasure, erased, _values, _of_phones, _side, _joined, _orders, _ways, _words,
-              causal.gathered, causal.drawn),
+        code=(*causal.CODE, controls, edits, erasure, erased, _values, _of_phones, _side, _joined, _orders, _compared,
+              _ways, _words, causal.gathered, causal.drawn),
     )  # fmt: skip
+
+
+def concept(known: pd.DataFrame, labels: Sequence[str], phones: pd.DataFrame) -> str:
+    """What `erased` can be asked of the clips `known` (`recipes.table`): "manner:nasal" where `phones` tell of nasals
+    and of other phones, else the first of some labels whose two commonest values both have two speakers on the training
+    side and two on the other; "" for none."""
+    who = known.speaker.where(known.speaker != "", known.id)
+    train = known.split == "train"
+    sides = [train, known.split.isin(causal.HELD_OUT)]
+    phones = phones[phones["clip"].isin(known.index)]
+    if len(phones):
+        row, nasal = phones["clip"], (phones.manner == "nasal").to_numpy()
+        held = [(who[row].to_numpy(), side[row].to_numpy()) for side in sides]
+        each = [len(set(speaker[(nasal == kind) & mine])) for speaker, mine in held for kind in (True, False)]
+        if min(each) >= 2:
+            return "manner:nasal"
+    for label in labels:
+        names = known[label][known[label] != ""].value_counts().index[:2]
+        if len(names) == 2 and all(
+            who[side & (known[label] == name)].nunique() >= 2 for side in sides for name in names
+        ):
+            return label
+    return ""
 
 
 def _values(known: pd.DataFrame, label: str) -> list[str]:
@@ -107,12 +139,40 @@ def _joined(sides: list[erasure.Side]) -> erasure.Side:
     return erasure.Side(torch.cat(x), np.concatenate(is_it), np.concatenate(speaker))
 
 
-def _orders(coder, train: erasure.Side, seed: int) -> dict[str, np.ndarray]:
+def _orders(coder, train: erasure.Side, seed: int) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """The features of each of ORDERS, and rate and size of all features on the training frames."""
     f = coder.encode(train.x)
-    alive = np.flatnonzero((f > 0).any(dim=0).numpy())
-    rng = np.random.default_rng(seed)
+    fires = (f > 0).sum(dim=0).numpy()
+    size = f.sum(dim=0).numpy() / np.maximum(fires, 1) * coder.W_dec.norm(dim=1).numpy()
+    rate, alive = fires / len(f), np.flatnonzero(fires)
     best = erasure.ranked(f, train.is_it)
-    return {"best": best[np.isin(best, alive)]} | {name: rng.permutation(alive) for name in ORDERS[1:]}
+    best = best[np.isin(best, alive)]
+    free, near = np.setdiff1d(alive, best[:MATCHED]), []
+    for feature in best[:MATCHED]:
+        found = controls.matched(rate, size, feature, free, 1, caliper=np.inf)
+        free, near = np.setdiff1d(free, found), [*near, *found.tolist()]
+    orders = {
+        "best": best,
+        "matched": np.array(near, dtype=int),
+        "random": np.random.default_rng(seed).permutation(alive),
+    }
+    return orders, pd.DataFrame({"rate": rate, "size": size})
+
+
+def _compared(orders: dict, strength: pd.DataFrame) -> pd.DataFrame:
+    """Sums over the best features over those of as many others: order, count, rate, size, rate × size."""
+    strength = strength.assign(**{"rate × size": strength["rate"] * strength["size"]})
+    rows = []
+    for name in ORDERS[1:]:
+        for count in (count for count in COUNTS if 0 < count <= min(MATCHED, len(orders[name]))):
+            total = [strength.iloc[orders[each][:count]].sum() for each in ("best", name)]
+            rows.append({"order": name, "count": count, **(total[0] / total[1])})
+    return pd.DataFrame(rows, columns=["order", "count", "rate", "size", "rate × size"])
+
+
+def _counted(order: np.ndarray, name: str, counts: Sequence[int]) -> list[int]:
+    """Those of some counts for which an order has features: matched ones there are no more than MATCHED."""
+    return [count for count in counts if name != "matched" or count <= len(order)]
 
 
 def _ways(coder, train: erasure.Side, orders: dict) -> dict:
@@ -120,10 +180,10 @@ def _ways(coder, train: erasure.Side, orders: dict) -> dict:
     encode = functools.lru_cache(maxsize=2)(coder.encode)  # every way is tried on the same two sides
     ways = {}
     for name, order in orders.items():
-        for count in COUNTS:
+        for count in _counted(order, name, COUNTS):
             some = order[:count]
             ways[f"{name} removed", count] = erasure.without(some, encode, coder.W_dec)
-            if count and name != ORDERS[2]:
+            if count and name != "random":
                 ways[f"{name} alone", count] = erasure.alone(some, encode, coder.W_dec)
     ways["difference of means removed", 1] = erasure.without_mean_difference(train)
     ways["LEACE removed", 1] = erasure.least_squares_erased(train)
@@ -131,12 +191,12 @@ def _ways(coder, train: erasure.Side, orders: dict) -> dict:
 
 
 def _words(run, seed, site, coder, orders: dict, a_speaker: int) -> pd.DataFrame:
-    """What is written with features silenced or alone kept: a row a clip, way and count."""
+    """What is written with features ablated or alone kept: a row a clip, way and count."""
     some = causal.gathered(run, seed, causal.sites_of(run)).fewer(a_speaker, seed=seed)
     coded = patching.Coded(some.heard[site], coder)
     changes = {}
     for name in ORDERS[:2]:
-        for count in IN_WORDS:
+        for count in _counted(orders[name], name, IN_WORDS):
             mine = orders[name][:count]
             changes[f"{name} removed", count] = coded.edit(edits.silence(mine))
             if name == "best":

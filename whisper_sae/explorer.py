@@ -246,8 +246,8 @@ class Steering:
         return joined | {"tracks": tracks}
 
     def others(self, sound: np.ndarray, features: Sequence[int]) -> list[int]:
-        """Other features that fire in the sound, one for each, drawn among those that are like it: they fire as often
-        there, and are as long a part of what is said. Fewer where there are too few."""
+        """Other features that fire in the sound, one for each, drawn from the four nearest in firing rate and in rate ×
+        size there, none beyond `controls.CALIPER`. Fewer where there is none."""
         codes = self.hearing(sound)
         _, coder = self.hearing.ready()
         fires = np.diff(codes.indptr)
@@ -256,7 +256,6 @@ class Steering:
         rate, found = fires / codes.shape[0], []
         for feature in features:
             pool = np.setdiff1d(np.flatnonzero(fires), [*features, *found])
-            if len(pool):
-                near = controls.matched(rate, size, feature, pool, min(4, len(pool)), self.drawn)
-                found.append(int(near[0]))
+            if len(near := controls.matched(rate, size, feature, pool, 4)):
+                found.append(int(self.drawn.choice(near)))
         return found

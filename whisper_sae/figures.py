@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import soundfile
+from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
@@ -94,6 +95,12 @@ def table(frame: pd.DataFrame, *, caption: str, digits: int = 3) -> None:
 def say(text: str) -> None:
     """Display a sentence whose numbers were computed: what prose may say of a result."""
     display(HTML(f'<p class="reading">{html.escape(text)}</p>'))
+
+
+def skip_rest(reason: str) -> None:
+    """Display why nothing further can be asked of a corpus, and let all later cells of the notebook do nothing."""
+    say(f"{reason} The rest of this page is left out.")
+    get_ipython().input_transformers_cleanup.append(lambda _lines: ["\n"])
 
 
 def number(value, digits: int = 3) -> str:

@@ -5,8 +5,11 @@ words = spoken.words_of(run, heard)
 Recipe(..., params={"told": spoken.digests(run)}, code=(*spoken.TELLING, ...))      # a result that was made of it
 """
 
+import string
+from difflib import SequenceMatcher
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from whisper_sae import alignments, articulation, phones
@@ -68,6 +71,38 @@ def _of_phones(told: pd.DataFrame) -> pd.DataFrame:
         start=("start", "min"), end=("end", "max"), word=("word", "first")
     )
     return found.reset_index()
+
+
+def in_words(told: pd.DataFrame, words: pd.DataFrame, texts: pd.Series) -> pd.DataFrame:
+    """Phones with the word of the transcript that each is in: `word_index` and `word` are filled in by time where the
+    corpus gives no `word_index` (TextGrid, CTM). -1 and "" for a phone that is in none.
+
+    `told` is what `phones_of` gives, `words` what `words_of` gives, `texts` the transcript of each clip by its row. A
+    phone belongs to the word that sounds in its middle.
+    """
+    words = words.reset_index(drop=True)
+    place, text = np.full(len(words) + 1, -1), np.full(len(words) + 1, "", dtype=object)
+    for clip, rows in words.groupby("clip").indices.items():
+        transcript = str(texts[clip]).split()
+        place[rows] = _places(words.word[rows].tolist(), transcript)
+        text[rows] = [transcript[number] if number >= 0 else "" for number in place[rows]]
+    row = phones.placed(words, told["clip"].to_numpy(), ((told.start + told.end) / 2).to_numpy(float)).row
+    lacking = (told.word_index < 0).to_numpy() & (place[row] >= 0)
+    return told.assign(
+        word_index=np.where(lacking, place[row], told.word_index), word=np.where(lacking, text[row], told.word)
+    )
+
+
+def _places(timed: list[str], transcript: list[str]) -> np.ndarray:
+    """Which word of a transcript each timed word is, (timed,), -1 for none: by spelling, or, where most are spelled
+    otherwise, one by one if they are as many."""
+    plain = [[word.lower().strip(string.punctuation) for word in words] for words in (timed, transcript)]
+    found = np.full(len(timed), -1)
+    for first, start, many in SequenceMatcher(None, *plain, autojunk=False).get_matching_blocks():
+        found[first : first + many] = start + np.arange(many)
+    if 2 * (found >= 0).sum() < len(timed) == len(transcript):
+        return np.arange(len(timed))
+    return found
 
 
 TELLING = (alignments, articulation, phones.read, phones.words, phones_of, words_of, _spelled, _of_clips, _of_phones)

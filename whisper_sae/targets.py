@@ -2,7 +2,8 @@
 which."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 import jiwer
@@ -54,6 +55,35 @@ def missed(said: Sequence[str], wrote: Sequence[str], words: Spoken) -> np.ndarr
             if kind != "insert":
                 found[start + place : start + place + len(one)] = True
     return found
+
+
+def spans(text: str, normalise: Callable[[str], str]) -> tuple[str, np.ndarray]:
+    """The normalised text, and which of its words each word of the text became: (word, 2), the first and the one after
+    the last; equal where a word has none left, such as a hesitation.
+
+    Words are normalised alone and compared with the text normalised as a whole; where they differ, as "twenty five" and
+    "25" do, all the words of the passage share all that it became. So a perfect transcript misses no word.
+    """
+    alone = [(place, token) for place, word in enumerate(text.split()) for token in normalise(word).split()]
+    whole = normalise(text).split()
+    found = np.full((len(text.split()), 2), -1)
+
+    def add(place: int, first: int, last: int) -> None:
+        old = found[place]
+        found[place] = (first, last) if old[0] < 0 else (min(old[0], first), max(old[1], last))
+
+    passages = SequenceMatcher(None, [token for _, token in alone], whole, autojunk=False).get_opcodes()
+    for kind, first, last, start, end in passages:
+        for n in range(first, last):
+            add(alone[n][0], *((start + n - first, start + n - first + 1) if kind == "equal" else (start, end)))
+    found[found[:, 0] < 0] = 0
+    return " ".join(whole), found
+
+
+def within(marked: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Whether anything is marked, (item,) bool, from `first` up to, but not with, `last`: (span,) bool."""
+    total = np.r_[0, np.cumsum(marked)]
+    return total[last] > total[first]
 
 
 def changed(said: str, wrote: str) -> list[tuple[str, list[str], list[str], int]]:
