@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
+    "effects": {"tables"},  # what is no label
     "intervals": {"effects"},  # of the effect sizes there
     "relabelling": {"effects"},
     "crossing": {"effects"},
@@ -108,9 +109,10 @@ MAY_IMPORT = {
                   "speech", "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
               "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
+    "speaker_labels": {"effects", "intervals"},
     "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
-               "profiles", "recipes", "speech", "store"},
-    "voice_probes": {"effects", "probes", "profiles", "recipes", "store", "voices"},
+               "profiles", "recipes", "speaker_labels", "speech", "store"},
+    "voice_probes": {"effects", "instrument", "intervals", "probes", "profiles", "recipes", "store", "voices"},
     "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
     "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
     "figures_of_voices": {"figures"},
