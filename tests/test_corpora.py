@@ -691,7 +691,10 @@ def test_a_table_may_be_named_in_a_profile(tmp_path):
         ("England English", "England English"),
         ("United States English,Midwestern, slight drawl", "United States English"),
         (" Canadian English | English", "Canadian English"),
-        ("India and South Asia (India, Pakistan, Sri Lanka),Bengali", "India and South Asia (India, Pakistan, Sri Lanka)"),
+        (
+            "India and South Asia (India, Pakistan, Sri Lanka),Bengali",
+            "India and South Asia (India, Pakistan, Sri Lanka)",
+        ),
         ("Southern African (South Africa, Zimbabwe, Namibia)", "Southern African (South Africa, Zimbabwe, Namibia)"),
     ],
 )

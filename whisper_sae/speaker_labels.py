@@ -1,8 +1,8 @@
 """Which labels of speakers can be asked about, of which of their groups, and why others cannot.
 
-    chosen = speaker_labels.choose(clips)      # clips: a row a clip, with `speaker`, labels, and perhaps `corpus`
-    chosen.values                              # (clip, label): what may be compared, "" for what is left out
-    chosen.report                              # a row a column: asked or not, and what was left out and why
+chosen = speaker_labels.choose(clips)      # clips: a row a clip, with `speaker`, labels, and perhaps `corpus`
+chosen.values                              # (clip, label): what may be compared, "" for what is left out
+chosen.report                              # a row a column: asked or not, and what was left out and why
 """
 
 from typing import NamedTuple
@@ -82,7 +82,9 @@ def one_label(column: np.ndarray, who: np.ndarray, corpus=None, most: int = MOST
     notes = []
     if len(twice):
         both = {name: " and ".join(sorted(pairs.value[pairs.who == name].unique())) for name in twice}
-        notes.append("left out, since they have two values: " + _listed([f"{_short(n)} ({v})" for n, v in both.items()]))
+        notes.append(
+            "left out, since they have two values: " + _listed([f"{_short(n)} ({v})" for n, v in both.items()])
+        )
         column = np.where(np.isin(who, twice), "", column)
     column, alone = _comparable(column, who, corpus)
     if alone:

@@ -143,7 +143,7 @@ def split(clips: pd.DataFrame, seed: int, shares=(0.8, 0.1, 0.1)) -> pd.DataFram
     given = clips.split != ""
     names = dict(zip(voice[given], clips.split[given], strict=True))
     by = [name for name in ("corpus", "gender") if name in clips]
-    unplaced = clips[~voice.isin(names)].assign(voice=voice).sort_values(["voice", *by]).drop_duplicates("voice")
+    unplaced = clips.assign(voice=voice)[~voice.isin(names)].sort_values(["voice", *by]).drop_duplicates("voice")
     rng = np.random.default_rng(seed)
     for _, group in unplaced.groupby(by, sort=True):
         voices = rng.permutation(group.voice)

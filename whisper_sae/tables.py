@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-
 MISSING = {"", "nan", "none", "null", "unknown", "n/a", "na", "?", "-"}
 """What stands for no label, stray spaces and case aside."""
 

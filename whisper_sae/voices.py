@@ -108,7 +108,8 @@ def labels_asked(step: Step, heard: pd.DataFrame) -> pd.DataFrame:
 def covariates(step: Step, heard: pd.DataFrame) -> pd.DataFrame:
     """Numbers told of the clips, as means of speakers, in the order of `cast`; what is the same for all is left out."""
     rows = heard.iloc[step.table("clips.csv")["clip"].to_numpy()]
-    numbers = rows.drop(columns=speaker_labels.NOT_LABELS - {"duration"}, errors="ignore").apply(pd.to_numeric, errors="coerce")
+    numbers = rows.drop(columns=speaker_labels.NOT_LABELS - {"duration"}, errors="ignore")
+    numbers = numbers.apply(pd.to_numeric, errors="coerce")
     found = confounds.of_speakers(numbers.dropna(axis=1, how="all"), rows.speaker)
     return found.loc[:, found.nunique() > 1]
 
