@@ -97,7 +97,7 @@ MAY_IMPORT = {
                   "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
-    "catalogue": {"excerpts", "logmel", "media"},
+    "catalogue": {"excerpts", "logmel", "media", "speaker_labels"},
     "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
     "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
@@ -108,14 +108,15 @@ MAY_IMPORT = {
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
                   "speech", "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
-              "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
+              "codes", "maps", "clusters", "effects", "families", "forest", "trees", "excerpts", "speaker_labels"},
     "speaker_labels": {"effects", "intervals"},
     "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
                "profiles", "recipes", "speaker_labels", "speech", "store"},
     "voice_probes": {"effects", "instrument", "intervals", "probes", "profiles", "recipes", "speaker_labels", "store",
                      "voices"},
     "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
-    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
+    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "speaker_labels", "store",
+               "voices"},
     "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
     "figures_of_classes": {"figures"},

@@ -96,7 +96,7 @@ def two_corpora(planted=0.0, seed=0):
 
 
 def test_what_a_corpus_alone_tells_is_not_found_for_gender():
-    cast, heard = two_corpora()
+    cast, _ = two_corpora()
     assert list(cast.labels) == ["gender"] and set(cast.corpus) == {"a", "b"}
     found = contrasts.two(cast, "gender", deals=4_000)
     assert found.chance.found.sum() == 0 and not found.chance.beyond.any()

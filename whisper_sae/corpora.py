@@ -320,9 +320,8 @@ def _librispeech_readers(clips: pd.DataFrame, raw: pd.DataFrame) -> pd.Series | 
     """
     if (clips.gender != "").any():
         return None
-    names = (raw.id if "id" in raw else clips.id).str.fullmatch(r"\d+-\d+-\d{4}")
-    own = [name.startswith(f"{who}-") for name, who in zip(raw.id if "id" in raw else clips.id, clips.speaker)]
-    if not (names.all() and all(own)):
+    parts = (raw.id if "id" in raw else clips.id).str.extract(r"^(\d+)-\d+-\d{4}$")[0]
+    if not (parts == clips.speaker).all():
         return None
     table = read_table(LIBRISPEECH)
     known = clips.speaker.map(dict(zip(table.reader, table.sex.str.lower().map(GENDERS), strict=True)))

@@ -58,7 +58,7 @@ def choose(clips: pd.DataFrame, most: int = MOST_GROUPS) -> Chosen:
         if not why:
             values[name] = column
         if not why or name in ALWAYS or column.any():
-            groups = _speakers(column, who)
+            groups = speakers_of(column, who)
             note = "; ".join([why, *notes] if why else notes)
             rows.append((name, _asked(why, groups), len(groups), int(groups.sum()), note))
     if numbers:
@@ -81,21 +81,19 @@ def one_label(column: np.ndarray, who: np.ndarray, corpus=None, most: int = MOST
         return column, f"{len(twice)} of {len(each)} speakers have several values: a label of clips", []
     notes = []
     if len(twice):
-        both = {name: " and ".join(sorted(pairs.value[pairs.who == name].unique())) for name in twice}
-        notes.append(
-            "left out, since they have two values: " + _listed([f"{_short(n)} ({v})" for n, v in both.items()])
-        )
-        column = np.where(np.isin(who, twice), "", column)
-    column, alone = _comparable(column, who, corpus)
+        both = pairs[pairs.who.isin(twice)].groupby("who").value.agg(lambda v: " and ".join(sorted(set(v))))
+        names = [f"{_short(name)} ({values})" for name, values in both.items()]
+        notes.append("left out, since they have two values: " + _listed(names))
+    column, alone = _comparable(one_value_each(column, who), who, corpus)
     if alone:
         notes.append("a single group, so nothing to compare, in " + _listed(alone))
-    groups = _speakers(column, who)
+    groups = speakers_of(column, who)
     if len(groups) > most:
         rest = [f"{name} ({count})" for name, count in groups[most:].items()]
         notes.append(f"the {most} groups with most speakers; left out: " + _listed(rest, 12))
         column, more = _comparable(np.where(np.isin(column, groups.index[:most]), column, ""), who, corpus)
         notes += ["then a single group in " + _listed(more)] if more else []
-        groups = _speakers(column, who)
+        groups = speakers_of(column, who)
     if len(groups) < 2 and alone:
         return column, "every corpus has a single group of it, so it cannot be told from the corpus", notes
     if len(groups) < 2:
@@ -105,20 +103,26 @@ def one_label(column: np.ndarray, who: np.ndarray, corpus=None, most: int = MOST
     return column, "", notes
 
 
+def one_value_each(column: np.ndarray, who: np.ndarray) -> np.ndarray:
+    """A tidied label (clip,) without speakers (clip,) who have two values of it; a clip of nobody keeps its own."""
+    pairs = pd.DataFrame({"who": who, "value": column})[(column != "") & (who != "")].drop_duplicates()
+    return np.where(np.isin(who, pairs.who[pairs.who.duplicated()]), "", column)
+
+
 def for_probe(column: np.ndarray, who: np.ndarray, corpus=None) -> tuple[np.ndarray, str]:
     """A label of `one_label`, without the groups that a probe cannot be asked about; and why it cannot at all, or "".
 
     Kept are groups of LEAST speakers, or of two where fewer than two groups have so many; where there are several
     corpora, of two speakers in a corpus, and only corpora with two such groups.
     """
-    groups = _speakers(column, who)
+    groups = speakers_of(column, who)
     least = LEAST if (groups >= LEAST).sum() > 1 else 2
     column = np.where(np.isin(column, groups.index[groups >= least]), column, "")
     if corpus is not None:
         table = pd.DataFrame({"corpus": corpus, "value": column, "who": who})
         size = table.groupby(["corpus", "value"]).who.transform("nunique").to_numpy()
         column, _ = _comparable(np.where(size > 1, column, ""), who, corpus)
-    groups = _speakers(column, who)
+    groups = speakers_of(column, who)
     if len(groups) < 2:
         return column, "fewer than two groups have two speakers" + (" in one corpus" if corpus is not None else "")
     return column, ""
@@ -140,7 +144,7 @@ def _is_numeric(column: np.ndarray) -> bool:
     return len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
 
 
-def _speakers(column: np.ndarray, who: np.ndarray) -> pd.Series:
+def speakers_of(column: np.ndarray, who: np.ndarray) -> pd.Series:
     """How many speakers each group has, the largest first, then in order of names."""
     known = (column != "") & (who != "")
     counts = pd.Series(who[known]).groupby(column[known]).nunique()

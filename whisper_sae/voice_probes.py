@@ -32,10 +32,11 @@ FEW = (1, 2, 4, 8, 16, 32, 64)
 def probed(run: Profile, seed: int, site: str, labels: dict[str, list[str]]) -> Recipe:
     """`read.csv`: how often each speaker's label is read right off the means of its clips by probes that never met it.
 
-    Columns `label input width speaker told stratum right`. Inputs are all features of the dictionary and of the random one, and
-    the first DIRECTIONS principal directions; `width` is how many numbers were read. Of the two dictionaries there are
-    rows for FEW features, too, chosen anew on the training speakers each time. `labels` names, for each, what else makes speakers alike: see `probes.unheard`. `instrument.label_probe`
-    reads the simpler inputs.
+    Columns `label input width speaker told stratum right`. Inputs are all features of the dictionary and of the random
+    one, and the first DIRECTIONS principal directions; `width` is how many numbers were read. Of the two dictionaries
+    there are rows for FEW features, too, chosen anew on the training speakers each time. `labels`, of
+    `instrument.askable`, names for each what else makes speakers alike: see `probes.unheard`.
+    `instrument.label_probe` reads the simpler inputs.
     """
     made = {name: of_features(run, seed, site, of) for name, of in _INPUTS.items()}
 
