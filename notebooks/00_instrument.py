@@ -28,9 +28,11 @@ from whisper_sae import (
     probes,
     profiles,
     recipes,
+    speaker_labels,
     speech,
     spoken,
     store,
+    voice_probes,
 )
 from whisper_sae.calibrations import Calibrations
 
@@ -52,25 +54,32 @@ transcribed, silent = nonspeech.is_transcribed(heard), nonspeech.is_nonspeech(he
 speaking = heard[transcribed]
 
 # %% tags=["hide-input"]
-voices = speaking.drop_duplicates("speaker")
-if voices.accent.nunique() > 1:
-    across = voices.groupby(["accent", "gender"]).size().unstack(fill_value=0).reset_index()
+chosen = speaker_labels.choose(heard)
+labels = list(chosen.values)  # those that group speakers
+voices = speaking[speaking.speaker != ""].drop_duplicates("speaker")
+if {"accent", "gender"} <= set(labels):
+    known = chosen.values.loc[voices.index]
+    across = known.groupby(["accent", "gender"]).size().unstack(fill_value=0).reset_index()
     figures.table(across, caption="Speakers of each accent and gender, as recorded in the dataset.")
+caption = "Which labels of speakers these pages ask about, and what is left out and why."
+figures.table(chosen.report, caption=caption)
 figures.say(
     f"{len(speaking):,} clips of transcribed speech by {voices.speaker.nunique()} speakers, {speaking.duration.sum() / 60:.0f} minutes; "
     f"{silent.sum():,} clips without speech; of {(~transcribed & ~silent).sum():,} clips the transcript is not known."
 )
 
 # %% tags=["hide-input"]
-turns = [voices[voices.gender == gender].groupby("accent").head(1) for gender in sorted(voices.gender.unique())]
+some = voices if len(voices) else heard
+turns = [some[some.gender == gender].groupby("accent").head(1) for gender in sorted(set(some.gender))]
 each = pd.concat([group.iloc[turn :: len(turns)] for turn, group in enumerate(turns)]).head(6)
+names = each.accent.where(each.accent != "", each.speaker.where(each.speaker != "", each.id))
 figures.voices(
     [
-        (f"{row.accent or row.speaker}, {row.gender}: “{row.text}”", speech.samples(row.path))
-        for row in each.itertuples()
+        (f"{name}, {row.gender}: “{row.text}”".replace(", : “”", ""), speech.samples(row.path))
+        for name, row in zip(names, each.itertuples(), strict=True)
     ],
     speech.RATE,
-    caption="Six speakers of different accents and genders.",
+    caption="Speakers of different accents and genders, or clips where no speaker is named.",
 )
 
 # %% [markdown]
@@ -136,7 +145,6 @@ if len(known):
 # the labels do to four plain measurements of the sound:
 
 # %% tags=["hide-input"]
-labels = [name for name in ("gender", "accent", "mic", "null_label") if name in voices and voices[name].nunique() > 1]
 plain = [name for name in ("f0_hz", "tilt_db", "level_db", "rate_wpm") if name in heard]
 if labels and plain:
     figures.table(speech.means_by(speaking, labels, plain)[["label", "group", *plain]], caption="Means over clips.")
@@ -246,22 +254,25 @@ if len(rates):
 # Now the voice instead of the word: the mean of a clip's frames, and a probe that has never met the speaker. Gender
 # and accent should be read above chance, since they were planted; `mic` too, because a dull sound can be heard; and
 # `null_label` **must not** be. One trap lies here: where a label is balanced within every group, leaving out a single speaker
-# leaves its likes with mostly the *other* label, and a probe that knows nothing falls below chance. So speakers
-# are left out in equal numbers of each label among their likes.
+# leaves its likes with mostly the *other* label, and a probe that knows nothing falls below chance. So in fitting, the
+# labels of every such group weigh the same. Where speakers come from several corpora, the corpus is the group, and the
+# score is the mean of scores within corpora: a probe that knows the corpus alone is at chance. Every probe gets the
+# best of four strengths of regularisation, chosen on speakers that are neither fitted nor scored.
 
 # %%
 others = {"gender": ["accent"], "accent": ["gender"], "mic": ["gender", "accent"], "null_label": ["gender", "accent"]}
 stored = heard.loc[acts.table("windows.csv")["clip"].unique()]  # all of them, unless training is on the fly
-asked = instrument.askable(stored, {label: others[label] for label in labels})
+asked, refused = instrument.askable(stored, others)
 labelled = store.make(instrument.label_probe(run, seed, asked))
-named = labelled.table("read.csv")  # label, site, speaker, right, chance
-voice = probes.summary(named, ["label", "site", "chance"])
+named = labelled.table("read.csv")  # label, site, speaker, told, stratum, right
+voice = voice_probes.compared(named, ["label", "site"])  # balanced accuracy
+voice.columns = [name.replace("balanced", "right") for name in voice]
 
 # %% tags=["figure"]
 if len(voice):
     fig = figures.with_intervals(voice, "site", "right", by="label")
     figures.levels(fig, {f"chance: {', '.join(part.label.unique())}": level for level, part in voice.groupby("chance")})
-    fig.axes[0].set(title="Labels, read off the mean of a clip", ylabel="clips read right", ylim=(0, 1.03))
+    fig.axes[0].set(title="Labels, read off the mean of a clip", ylabel="balanced accuracy", ylim=(0, 1.03))
     alt = "; ".join(f"{row.label} at {row.site} {row.right:.2f}" for row in voice.itertuples())
     caption = "Mean over speakers, each unheard by the probe that is asked, with 95 % intervals; grey: chance."
     figures.show(fig, alt=alt, caption=caption)
@@ -275,6 +286,8 @@ figures.say(
     f"At {run.focus}: {'; '.join(each) or 'no label has two speakers of each kind'}. That a label can be read does not "
     "say that the model uses it."
 )
+for name, why in refused.items():
+    figures.say(f"No probe of {name}: {why}.")
 
 # %% [markdown]
 # <aside class="doubt"><strong>What would change my mind</strong>

@@ -208,10 +208,14 @@ figures.show(
     caption=f"Median length over the frames of {len(few)} clips, with the middle half of the frames as a band.",
 )
 last = norms[norms.site == sites[-1]].set_index("kind")["median"]
-figures.say(
-    f"At {sites[-1]} a frame of padding has {last['padding'] / last['speech']:.2f} times the length of a frame of speech. "
-    "Padding is not a zero that could be overlooked: it speaks, and it would be learnt."
-)
+if {"padding", "speech"} <= set(last.index):
+    times = last["padding"] / last["speech"]
+    figures.say(
+        f"At {sites[-1]} a frame of padding has {times:.2f} times the length of a frame of speech. "
+        "Padding is not a zero that could be overlooked: it speaks, and it would be learnt."
+    )
+else:
+    figures.say(f"These clips have frames of {', '.join(last.index)} only: nothing to compare.")
 
 # %% [markdown]
 # ## What would padding do to a dictionary?

@@ -42,11 +42,14 @@ clips = store.need(recipes.clips(run, seed))
 codes = store.make(meaning.codes(run, seed, run.focus))
 averaged = store.make(atlas.means(run, seed, run.focus))
 heard, said = recipes.table(run, clips), index.Index(codes.path)
-labels = atlas.labels_of(heard, averaged.table("clips.csv"))  # (clip, label), numbers as quarters
+labels, left_out = atlas.labels_of(heard, averaged.table("clips.csv"))  # (clip, label)
 figures.say(
     f"{averaged.facts['clips']:,} clips at {run.focus}, {said.rows:,} frames, {said.features:,} features, of which "
     f"{averaged.facts['silent_features']:,} never fire. Told of the clips: {', '.join(labels)}."
 )
+if left_out:
+    reasons = [f"{name} ({why})" for name, why in left_out.items()]
+    figures.say(f"Not asked: {', '.join(reasons)}.")
 
 # %% [markdown]
 # ## A map, only to be looked at
@@ -203,7 +206,8 @@ if found:
 
 # %% tags=["show-code"]
 means, cast = averaged.array("means.npy"), heard.loc[labels.index]
-voices, (who, accent) = trees.voices_of(means, cast.speaker, cast.accent)
+accents = labels.get("accent", pd.Series("", labels.index))
+voices, (who, accent) = trees.voices_of(means, cast.speaker, accents)
 try:
     grown, why = trees.tree(voices, accent, seed=seed), ""
 except ValueError as too_few:

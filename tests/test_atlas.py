@@ -126,7 +126,8 @@ def test_labels_are_text_and_numbers_are_quarters():
         "gender": "", "duration": np.arange(16.0), "age": ["", *map(str, range(15))], "room": ["1", "2"] * 8,
     })  # fmt: skip
     averaged = pd.DataFrame({"clip": [0, 3, 5, *range(6, 16)], "silence": np.linspace(0, 1, 13)})
-    found = atlas.labels_of(heard, averaged)
+    found, why = atlas.labels_of(heard, averaged)
+    assert why == {"text": "the same everywhere", "gender": "not known of any clip"}
     assert list(found) == ["speaker", "duration", "age", "room", "silence"] and found.index.tolist()[:3] == [0, 3, 5]
     assert found.speaker[3] == "w" and set(found.room) == {"1", "2"} and found.age[0] == ""
     assert found.duration.nunique() == found.silence.nunique() == 4

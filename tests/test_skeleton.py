@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
+    "effects": {"tables"},  # what is no label
     "intervals": {"effects"},  # of the effect sizes there
     "relabelling": {"effects"},
     "crossing": {"effects"},
@@ -69,8 +70,8 @@ MAY_IMPORT = {
     "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
-    "instrument": {"activations", "decoding", "excerpts", "languages", "listening", "measure", "model", "phones",
-                   "probes", "profiles", "recipes", "speech", "spoken", "store", "text"},
+    "instrument": {"activations", "decoding", "effects", "excerpts", "languages", "listening", "measure", "model",
+                   "phones", "probes", "profiles", "recipes", "speaker_labels", "speech", "spoken", "store", "text"},
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "spoken",
                 "transpose", "index", "examples", "speech"},
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
@@ -99,7 +100,7 @@ MAY_IMPORT = {
                   "meaning", "nonspeech", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
-    "catalogue": {"excerpts", "logmel", "media"},
+    "catalogue": {"excerpts", "logmel", "media", "speaker_labels"},
     "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
     "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
@@ -110,12 +111,15 @@ MAY_IMPORT = {
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
                   "speech", "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
-              "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
+              "codes", "maps", "clusters", "effects", "families", "forest", "trees", "excerpts", "speaker_labels"},
+    "speaker_labels": {"effects", "intervals"},
     "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
-               "profiles", "recipes", "speech", "store"},
-    "voice_probes": {"effects", "probes", "profiles", "recipes", "store", "voices"},
+               "profiles", "recipes", "speaker_labels", "speech", "store"},
+    "voice_probes": {"effects", "instrument", "intervals", "probes", "profiles", "recipes", "speaker_labels", "store",
+                     "voices"},
     "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
-    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
+    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "speaker_labels", "store",
+               "voices"},
     "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
     "figures_of_classes": {"figures"},

@@ -384,3 +384,23 @@ def test_means_by_group_are_of_the_clips_that_have_the_label():
         ("room", "a"): 145.0,
         ("room", "b"): 5.0,
     }
+
+
+@pytest.mark.parametrize("speakers", [3, 6, 12])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_part_has_a_speaker_where_there_are_three(speakers, seed):
+    clips = many(speakers)
+    found = speech.split(clips, seed)
+    assert set(found.split) == set(corpora.SPLITS) and (found.groupby("speaker").split.nunique() == 1).all()
+    sounds = clips.assign(id="n" + clips.id, speaker="", gender="", corpus="sounds")  # do not stand in for people
+    both = speech.split(pd.concat([clips.assign(corpus="people"), sounds], ignore_index=True), seed)
+    assert set(both.split[both.speaker != ""]) == set(corpora.SPLITS)
+
+
+def test_two_speakers_fill_two_parts_and_a_given_split_stays():
+    assert speech.split(many(2), 0).split.nunique() == 2
+    given = many(4)
+    given.loc[given.speaker < "s002", "split"] = "train"
+    found = speech.split(given, 0)
+    assert (found.split[given.split != ""] == "train").all() and set(found.split) == set(corpora.SPLITS)
+    assert set(speech.split(given.assign(split="train"), 0).split) == {"train"}

@@ -23,8 +23,7 @@ def test_the_probes_read_every_input_and_never_meet_who_they_are_asked_about(sma
     best = table[(table.input == "directions")].balanced.item()
     assert best > 0.7  # the hums of women and men differ in pitch
     simple = store.make(instrument.label_probe(run, 0, {"gender": []}))
-    cast = voices.cast(store.make(voices.of_features(run, 0, SITE)), heard)
-    every = voice_probes.everything(store.make(voice_probes.probed(run, 0, SITE, {"gender": []})), simple, SITE, cast)
+    every = voice_probes.everything(store.make(voice_probes.probed(run, 0, SITE, {"gender": []})), simple, SITE)
     assert {"all features", "log-mel", "activations"} <= set(every.input) and every.told.isin(["female", "male"]).all()
 
 
@@ -54,6 +53,14 @@ def test_balanced_accuracy_is_the_mean_over_labels_with_an_interval_that_covers(
         covered += low < 0.6 < high
     assert 0.91 < covered / 300 < 0.99
     assert voice_probes.balanced(read.assign(right=1.0)) == (1.0, 1.0, 1.0)
+
+
+def test_balanced_accuracy_is_taken_within_strata_and_needs_six_speakers():
+    read = pd.DataFrame({"stratum": ["a"] * 10 + ["b"] * 10, "told": ["f"] * 8 + ["m"] * 2 + ["f"] * 2 + ["m"] * 8})
+    read["right"] = ((read.stratum == "a") == (read.told == "f")) * 1.0  # says f in a and m in b
+    assert read.right.mean() == 0.8 and voice_probes.balanced(read)[0] == pytest.approx(0.5)
+    assert voice_probes.chance_of(read) == 0.5
+    assert np.isnan(voice_probes.balanced(read.head(5))[1:]).all()
 
 
 def test_tables_to_read_have_every_number_in_its_place():

@@ -88,7 +88,7 @@ def test_pairs_are_one_of_each_group_and_say_it_equally_strongly():
             assert per_speaker == 1
             return pd.DataFrame({"clip": range(6), "speaker": list("abcdef"), "value": [9.0, 5.1, 2.0, 5.0, 4.0, 1.9]})
 
-    heard = pd.DataFrame({"gender": ["female"] * 3 + ["male"] * 3})
+    heard = pd.DataFrame({"gender": ["female"] * 3 + ["male"] * 3, "speaker": list("abcdef")})
     found = voices.alike(Shelf(), heard, 0, "gender", ("female", "male"), 1)
     assert found.kind.tolist() == ["female b", "male d"] and found.value.tolist() == [5.1, 5.0]
     assert len(voices.alike(Shelf(), heard, 0, "gender", ("female", "male"), 9)) % 2 == 0

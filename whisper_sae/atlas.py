@@ -16,7 +16,7 @@ from scipy.sparse import hstack
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import clusters, families, forest, index, maps, sae, speech, trees
+from whisper_sae import clusters, effects, families, forest, index, maps, sae, speaker_labels, speech, trees
 from whisper_sae import codes as sparse_codes
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.excerpts import excerpt
@@ -120,26 +120,33 @@ def grouped(run: Profile, seed: int, site: str, spoken: bool) -> Recipe:
     )  # fmt: skip
 
 
-NO_LABELS = {"id", "path", "split"}
+NO_LABELS = {"id", "path", "split", "gender_from"}
 """Columns of the table of clips that tell nothing of the sound."""
 
 
-def labels_of(heard: pd.DataFrame, averaged: pd.DataFrame) -> pd.DataFrame:
-    """All that is told of clips, as labels: a row a clip of `averaged`, the `clips.csv` of `means`, text alone.
+def labels_of(heard: pd.DataFrame, averaged: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """All that is told of clips, as labels: a row a clip of `averaged`, the `clips.csv` of `means`, text alone; and
+    why other columns are none.
 
-    Columns of numbers, the share of silence too, become quarters. What is the same everywhere is left out.
+    Columns of numbers, the share of silence too, become quarters. Gender and accent are tidied, and a speaker with two
+    values of one of them has none.
     """
     told = heard.iloc[averaged["clip"].to_numpy()].drop(columns=NO_LABELS & set(heard)).reset_index(drop=True)
     told["silence"] = averaged.silence.to_numpy()
-    found = {}
+    found, why, who = {}, {}, effects.named_as(told.speaker)
     for name, column in told.items():
         text = column.astype(str).where(column.notna(), "")
+        if name in speaker_labels.ALWAYS:
+            text = pd.Series(speaker_labels.one_value_each(effects.tidy(text), who))
         numbers = pd.to_numeric(column.where(text != ""), errors="coerce")
         if numbers.nunique() > 12 and numbers.notna().sum() == (text != "").sum():
             text = pd.Series(clusters.quarters(numbers))
-        if text[text != ""].nunique() > 1:
+        groups = text[text != ""].nunique()
+        if groups > 1:
             found[name] = text
-    return pd.DataFrame(found, dtype=str).set_index(averaged["clip"].to_numpy())
+        else:
+            why[name] = "the same everywhere" if groups else "not known of any clip"
+    return pd.DataFrame(found, dtype=str).set_index(averaged["clip"].to_numpy()), why
 
 
 def silhouettes_of(steps: dict[str, Step]) -> dict[str, pd.DataFrame]:
@@ -318,7 +325,10 @@ def forests(run: Profile, seed: int, site: str, label: str = "gender") -> Recipe
     def plant(folder: Path, clips: Step, activations: Step, codes: Step) -> dict:
         heard, held, of = table(run, clips), frames.Activations(activations.path), index.Index(codes.path)
         clip = np.repeat(activations.table("windows.csv")["clip"].to_numpy(), held.counts)  # of each row
-        known = (heard[label] != "").to_numpy()[clip] & (held.valid_kinds() == speech.SPEECH)
+        who = effects.named_as(heard.speaker)
+        value = speaker_labels.one_value_each(effects.tidy(heard[label]), who)
+        value, _ = speaker_labels.for_probe(np.where(who != "", value, ""), who)
+        known = (value != "")[clip] & (held.valid_kinds() == speech.SPEECH)
         speaker = np.where(known, heard.speaker.to_numpy(str)[clip], "")
         rows = forest.first(speaker, MOST_FRAMES)
         x = np.zeros((len(rows), of.features), np.float32)
@@ -326,7 +336,7 @@ def forests(run: Profile, seed: int, site: str, label: str = "gender") -> Recipe
             x[:, first:last] = of.columns(first, last).tocsr()[rows].toarray()
         bar = partial(tqdm, desc="forests", total=3, unit=" forests")
         try:
-            found = forest.read(x, heard[label].to_numpy(str)[clip[rows]], speaker[rows], seed, progress=bar)
+            found = forest.read(x, value[clip[rows]], speaker[rows], seed, progress=bar)
         except ValueError as impossible:
             return {"frames": len(rows), "why": str(impossible)}
         found.to_csv(folder / "read.csv", index=False)
@@ -335,6 +345,6 @@ def forests(run: Profile, seed: int, site: str, label: str = "gender") -> Recipe
     return Recipe(
         "forests", plant, {"seed": seed, "label": label, "frames": MOST_FRAMES}, by=made_by(run, "03"),
         needs={"clips": said.needs["clips"], "activations": said.needs["activations"], "codes": said},
-        code=(forests, _blocks, forest, index, frames),
+        code=(forests, _blocks, forest, index, frames, effects, speaker_labels),
         label=f"forests for {label} at {site}",
     )  # fmt: skip

@@ -13,11 +13,14 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csc_array
 
-from whisper_sae import excerpts, logmel, media
+from whisper_sae import excerpts, logmel, media, speaker_labels
 from whisper_sae.media import FRAME, RATE
 
 LONGEST = 30.0
 """Seconds of a clip that are shown and played at a time."""
+
+MANY = 10
+"""A column with so many times more groups than are shown is a name or a number, not a group."""
 
 KEPT = 8
 """Uploaded sounds that are kept, the last ones."""
@@ -153,13 +156,14 @@ class Catalogue:
         return next((word for start, end, word in reversed(self.words(clip)) if start <= moment < end), "")
 
 
-def groups_of(clips: pd.DataFrame, most: int = 12) -> dict[str, list[str]]:
-    """The columns that put clips in groups of two speakers or more, and their values."""
+def groups_of(clips: pd.DataFrame, most: int = speaker_labels.MOST_GROUPS) -> dict[str, list[str]]:
+    """The columns that put clips in groups of two speakers or more, and their values: of many groups those with most
+    speakers, in order of names."""
     apart, found = {"id", "path", "text", "speaker", "duration"}, {}
     for name in clips.columns.difference(apart, sort=False):
-        told = clips[name].fillna("").astype(str)
-        voices = clips.speaker[(told != "") & (clips.speaker != "")].groupby(told).nunique()
-        values = sorted(voices.index[voices > 1])
-        if 2 <= len(values) <= most:
+        told = clips[name].fillna("").astype(str).to_numpy(dtype=str)
+        voices = speaker_labels.speakers_of(told, clips.speaker.to_numpy(dtype=str))
+        values = sorted(voices.index[voices > 1][:most])
+        if len(values) >= 2 and (voices > 1).sum() <= MANY * most:
             found[str(name)] = values
     return found

@@ -133,11 +133,14 @@ class Matched(NamedTuple):
         return np.sort(self.pairs.ravel())
 
 
-def matched(labels, covariates: pd.DataFrame, groups: tuple[str, str] | None = None, caliper: float = 0.25) -> Matched:
+def matched(
+    labels, covariates: pd.DataFrame, groups: tuple[str, str] | None = None, caliper: float = 0.25, strata=None
+) -> Matched:
     """Pairs of speakers, one of each group, as alike in the covariates as can be: optimal matching (Rosenbaum 1989).
 
     A pair is allowed where no covariate differs by more than `caliper` SDs, pooled within groups (Cochran & Rubin
-    1973); as many pairs as possible are made, with the least sum of squared differences. Then compare as ever:
+    1973), and both are of one of the `strata` (speaker,), if there are any; as many pairs as possible are made, with
+    the least sum of squared differences. Then compare as ever:
     `effects.between(means[found.kept], labels[found.kept])`. Raises ValueError where fewer than two pairs are alike.
     """
     groups, side = effects.pair(labels, groups)
@@ -149,6 +152,9 @@ def matched(labels, covariates: pd.DataFrame, groups: tuple[str, str] | None = N
         scale = np.sqrt(sum(square) / np.maximum(sum(n) - 2, 1))
     apart = (numbers[one][:, None] - numbers[other][None]) / np.where(scale > 0, scale, 1)  # (first, second, covariate)
     allowed = (np.abs(apart) <= caliper).all(axis=2)
+    if strata is not None:
+        told = effects.tidy(strata)
+        allowed &= np.equal.outer(told[one], told[other]) & (told[one] != "")[:, None]
     cost = np.square(apart).sum(axis=2)
     forbidden = 1 + cost[allowed].sum() if allowed.any() else 1.0  # dearer than all that are allowed together
     rows, columns = linear_sum_assignment(np.where(allowed, cost, forbidden))

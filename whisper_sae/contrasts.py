@@ -8,14 +8,16 @@
     table = contrasts.held(cast, ["gender", "mic"], covariates)    # what is left with each held fixed, or matched
 """
 
+import contextlib
 import itertools
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from whisper_sae import confounds, crossing, effects, held_fixed, intervals, power, relabelling
-from whisper_sae.voices import asked, groups_of
+from whisper_sae.voices import asked, compared, groups_of
 
 
 class Found(NamedTuple):
@@ -38,31 +40,48 @@ def enough_deals(features: int) -> int:
     return int(min(MOST_DEALS, max(10_000, 24 * features)))
 
 
+def strata_of(cast: effects.Voices, label: str = "") -> np.ndarray | None:
+    """(speaker,) what is held fixed: the corpus, where there are several, and the groups of a label, if one is named.
+
+    "" for a speaker of whom one of them is not known; None where nothing is held fixed.
+    """
+    if label == "corpus" and "corpus" not in cast.labels:
+        label = ""  # held fixed in any case
+    parts = ([] if cast.corpus is None else [cast.corpus]) + ([cast.labels[label].to_numpy(dtype=str)] if label else [])
+    if not parts:
+        return None
+    both = np.array([" / ".join(names) for names in zip(*parts, strict=True)])
+    return np.where(np.all([part != "" for part in parts], axis=0), both, "")
+
+
 def two(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals: int = 0) -> Found:
     """Two groups of speakers compared in every living feature, and what `deals` random labellings give.
 
-    With `strata` d is that within its groups, partial d, and its interval that of a noncentral t, exact for normal
-    features; g and AUC are over all. Raises ValueError where a group has fewer than `intervals.LEAST` speakers.
+    With `strata`, or where there are several corpora, d, g and AUC are those within strata, d being partial, and its
+    interval that of a noncentral t, exact for normal features. Raises ValueError where a group has fewer than
+    `intervals.LEAST` speakers, or no stratum has both.
     """
-    groups, told = groups_of(cast, label), cast.labels[label]
-    tested = asked(cast, label)
-    by = cast.labels[strata] if strata else None
+    by = strata_of(cast, strata)
+    told = cast.labels[label] if by is None else cast.labels[label].where(by != "", "")
+    groups, tested = groups_of(cast, label), asked(cast, label)
+    told = compared(cast, told.to_numpy(dtype=str), groups)
     deals = deals or enough_deals(tested.sum())
     chance = relabelling.relabelled(cast.means, told, groups, by, tested=tested, deals=deals, seed=seed)
     here = np.flatnonzero(chance.tested)
     x = cast.means[:, here]
     known = effects.between(x, told, groups)
-    of_auc = intervals.of_auc(known.auc, *known.n)
-    if strata:
+    if by is not None:
         inside = crossing.within(x, told, by, groups)
+        known = known._replace(auc=crossing.auc(x, told, by, groups), g=inside.d * (1 - 3 / (4 * inside.df - 1)))
         low, high = intervals.noncentral(inside.d, np.square(inside.t / inside.d), inside.df)
     else:
         low, high = intervals.of_d(x, told, groups, seed=seed)[1:]
+    of_auc = intervals.of_auc(known.auc, *known.n)
     table = pd.DataFrame({"feature": here, "d": chance.d[here], "low": low, "high": high, "g": known.g})
     table = table.assign(auc=known.auc, auc_low=of_auc.low, auc_high=of_auc.high, one=known.means[0])
     table = table.assign(other=known.means[1], n_one=known.n[0].astype(int), n_other=known.n[1].astype(int))
     table = table.assign(p=chance.p[here], q=chance.q[here], p_family=chance.p_family[here])
-    table = table.assign(interaction=inside.interaction) if strata else table
+    table = table.assign(interaction=inside.interaction) if by is not None else table
     order = table.d.abs().sort_values(ascending=False, kind="stable").index
     return Found(table.loc[order].reset_index(drop=True), chance)
 
@@ -99,8 +118,9 @@ class Many(NamedTuple):
 def many(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals: int = 0) -> Many:
     """Any number of groups compared in every living feature, and what dealt labels give.
 
-    With `strata` η² is partial, of what these leave, and labels are dealt within them; ω² is over all. Intervals are
-    exact for normal features. Raises ValueError where fewer than two groups have `intervals.LEAST` speakers.
+    With `strata`, or where there are several corpora, η² and ω² are partial, of what these leave, and labels are
+    permuted within them. ω² = df₁ (F − 1) / (df₁ (F − 1) + n) (Hays 1963). Intervals are exact for normal features.
+    Raises ValueError where fewer than two groups have `intervals.LEAST` speakers, or strata tell them apart.
     """
     told = cast.labels[label].to_numpy()
     size = pd.Series(told[told != ""]).value_counts()
@@ -108,41 +128,80 @@ def many(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deal
     if len(groups) < 2:
         raise ValueError(f"{label}: {len(groups)} groups have {intervals.LEAST} speakers or more; two are needed")
     tested = effects.live(cast.means) & np.isfinite(cast.means).all(axis=0)
-    by = cast.labels[strata] if strata else None
+    by = strata_of(cast, strata)
     chance = held_fixed.dealt(cast.means, told, strata=by, groups=groups, tested=tested, seed=seed,
                               deals=deals or enough_deals(tested.sum()))  # fmt: skip
     here = np.flatnonzero(chance.tested)
-    among = effects.among(cast.means[:, here], np.where(np.isin(told, groups), told, ""))
+    beyond = chance.df[0] * (chance.f[here] - 1)
     _, low, high = intervals.of_eta_squared(chance.f[here], *chance.df)
     table = pd.DataFrame({"feature": here, "eta_squared": chance.eta_squared[here], "low": low, "high": high})
-    table = table.assign(omega_squared=among.omega_squared, f=chance.f[here], n=chance.n, p=chance.p[here])
+    table = table.assign(omega_squared=beyond / (beyond + chance.n), f=chance.f[here], n=chance.n, p=chance.p[here])
     table = table.assign(q=chance.q[here], p_family=chance.p_family[here])
     table = table.sort_values("eta_squared", ascending=False, kind="stable", ignore_index=True)
     return Many(table, chance, tuple(sorted(set(size.index) - set(groups))))
 
 
-def pairs(cast: effects.Voices, label: str, feature: int, seed: int = 0, deals: int = 4_000) -> pd.DataFrame:
+def pairs(cast: effects.Voices, label: str, feature: int, seed: int = 0, deals: int = 10_000) -> pd.DataFrame:
     """Every two groups of `intervals.LEAST` speakers or more: a row a pair, that with most found first.
 
-    Columns: one, other, n_one, n_other; tested features; `found` at a false discovery rate of 5 % within the pair and
-    `beyond` its own threshold; the `greatest` |d|, the `threshold`, what could be seen in four of five such corpora
-    (`visible`); and `d`, low and high of one `feature`.
+    Columns: one, other, n_one, n_other; tested features; `found` at a false discovery rate of 5 % over all pairs and
+    features together (Benjamini & Hochberg 1995), and `beyond` chance with a family-wise error of 5 % over all pairs
+    (Holm 1979, of the pairs' max-T p); the `greatest` |d|, the `threshold` of the pair alone, what could be seen in
+    four of five such corpora (`visible`); and `d`, low and high of one `feature`. Where no corpus has both groups,
+    `why` says so and the numbers are missing.
     """
-    told = cast.labels[label]
-    size = told[told != ""].value_counts()
-    live, rows = effects.live(cast.means), []
+    told, by = cast.labels[label].to_numpy(dtype=str), strata_of(cast)
+    size = pd.Series(told[told != ""]).value_counts()
+    live, rows, chances = effects.live(cast.means), [], []
     for groups in itertools.combinations(sorted(size.index[size >= intervals.LEAST]), 2):
-        n1, n2 = (int(size[name]) for name in groups)
-        here = told.isin(groups).to_numpy()
-        tested = live & effects.live(cast.means[here])
-        chance = relabelling.relabelled(cast.means, told, groups, tested=tested, seed=seed, deals=deals)
-        d, low, high = (each[0] for each in intervals.of_d(cast.means[:, [feature]], told, groups, seed=seed))
+        mine = compared(cast, told, groups)
+        n1, n2 = (int((mine == name).sum()) for name in groups)
+        try:
+            intervals.enough(groups, [n1, n2])
+            tested = live & effects.live(cast.means[mine != ""])
+            chance = relabelling.relabelled(cast.means, mine, groups, by, tested=tested, seed=seed, deals=deals)
+            d, low, high = of_feature(cast.means[:, feature], mine, groups, by, seed)
+        except ValueError as refused:
+            rows.append((*groups, n1, n2, 0, *[np.nan] * 7, str(refused)))
+            continue
+        chances.append((len(rows), chance))
         visible = power.detectable(n1, n2, power.level_of(chance.threshold, n1, n2))
-        rows.append((*groups, n1, n2, int(chance.tested.sum()), int(chance.found.sum()), int(chance.beyond.sum()),
-                     float(np.nanmax(np.abs(chance.d))), chance.threshold, visible, d, low, high))  # fmt: skip
-    table = pd.DataFrame(rows, columns=["one", "other", "n_one", "n_other", "tested", "found", "beyond", "greatest",
-                                        "threshold", "visible", "d", "low", "high"])  # fmt: skip
+        rows.append((*groups, n1, n2, int(chance.tested.sum()), float(np.nanmax(np.abs(chance.d))), chance.threshold,
+                     visible, d, low, high, np.nan, ""))  # fmt: skip
+    table = pd.DataFrame(rows, columns=["one", "other", "n_one", "n_other", "tested", "greatest", "threshold",
+                                        "visible", "d", "low", "high", "found", "why"])  # fmt: skip
+    table.insert(5, "found", table.pop("found"))
+    table.insert(6, "beyond", np.nan)
+    for (row, _), counts in zip(chances, _over_all([chance for _, chance in chances]), strict=True):
+        table.loc[row, ["found", "beyond"]] = counts
+    table = table.astype({"found": "Int64", "beyond": "Int64"})
     return table.sort_values(["beyond", "found", "greatest"], ascending=False, kind="stable", ignore_index=True)
+
+
+def _over_all(chances: list, level: float = 0.05) -> list[tuple[int, int]]:
+    """Of each pair of groups: features found by FDR over all pairs together, and beyond chance by Holm's method."""
+    if not chances:
+        return []
+    p = [chance.p[chance.tested] for chance in chances]
+    q = np.split(stats.false_discovery_control(np.concatenate(p)), np.cumsum([len(each) for each in p])[:-1])
+    least = np.array([np.nanmin(chance.p_family) for chance in chances])
+    order = np.argsort(least, kind="stable")
+    allowed = np.zeros(len(chances))
+    for rank, one in enumerate(order):
+        if least[one] > level / (len(chances) - rank):
+            break
+        allowed[one] = level / (len(chances) - rank)
+    return [(int((a <= level).sum()), int((np.nan_to_num(chance.p_family, nan=1.0) <= most).sum()))
+            for a, chance, most in zip(q, chances, allowed, strict=True)]  # fmt: skip
+
+
+def of_feature(x: np.ndarray, told, groups: tuple[str, str], by=None, seed: int = 0) -> tuple[float, float, float]:
+    """d of one feature (speaker,) with its interval, within strata where there are any: value, low, high."""
+    if by is None:
+        return tuple(float(each[0]) for each in intervals.of_d(x[:, None], told, groups, seed=seed))
+    inside = crossing.within(x[:, None], told, by, groups)
+    low, high = intervals.noncentral(inside.d, np.square(inside.t / inside.d), inside.df)
+    return float(inside.d[0]), float(low[0]), float(high[0])
 
 
 def matrix(pairs: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
@@ -151,7 +210,7 @@ def matrix(pairs: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
     d = np.zeros((len(names), len(names)))
     for row in pairs.itertuples():
         i, j = names.index(row.one), names.index(row.other)
-        d[i, j], d[j, i] = row.d, -row.d
+        d[i, j], d[j, i] = row.d, -row.d  # NaN where no corpus has both
     return tuple(names), d
 
 
@@ -159,19 +218,20 @@ def crossings(cast: effects.Voices, label: str, by: str, feature: int, seed: int
     """Two groups of a label in one feature, in each group of another: a row a group of `by`.
 
     Columns: by, n of either group, d, low and high; these are missing, with the reason in `why`, where a group has
-    fewer than `intervals.LEAST` speakers.
+    fewer than `intervals.LEAST` speakers. With several corpora d is within them.
     """
     groups, told, other = groups_of(cast, label), cast.labels[label].to_numpy(), cast.labels[by].to_numpy()
-    rows = []
+    x, strata, rows = cast.means[:, feature], strata_of(cast), []
     for name in sorted(set(other) - {""}):
-        mine = np.where(other == name, told, "")
-        n = [int((mine == one).sum()) for one in groups]
-        d, why = (np.nan, np.nan, np.nan), ""
-        if min(n) > 1:
-            d = (float(effects.between(cast.means[:, [feature]], mine, groups).d[0]), np.nan, np.nan)
+        mine = compared(cast, np.where(other == name, told, ""), groups)
+        n, d, why = [int((mine == one).sum()) for one in groups], (np.nan, np.nan, np.nan), ""
+        if min(n) > 1 and strata is None:
+            d = (float(effects.between(x[:, None], mine, groups).d[0]), np.nan, np.nan)
+        elif min(n) > 1:
+            d = (float(crossing.within(x[:, None], mine, strata, groups).d[0]), np.nan, np.nan)
         try:
             intervals.enough(groups, n)
-            d = tuple(float(each[0]) for each in intervals.of_d(cast.means[:, [feature]], mine, groups, seed=seed))
+            d = of_feature(x, mine, groups, strata, seed)
         except ValueError as refused:
             why = str(refused)
         rows.append((name, *n, *d, why))
@@ -213,23 +273,24 @@ def sample_sizes(seen: Seen, icc: float) -> pd.DataFrame:
 
 def held(cast: effects.Voices, labels: list[str], told: pd.DataFrame, seed: int = 0, deals: int = 0) -> pd.DataFrame:
     """What is left of the differences between groups with each covariate held fixed, `told` being those of
-    `voices.covariates`: a row a label, covariate and way, and first one with nothing held fixed.
+    `voices.covariates`: a row a label, covariate and way, and first one with nothing else held fixed. Where there are
+    several corpora, these are held fixed throughout.
 
     Columns: label; held; way, "regression" or "matching", of two groups only; `own`, the covariate's own d between
     groups, the greatest of any two; n speakers who count; `left`, the share of the grouping that is not told by it;
     tested; found; beyond; `p ≤ 0.05` and `by chance` features; `why` there is no answer, or "".
     """
-    rows = []
+    rows, by = [], strata_of(cast)
     for label in labels:
         known = cast.labels[label].to_numpy()
         size = pd.Series(known[known != ""]).value_counts()
         groups = groups_of(cast, label) if len(size) == 2 else tuple(sorted(size.index[size >= intervals.LEAST]))
         tested = effects.live(cast.means) & np.isfinite(cast.means).all(axis=0)
-        ask = {"tested": tested, "deals": deals or enough_deals(tested.sum()), "seed": seed}
-        chance = held_fixed.dealt(cast.means, known, groups=groups, **ask)
-        rows.append((label, "nothing", "", np.nan, *_told(chance, 1.0, chance.n), ""))
-        for name in told:
-            own = float(np.nanmax(np.abs(effects.pairwise(told[[name]].to_numpy(), known, intervals.LEAST)[1])))
+        ask = {"tested": tested, "deals": deals or enough_deals(tested.sum()), "seed": seed, "strata": by}
+        answer, why = _answered("", cast, known, None, groups, ask)
+        rows.append((label, "nothing", "", np.nan, *answer, why))
+        for name in () if why else told:
+            own = _own(told[name].to_numpy(), known, by)
             for way in ("regression", "matching")[: 2 if len(groups) == 2 else 1]:
                 answer, why = _answered(way, cast, known, told[[name]], groups, ask)
                 rows.append((label, name, way, own, *answer, why))
@@ -238,24 +299,35 @@ def held(cast: effects.Voices, labels: list[str], told: pd.DataFrame, seed: int 
     return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(counts, "Int64")).round({"own": 2, "left": 3})
 
 
-def _answered(way: str, cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:
+def _own(number: np.ndarray, known: np.ndarray, by) -> float:
+    """The greatest |d| of a covariate between any two groups of `intervals.LEAST` speakers, within strata if any."""
+    if by is None:
+        return float(np.nanmax(np.abs(effects.pairwise(number[:, None], known, intervals.LEAST)[1])))
+    size, gaps = pd.Series(known[known != ""]).value_counts(), [np.nan]
+    for groups in itertools.combinations(size.index[size >= intervals.LEAST], 2):
+        with contextlib.suppress(ValueError):
+            gaps.append(abs(float(crossing.within(number[:, None], known, by, groups).d[0])))
+    return float(pd.Series(gaps).max())
+
+
+def _answered(way: str, cast: effects.Voices, known: np.ndarray, covariate, groups, ask: dict) -> tuple:
     try:
-        return (_adjusted if way == "regression" else _matched)(cast, known, covariate, groups, ask), ""
+        return (_matched if way == "matching" else _adjusted)(cast, known, covariate, groups, ask), ""
     except ValueError as refused:
         return (0, np.nan, 0, None, None, None, "–"), str(refused)
 
 
-def _adjusted(cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:
+def _adjusted(cast: effects.Voices, known: np.ndarray, covariate, groups, ask: dict) -> tuple:
     chance = held_fixed.dealt(cast.means, known, covariate, groups=groups, **ask)
-    return _told(chance, chance.left, chance.n)
+    return _told(chance, 1.0 if covariate is None else chance.left, chance.n)
 
 
 def _matched(cast: effects.Voices, known: np.ndarray, covariate: pd.DataFrame, groups, ask: dict) -> tuple:
-    """Members of a pair change places, and only these."""
-    pairs = confounds.matched(known, covariate, groups).pairs
+    """Members of a pair change places, and only these; with several corpora they are of one."""
+    pairs = confounds.matched(known, covariate, groups, strata=ask["strata"]).pairs
     number = np.full(len(known), "", dtype=object)
     number[pairs] = np.arange(len(pairs)).astype(str)[:, None]
-    chance = relabelling.relabelled(cast.means, known, groups, number, **ask)
+    chance = relabelling.relabelled(cast.means, known, groups, **ask | {"strata": number})
     return _told(chance, np.nan, pairs.size)
 
 

@@ -13,13 +13,14 @@ Only tables and names are read here, no sound: a file that is missing or broken 
 import csv
 import functools
 import os
+import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from whisper_sae.tables import BadSpeech, lines, need, plain
+from whisper_sae.tables import BadSpeech, is_missing, lines, need, one_spelling, plain
 from whisper_sae.tables import read as read_table
 
 COLUMNS = ["id", "path", "text", "speaker", "gender", "accent", "split"]
@@ -33,7 +34,11 @@ ALIASES = {
     "split": ("split",),
 }
 GENDERS = {"f": "female", "m": "male", "female_feminine": "female", "male_masculine": "male", "do_not_wish_to_say": ""}
+GENDERS |= {"female": "female", "male": "male"}
 """What corpora write for what others call female and male; anything else stays as it was recorded."""
+
+LIBRISPEECH = Path(__file__).with_name("librispeech_readers.csv")
+"""Sex and subset of every reader, from LibriSpeech's SPEAKERS.TXT (CC BY 4.0), for copies that leave it out."""
 
 SPLITS = ("train", "validation", "test")
 DEVELOPMENT = ("dev", "val", "valid")
@@ -286,15 +291,41 @@ def _shaped(found: Place, raw: pd.DataFrame, below: str = "", short: bool = Fals
     taken = {name: next((alias for alias in known if alias in raw), None) for name, known in ALIASES.items()}
     clips = pd.DataFrame({name: raw[alias] if alias else "" for name, alias in taken.items()}, index=raw.index)
     clips = clips.apply(lambda column: column.map(lambda value: " ".join(value.splitlines())))
-    clips["gender"] = [GENDERS.get(gender.lower(), gender) for gender in clips.gender]
+    if found.layout == "commonvoice" or {"client_id", "up_votes"} <= set(raw):
+        clips["accent"] = clips.accent.map(first_accent)
+    clips["gender"] = [GENDERS.get(gender.strip().lower(), gender) for gender in clips.gender]
+    for name in ("gender", "accent"):
+        clips[name] = one_spelling(clips[name].mask(is_missing(clips[name]), ""))
     clips["split"] = clips.split.map(_split)
     clips.insert(0, "path", raw.path)
     names = [Path(path).name if short else os.path.relpath(path, found.folder / below) for path in raw.path]
     clips.insert(0, "id", _ids(names))
-    extra = raw.drop(columns=["path", *filter(None, taken.values())])
+    extra = raw.drop(columns=["path", *filter(None, taken.values())]).apply(one_spelling)
+    if (readers := _librispeech_readers(clips, raw)) is not None:
+        clips["gender"], extra["gender_from"] = readers, "LibriSpeech's list of readers"
     extra = extra.rename(columns={name: f"{name}_given" for name in extra if name in (*COLUMNS, "duration", "corpus")})
     check_splits(clips, f"{table}: ")
     return pd.concat([clips, extra], axis=1)
+
+
+def first_accent(accents: str) -> str:
+    """The first value of Common Voice's list of accents: commas within brackets separate nothing, a | does."""
+    return re.split(r"[,|](?![^(]*\))", accents)[0].strip()
+
+
+def _librispeech_readers(clips: pd.DataFrame, raw: pd.DataFrame) -> pd.Series | None:
+    """The gender of LibriSpeech's readers, where a copy of LibriSpeech does not tell it; None of anything else.
+
+    A copy is known by the names of its clips, `speaker-chapter-number`.
+    """
+    if (clips.gender != "").any():
+        return None
+    parts = (raw.id if "id" in raw else clips.id).str.extract(r"^(\d+)-\d+-\d{4}$")[0]
+    if not (parts == clips.speaker).all():
+        return None
+    table = read_table(LIBRISPEECH)
+    known = clips.speaker.map(dict(zip(table.reader, table.sex.str.lower().map(GENDERS), strict=True)))
+    return known.fillna("") if known.notna().any() else None
 
 
 def _ids(names: list[str]) -> list[str]:

@@ -65,6 +65,21 @@ def within(means: np.ndarray, labels, strata, groups: tuple[str, str] | None = N
     return judged(groups, slope, rest, df, weight, least)._replace(left=spread, n=n, interaction=crossed)
 
 
+def auc(means: np.ndarray, labels, strata, groups: tuple[str, str] | None = None) -> np.ndarray:
+    """The probability that of two speakers of one stratum that of the first group has the greater value, (feature,).
+
+    The mean over strata of `effects.Between.auc`, weighted by n₁n₂, the number of pairs.
+    """
+    told, (groups, side) = effects.tidy(strata), effects.pair(labels, groups)
+    x, total, pairs = np.asarray(means, dtype=np.float64), 0.0, 0.0
+    for name in np.unique(told[told != ""]):
+        mine = (told == name) & (side >= 0)
+        share, weight = effects.superior(x[mine], side[mine] == 0)
+        total, pairs = total + np.where(weight > 0, share, 0) * weight, pairs + weight
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, total / pairs, np.nan)
+
+
 def judged(groups, slope: np.ndarray, rest: np.ndarray, df, weight, least: np.ndarray) -> Within:
     """Partial d, t and p of coefficients (feature,): `rest`: squares left over, `weight`: those of the grouping."""
     rest = np.where(rest <= least, 0, rest)

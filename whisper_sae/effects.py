@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-MISSING = {"", "nan", "none", "null", "unknown", "n/a", "na", "?", "-"}
-"""What stands for no label, stray spaces and case aside."""
+from whisper_sae.tables import tidy
 
 ROUNDING = 1e-24
 """A variance below so many times the feature's greatest square is what rounding leaves of a constant."""
@@ -35,6 +34,8 @@ class Voices(NamedTuple):
     """(speaker,) how many clips each has."""
     nameless: int
     """Clips left out because they name no speaker: two of them may be of one voice."""
+    corpus: np.ndarray | None = None
+    """(speaker,) the corpus of each, where there are several: what is held fixed in every comparison."""
 
 
 class OfClips(NamedTuple):
@@ -62,18 +63,12 @@ def of_clips(codes, starts: np.ndarray) -> OfClips:
         return OfClips(fired / frames[:, None], total / fired, total / frames[:, None])
 
 
-def tidy(labels) -> np.ndarray:
-    """Labels without stray spaces and in lower case, "" where they say nothing (see MISSING): an array of str."""
-    told = pd.Series(np.asarray(labels, dtype=object))
-    told = told.where(told.notna(), "").astype(str).str.split().str.join(" ").str.casefold()
-    return told.mask(told.isin(MISSING), "").to_numpy(dtype=str)
-
-
 def voices(values: np.ndarray, speaker, labels: pd.DataFrame | None = None) -> Voices:
     """Clip means to speaker means: each speaker counts once, however many clips there are.
 
-    `values` (clip, feature), NaN where a clip has none; `speaker` (clip,) names; `labels` a row a clip. Raises
-    ValueError where a speaker has two different labels, naming both, and for infinite values.
+    `values` (clip, feature), NaN where a clip has none; `speaker` (clip,) names; `labels` a row a clip, of which a
+    column `corpus` is no label but says where a speaker is from. Raises ValueError where a speaker has two different
+    labels, naming both, and for infinite values.
     """
     values, who = np.asarray(values, dtype=np.float64), named_as(speaker)
     if values.ndim != 2 or len(values) != len(who):
@@ -94,7 +89,9 @@ def voices(values: np.ndarray, speaker, labels: pd.DataFrame | None = None) -> V
     table = pd.DataFrame(index=pd.Index(names, name="speaker"))
     for name in () if labels is None else labels.columns:
         table[name] = _one_each(name, tidy(labels[name])[named], number, names)
-    return Voices(means, table, np.bincount(number), int((~named).sum()))
+    corpus = table.pop("corpus").to_numpy(dtype=str) if "corpus" in table else None
+    corpus = corpus if corpus is not None and len(set(corpus)) > 1 else None
+    return Voices(means, table, np.bincount(number), int((~named).sum()), corpus)
 
 
 def named_as(speaker) -> np.ndarray:
@@ -196,7 +193,7 @@ def between(means: np.ndarray, labels, groups: tuple[str, str] | None = None) ->
         t = np.where(np.isfinite(d), (m1 - m2) / np.sqrt(e1 + e2), np.nan)
         df = np.square(e1 + e2) / (np.square(e1) / (n1 - 1) + np.square(e2) / (n2 - 1))
         p = 2 * stats.t.sf(np.abs(t), df)
-        auc = np.where(np.isnan(d), np.nan, _auc(means[side >= 0], side[side >= 0] == 0))
+        auc = np.where(np.isnan(d), np.nan, superior(means[side >= 0], side[side >= 0] == 0)[0])
     g = d * (1 - 3 / (4 * (n1 + n2) - 9))
     return Between(groups, d, g, auc, t, df, p, np.stack([m1, m2]), np.stack([n1, n2]))
 
@@ -230,13 +227,13 @@ def greatest(x: np.ndarray) -> np.ndarray:
     return np.square(np.where(np.isfinite(x), x, 0)).max(axis=0, initial=0) * max(len(x), 1)
 
 
-def _auc(x: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Mann & Whitney's U of the rows `first` over n₁n₂."""
+def superior(x: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mann & Whitney's U of the rows `first` over n₁n₂, and n₁n₂, (feature,) each."""
     known = np.isfinite(x)
     ranks = stats.rankdata(np.where(known, x, np.inf), axis=0)  # those without a value rank last, so they do not count
     n1, n2 = (known & first[:, None]).sum(axis=0), (known & ~first[:, None]).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ((ranks * (known & first[:, None])).sum(axis=0) - n1 * (n1 + 1) / 2) / (n1 * n2)
+        return ((ranks * (known & first[:, None])).sum(axis=0) - n1 * (n1 + 1) / 2) / (n1 * n2), n1 * n2
 
 
 # ---------------------------------------------------------------------------------------------- many groups

@@ -13,7 +13,19 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import decoding, excerpts, languages, measure, model, phones, probes, speech, text
+from whisper_sae import (
+    decoding,
+    effects,
+    excerpts,
+    languages,
+    measure,
+    model,
+    phones,
+    probes,
+    speaker_labels,
+    speech,
+    text,
+)
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import HEARING, activations, clip_means, clips, made_by, table, twin
@@ -209,18 +221,45 @@ def _mel_rows(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame
     return np.concatenate(found)
 
 
-def askable(heard: pd.DataFrame, labels: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The labels that a probe can be asked about: two values or more, two speakers or more of each.
+def askable(heard: pd.DataFrame, likes: dict[str, list[str]] | None = None) -> tuple[dict[str, list[str]], dict]:
+    """The labels that a probe can be asked about, with what else makes speakers alike; and why others cannot.
 
-    What else makes speakers alike is kept where each value then still has two speakers in every such group."""
-    cast = heard[heard.speaker != ""].drop_duplicates("speaker")
-    found = {}
-    for label, others in labels.items():
-        known = cast[cast[label] != ""]
-        crossed = known.groupby([label, *others]).size()
-        if known[label].nunique() > 1 and known[label].value_counts().min() > 1:
-            found[label] = others if crossed.min() > 1 else []
-    return found
+    Labels are those of `speaker_labels.choose`, with two groups of two speakers. Where speakers come from several
+    corpora, likes are those of a corpus. Else they are those of `likes`, a label's others, where each of its groups
+    has two speakers in every such group.
+    """
+    chosen, found, refused = speaker_labels.choose(heard), {}, {}
+    who = effects.named_as(heard.speaker)
+    for label, column in chosen.values.items():
+        value, why = speaker_labels.for_probe(column.to_numpy(), who, chosen.corpus)
+        others = ["corpus"] if chosen.corpus is not None else [o for o in (likes or {}).get(label, []) if o in heard]
+        cast = heard.assign(**{label: value})[value != ""].drop_duplicates("speaker")
+        crossed = cast.groupby([label, *others]).size()
+        if why:
+            refused[label] = why
+        else:
+            found[label] = others if chosen.corpus is not None or crossed.min() > 1 else []
+    return found, refused
+
+
+def labelled(clips: pd.DataFrame, label: str, others: list[str]) -> tuple:
+    """For a probe: which clips have a label that can be asked about, (clip,) bool; and of these the label, the speaker,
+    and what `others` make alike, or None."""
+    chosen = speaker_labels.choose(clips[[name for name in ("speaker", "corpus", label) if name in clips]])
+    column = chosen.values[label].to_numpy() if label in chosen.values else np.full(len(clips), "")
+    who = effects.named_as(clips.speaker)
+    value, why = speaker_labels.for_probe(column, who, chosen.corpus if others == ["corpus"] else None)
+    if why:
+        raise ValueError(f"{label}: {why}")
+    here = value != ""
+    alike = clips[here][others].astype(str).agg(" ".join, axis=1).to_numpy() if others else None
+    return here, value[here], who[here], alike
+
+
+def by_speaker(right: np.ndarray, told, speakers, alike) -> pd.DataFrame:
+    """What `probes.unheard` says of clips, a row a speaker: speaker, told (its label), stratum and its share right."""
+    rows = pd.DataFrame({"speaker": speakers, "told": told, "stratum": "" if alike is None else alike, "right": right})
+    return rows.groupby("speaker").agg({"told": "first", "stratum": "first", "right": "mean"}).reset_index()
 
 
 def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe:
@@ -231,22 +270,21 @@ def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe
         heard = table(run, clips)
         means = {"log-mel": _mel_means(run, heard, activations)}
         means |= {site: clip_means(run, clips, activations, site) for site in activations.facts["sites"]}
-        rows = []
+        columns, parts = ["label", "site", "speaker", "told", "stratum", "right"], []
         for site, x in tqdm(means.items(), desc="reading labels", unit=" inputs"):
+            known = np.isfinite(x).all(axis=1)
             for label, others in labels.items():
-                known = (heard.speaker != "") & (heard[label] != "") & np.isfinite(x).all(axis=1)
-                alike = heard[known][others].agg(" ".join, axis=1) if others else None
-                said = probes.unheard(x[known], heard[label][known], heard.speaker[known], alike, seed=seed)
-                shares = probes.by_speaker(said, heard.speaker[known])
-                chance = heard[known].drop_duplicates("speaker")[label].value_counts(normalize=True).max()
-                rows += [(label, site, who, share, chance) for who, share in shares.items()]
-        table_ = pd.DataFrame(rows, columns=["label", "site", "speaker", "right", "chance"])
+                here, *asked = labelled(heard[known], label, others)
+                right = probes.unheard(x[known][here], *asked, seed=seed)
+                parts.append(by_speaker(right, *asked).assign(label=label, site=site))
+        table_ = pd.concat([pd.DataFrame(columns=columns), *parts])[columns]
         table_.to_csv(folder / "read.csv", index=False)
         return {"labels": list(labels), "inputs": len(means)}
 
     return Recipe(
         "label-probe", read, {"seed": seed, "labels": labels},
-        code=(speech, *HEARING, frames, probes, label_probe, clip_means, _mel_means, _mel_rows, table),
+        code=(speech, *HEARING, frames, probes, effects, speaker_labels, label_probe, labelled, by_speaker, clip_means,
+              _mel_means, _mel_rows, table),
         needs={"clips": clips(run, seed), "activations": activations(run, seed)},
         by=made_by(run, "00"), label="label probe",
     )  # fmt: skip

@@ -16,11 +16,15 @@ from threadpoolctl import threadpool_limits
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 
 
-def fit(x: np.ndarray, y: np.ndarray, strength: float = 1.0) -> Pipeline:
+FOLDS = 5
+"""Parts of speakers of whom one is asked about and one, in turn, chooses the strength."""
+
+
+def fit(x: np.ndarray, y: np.ndarray, strength: float = 1.0, weight: np.ndarray | None = None) -> Pipeline:
     """A probe for the labels `y` (row,) in the inputs `x` (row, width); `strength` is scikit-learn's C."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
     with threadpool_limits(1):  # products as small as these take three times as long on two cores
-        return probe.fit(x, y)
+        return probe.fit(x, y, logisticregression__sample_weight=weight)
 
 
 def tuned(x: np.ndarray, y: np.ndarray, speakers: np.ndarray, *, most: int = 3000, seed: int = 0) -> Pipeline:
@@ -39,29 +43,63 @@ def tuned(x: np.ndarray, y: np.ndarray, speakers: np.ndarray, *, most: int = 300
     return fit(x, y, max(scores, key=scores.get))
 
 
-def unheard(x, y, speakers, alike=None, *, strength: float = 1.0, folds: int = 8, repeats: int = 4, seed: int = 0):
-    """How often a probe that never met a row's speaker is right about the row: (row,), 0 to 1, over `repeats` dealings.
+def unheard(x, y, speakers, alike=None, *, strengths=STRENGTHS, folds: int = FOLDS, repeats: int = 2, seed: int = 0):
+    """How often a probe that never met a row's speaker is right about the row: (row,), 0 to 1, over `repeats` splits.
 
-    Speakers are dealt to `folds` in turn within every label and, where `alike` names what else makes two of them sound
-    alike (row,), within every label of every such group. That matters: where a label is balanced in each group, leaving
-    out one speaker leaves its likes with mostly the other label, and a probe without any knowledge falls below chance.
-    Raises ValueError where a label has a single speaker in such a group.
+    Speakers are split into `folds` within every label and, where `alike` names what else makes two of them sound alike
+    (row,), such as the corpus, within every label of every such group. In each of these groups all labels weigh the
+    same in fitting, so that neither the group tells the label, nor does leaving out a speaker leave its likes with
+    mostly the other one. Each probe has the best of `strengths` by the fold after the one that it is asked about, of
+    other speakers again. Raises ValueError where a label has a single speaker in such a group.
     """
-    rows = pd.DataFrame({"speaker": np.asarray(speakers), "label": y, "alike": "" if alike is None else alike})
-    cast = rows.drop_duplicates("speaker")
-    cells = cast.groupby(["alike", "label"], sort=True)
-    if (least := int(cells.size().min())) < 2:
-        raise ValueError(f"labels: {cells.size().idxmin()} has a single speaker, so no like of it can be asked about")
+    rows = rows_of(y, speakers, alike)
     right = np.zeros(len(rows))
     for repeat in range(repeats):
-        shuffled = cast.sample(frac=1, random_state=np.random.default_rng([seed, repeat]))
-        turn = shuffled.groupby(["alike", "label"]).cumcount().reindex(cast.index)
-        fold = rows.speaker.map(dict(zip(cast.speaker, turn % min(folds, least), strict=True))).to_numpy()
+        fold = folds_of(rows, folds, np.random.default_rng([seed, repeat]))
         for number in np.unique(fold):
             asked = fold == number
-            told = fit(x[~asked], rows.label[~asked], strength).predict(x[asked])
-            right[asked] += told == rows.label[asked]
+            probe = chosen(x, rows, fold, number, strengths)
+            right[asked] += probe.predict(x[asked]) == rows.label[asked]
     return right / repeats
+
+
+def rows_of(y, speakers, alike=None) -> pd.DataFrame:
+    """A row each with `speaker`, `label` and `alike`, all text; ValueError where a cell has a single speaker."""
+    columns = {"speaker": speakers, "label": y, "alike": "" if alike is None else alike}
+    rows = pd.DataFrame({name: np.broadcast_to(np.asarray(each).astype(str), len(y)) for name, each in columns.items()})
+    cells = rows.drop_duplicates("speaker").groupby(["alike", "label"], sort=True).size()
+    if cells.min() < 2:
+        raise ValueError(f"labels: {cells.idxmin()} has a single speaker, so no like of it can be asked about")
+    return rows
+
+
+def folds_of(rows: pd.DataFrame, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """The fold of each row of `rows_of`: those of a speaker together, speakers of a cell spread over the folds."""
+    shuffled = rows.drop_duplicates("speaker").sample(frac=1, random_state=rng)
+    cells = shuffled.groupby(["alike", "label"])
+    start = rng.integers(folds, size=cells.ngroups)[cells.ngroup()]
+    return rows.speaker.map(dict(zip(shuffled.speaker, (start + cells.cumcount()) % folds, strict=True))).to_numpy()
+
+
+def chosen(x, rows: pd.DataFrame, fold: np.ndarray, number: int, strengths=STRENGTHS) -> Pipeline:
+    """A probe that never met the speakers of a fold, of the strength that does best on the next fold's."""
+    numbers = np.unique(fold)
+    other = numbers[(np.searchsorted(numbers, number) + 1) % len(numbers)]
+    inner, scored, outer = (fold != number) & (fold != other), fold == other, fold != number
+    best = 1.0
+    if len(strengths) == 1:
+        best = strengths[0]
+    elif set(rows.label[inner]) == set(rows.label):
+        said = {c: fit(x[inner], rows.label[inner], c, even(rows[inner])).predict(x[scored]) for c in strengths}
+        weight = even(rows[scored])
+        best = max(strengths, key=lambda c: weight @ (said[c] == rows.label[scored].to_numpy()))
+    return fit(x[outer], rows.label[outer], best, even(rows[outer]))
+
+
+def even(rows: pd.DataFrame) -> np.ndarray:
+    """Weights of rows with which all labels of a group of likes weigh the same; their mean in a group is 1."""
+    total = rows.groupby("alike").label.transform("size") / rows.groupby("alike").label.transform("nunique")
+    return (total / rows.groupby(["alike", "label"]).label.transform("size")).to_numpy()
 
 
 def by_speaker(right: np.ndarray, speakers: np.ndarray) -> pd.Series:

@@ -34,6 +34,7 @@ from whisper_sae import (
     packing,
     shards,
     speech,
+    tables,
     text,
 )
 from whisper_sae import corpora as places
@@ -78,7 +79,7 @@ def fetched(corpus: str, run: Profile | None = None, seed: int = 0) -> Recipe:
         params = {"corpus": corpus.removeprefix(str(kept)), "tables": speech.digest(kept, pd.DataFrame({"path": []}))}
     else:
         params = {"corpus": corpus}
-    code = (hub, places, _drawn, *DRAWING) if choice else (hub,)
+    code = (hub, places, tables, _drawn, *DRAWING) if choice else (hub,)
     return Recipe("corpus", get, params | choice | ({"seed": seed} if choice else {}), code, label=f"copy of {corpus}")
 
 
@@ -165,7 +166,7 @@ def clips(run: Profile, seed: int) -> Recipe:
         params["language"] = languages.code_of(run.language)
     return Recipe(
         "clips", make_clips, params, needs=sources, by=made_by(run, "01"), label="table of clips",
-        code=(speech, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
+        code=(speech, places, tables, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from whisper_sae import corpora
-from whisper_sae.tables import BadSpeech, plain
+from whisper_sae.tables import BadSpeech, one_spelling, plain
 
 RATE = 16_000
 """Samples a second of everything that leaves this file; Whisper knows no other rate."""
@@ -80,21 +80,23 @@ def join(corpora: dict[str, pd.DataFrame]) -> pd.DataFrame:
         )
         for name, clips in corpora.items()
     ]
-    return pd.concat(parts, ignore_index=True).fillna("")
+    joined = pd.concat(parts, ignore_index=True).fillna("")
+    return joined.assign(**{name: one_spelling(joined[name]) for name in ("gender", "accent")})
 
 
 def only(clips: pd.DataFrame, wanted: tuple[str, ...]) -> pd.DataFrame:
     """The clips that every named column allows: `column=value`, several values of a column being alternatives.
 
-    `column=*` takes any value but none. A column that the table has not got allows everything.
+    `column=*` takes any value but none. A column that the table has not got allows everything. Case does not count.
     """
     values = {}
     for one in wanted:
         column, _, value = one.partition("=")
-        values.setdefault(column, set()).add(value)
+        values.setdefault(column, set()).add(value.strip().casefold())
     for column, allowed in values.items():
         if column in clips:
-            clips = clips[clips[column].isin(allowed) | (("*" in allowed) & (clips[column] != ""))]
+            folded = clips[column].str.strip().str.casefold()
+            clips = clips[folded.isin(allowed) | (("*" in allowed) & (folded != ""))]
     return clips.reset_index(drop=True)
 
 
@@ -133,21 +135,37 @@ def split(clips: pd.DataFrame, seed: int, shares=(0.8, 0.1, 0.1)) -> pd.DataFram
     """The table with its column `split` filled in: train, validation and test share no speaker.
 
     What the corpus has assigned stays, and holds for all clips of the speaker. Other speakers are drawn at random
-    within corpus and gender; a clip without a speaker counts as a speaker of its own.
+    within corpus and gender; a clip without a speaker counts as a speaker of its own. Every part gets a speaker where
+    there are three, unless the corpus has placed them otherwise.
     """
     corpora.check_splits(clips)
     voice = _voice(clips)
     given = clips.split != ""
     names = dict(zip(voice[given], clips.split[given], strict=True))
     by = [name for name in ("corpus", "gender") if name in clips]
-    unplaced = clips[~voice.isin(names)].assign(voice=voice).sort_values(["voice", *by]).drop_duplicates("voice")
+    unplaced = clips.assign(voice=voice)[~voice.isin(names)].sort_values(["voice", *by]).drop_duplicates("voice")
     rng = np.random.default_rng(seed)
     for _, group in unplaced.groupby(by, sort=True):
         voices = rng.permutation(group.voice)
         place = (np.arange(len(voices)) + rng.random()) / len(voices)  # a random phase: small groups too
         drawn = np.searchsorted(np.cumsum(shares), place, side="right").clip(max=2)
         names |= zip(voices, np.array(corpora.SPLITS)[drawn], strict=True)
+    people = set(voice[clips.speaker != ""])
+    for some in (people, set(voice)):  # a part of people, where there are three
+        _fill({name: names[name] for name in sorted(some)}, set(unplaced.voice), names, rng)
     return clips.assign(split=voice.map(names))
+
+
+def _fill(some: dict[str, str], movable: set[str], names: dict[str, str], rng: np.random.Generator) -> None:
+    """Put one of the movable voices into each part that has none of `some`, from the part that has most of them."""
+    for part in corpora.SPLITS:
+        have = {split: [voice for voice, own in some.items() if own == split] for split in corpora.SPLITS}
+        if have[part]:
+            continue
+        free = {split: [v for v in of if v in movable] for split, of in have.items() if len(of) > 1}
+        if most := max(free.values(), key=len, default=[]):
+            moved = most[rng.integers(len(most))]
+            some[moved] = names[moved] = part
 
 
 def balance(clips: pd.DataFrame, *by: str) -> pd.DataFrame:

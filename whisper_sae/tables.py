@@ -9,7 +9,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+
+MISSING = {"", "nan", "none", "null", "unknown", "n/a", "na", "?", "-"}
+"""What stands for no label, stray spaces and case aside."""
 
 
 class BadSpeech(ValueError):
@@ -55,6 +59,29 @@ def lines(path: Path, newline: str | None = None) -> Iterable[str]:
         raise BadSpeech(f"{path}: not a table in UTF-8: {error}; save it as UTF-8") from None
     except OSError as error:
         raise BadSpeech(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def tidy(labels) -> np.ndarray:
+    """Labels without stray spaces and in lower case, "" where they say nothing (see MISSING): an array of str."""
+    told = pd.Series(np.asarray(labels, dtype=object))
+    told = told.where(told.notna(), "").astype(str).str.split().str.join(" ").str.casefold()
+    return told.mask(told.isin(MISSING), "").to_numpy(dtype=str)
+
+
+def is_missing(labels) -> np.ndarray:
+    """Whether a label says nothing, see MISSING: an array of bool."""
+    return tidy(labels) == ""
+
+
+def one_spelling(values: pd.Series) -> pd.Series:
+    """Text whose values differ in case or spaces alone as the most frequent spelling of each, without stray spaces."""
+    counts = values.str.split().str.join(" ").value_counts()
+    if len(counts) == len(values):  # names, not labels
+        return values
+    counts = counts.sort_index().sort_values(ascending=False, kind="stable")
+    best = dict(zip(counts.index.str.casefold()[::-1], counts.index[::-1], strict=True))
+    each = {value: best[" ".join(value.split()).casefold()] for value in values.unique()}
+    return values.map(each)
 
 
 def _csv(path: Path, **form) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import codes as sparse_codes
-from whisper_sae import confounds, effects, examples, index, intervals, power, speech
+from whisper_sae import confounds, effects, examples, index, intervals, power, speaker_labels, speech
 from whisper_sae.meaning import codes
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, told_of
@@ -75,27 +75,11 @@ def _blocks(firings: np.ndarray) -> list[tuple[int, int]]:
 # ------------------------------------------------------------------------------------------------- speakers
 
 
-NO_LABELS = {"id", "path", "text", "speaker", "split", "duration", "corpus"}
-"""Columns of the table of clips that are no labels of a voice."""
-
-MOST_GROUPS = 12
-
-
 def labels_of(heard: pd.DataFrame) -> list[str]:
-    """The columns that group speakers: one value each, two to MOST_GROUPS values, and no numbers; gender comes first.
-
-    A clip that names no speaker tells nothing of this.
-    """
-    rows = heard[effects.named_as(heard.speaker) != ""]
-    found = []
-    for name in sorted(set(rows) - NO_LABELS, key=lambda name: (name != "gender", name != "accent", name)):
-        told = pd.DataFrame({"who": rows.speaker, "value": effects.tidy(rows[name])})
-        told = told[told.value != ""].drop_duplicates()
-        counts = told.value.value_counts()
-        numbers = pd.to_numeric(told.value, errors="coerce").notna().all()
-        if not told.who.duplicated().any() and not numbers and 2 <= len(counts) <= MOST_GROUPS and counts.iloc[1] > 1:
-            found.append(name)
-    return found
+    """The columns that `effects.voices` needs of a table of clips: the labels that `speaker_labels.choose` chooses, and
+    `corpus` where speakers come from several."""
+    chosen = speaker_labels.choose(heard)
+    return [*chosen.values, *(["corpus"] if chosen.corpus is not None else [])]
 
 
 def values(step: Step, measure: str) -> np.ndarray:
@@ -106,15 +90,26 @@ def values(step: Step, measure: str) -> np.ndarray:
 
 
 def cast(step: Step, heard: pd.DataFrame, measure: str = "rate") -> effects.Voices:
-    """Speakers' means of their clips' values, and their labels: see `effects.voices`. `heard` is the table of clips."""
+    """Speakers' means of their clips' values, and their labels: see `effects.voices`. `heard` is the table of clips.
+
+    Labels are those of `speaker_labels.choose`; with several corpora the result has a `corpus`.
+    """
     rows = heard.iloc[step.table("clips.csv")["clip"].to_numpy()]
-    return effects.voices(values(step, measure), rows.speaker, rows[labels_of(heard)])
+    chosen = speaker_labels.choose(rows)
+    labels = chosen.values if chosen.corpus is None else chosen.values.assign(corpus=chosen.corpus)
+    return effects.voices(values(step, measure), rows.speaker, labels)
+
+
+def labels_asked(step: Step, heard: pd.DataFrame) -> pd.DataFrame:
+    """Which labels are asked about, and what of them is left out and why: `speaker_labels.Chosen.report`."""
+    return speaker_labels.choose(heard.iloc[step.table("clips.csv")["clip"].to_numpy()]).report
 
 
 def covariates(step: Step, heard: pd.DataFrame) -> pd.DataFrame:
     """Numbers told of the clips, as means of speakers, in the order of `cast`; what is the same for all is left out."""
     rows = heard.iloc[step.table("clips.csv")["clip"].to_numpy()]
-    numbers = rows.drop(columns=NO_LABELS - {"duration"}, errors="ignore").apply(pd.to_numeric, errors="coerce")
+    numbers = rows.drop(columns=speaker_labels.NOT_LABELS - {"duration"}, errors="ignore")
+    numbers = numbers.apply(pd.to_numeric, errors="coerce")
     found = confounds.of_speakers(numbers.dropna(axis=1, how="all"), rows.speaker)
     return found.loc[:, found.nunique() > 1]
 
@@ -156,9 +151,13 @@ def groups_of(cast: effects.Voices, label: str) -> tuple[str, str]:
 
 
 def crossed(cast: effects.Voices, label: str, by: str) -> bool:
-    """Whether every group of `by` has two speakers or more of each group of `label`."""
-    known = cast.labels[(cast.labels[label] != "") & (cast.labels[by] != "")]
-    return label != by and len(known) > 0 and int(pd.crosstab(known[label], known[by]).to_numpy().min()) > 1
+    """Whether every group of `by` has two speakers or more of each group of `label`, in one corpus or another."""
+    known = cast.labels.assign(corpus="" if cast.corpus is None else cast.corpus)
+    known = known[(known[label] != "") & (known[by] != "")]
+    if label == by or known.empty:
+        return False
+    least = pd.crosstab([known[by], known.corpus], known[label]).min(axis=1)
+    return int(least.groupby(level=0).max().min()) > 1
 
 
 def asked(cast: effects.Voices, label: str) -> np.ndarray:
@@ -174,26 +173,47 @@ def asked(cast: effects.Voices, label: str) -> np.ndarray:
 
 
 def answerable(cast: effects.Voices, label: str) -> bool:
-    """Whether a label has two groups, of `intervals.LEAST` speakers or more each, beside which any other is small."""
-    counts = cast.labels[label].replace("", np.nan).value_counts()
-    return len(counts) >= 2 and counts.iloc[1] >= intervals.LEAST and counts.iloc[2:].sum() < counts.iloc[1]
+    """Whether a label has two groups, of `intervals.LEAST` speakers or more each, beside which any other is small.
+
+    With several corpora only speakers of those count that have both groups.
+    """
+    told = cast.labels[label].to_numpy()
+    counts = pd.Series(told[told != ""]).value_counts()
+    if len(counts) < 2 or counts.iloc[2:].sum() >= counts.iloc[1]:
+        return False
+    groups = groups_of(cast, label)
+    told = compared(cast, told, groups)
+    return min((told == name).sum() for name in groups) >= intervals.LEAST
+
+
+def compared(cast: effects.Voices, told: np.ndarray, groups: tuple[str, str]) -> np.ndarray:
+    """A label (speaker,) of two groups alone, and only in corpora that have both; "" for everyone else."""
+    corpus = np.zeros(len(told)) if cast.corpus is None else cast.corpus
+    both = set(corpus[told == groups[0]]) & set(corpus[told == groups[1]])
+    return np.where(np.isin(told, groups) & np.isin(corpus, list(both)), told, "").astype(str)
 
 
 def alike(shelf: examples.Examples, heard: pd.DataFrame, feature: int, label: str, groups, n: int = 2) -> pd.DataFrame:
     """Examples of a feature in which a voice of either group says it equally strongly: n pairs, the strongest first.
 
     Of each speaker the clip with the highest peak; `kind` says the group and the speaker. Fewer where voices are few.
+    Where clips come from several corpora, the two of a pair come from one.
     """
     peaks = shelf.loudest(feature, len(heard), per_speaker=1)
-    told = effects.tidy(heard[label])[peaks["clip"]]
-    one, other = (peaks[told == name] for name in groups)
+    told = speaker_labels.choose(heard[[name for name in ("speaker", "corpus", label) if name in heard]]).values
+    told = told[label].to_numpy()[peaks["clip"]] if label in told else np.full(len(peaks), "")
+    corpus = heard.get("corpus", pd.Series("", heard.index)).iloc[peaks["clip"]].to_numpy()
+    one, other = (peaks.assign(corpus=corpus)[told == name] for name in groups)
     pairs = []
-    while len(pairs) < 2 * n and len(one) and len(other):
+    while len(pairs) < 2 * n and set(one.corpus) & set(other.corpus):
+        same = np.equal.outer(one.corpus.to_numpy(), other.corpus.to_numpy())
         gap = np.abs(np.subtract.outer(one.value.to_numpy(), other.value.to_numpy()))
         top = min(one.value.max(), other.value.max())
         low = np.minimum.outer(one.value.to_numpy(), other.value.to_numpy())
-        i, j = np.unravel_index(np.argmin(np.where(low >= top / 2, gap, np.inf)), gap.shape)
-        pairs += [one.iloc[[i]].assign(kind=f"{groups[0]} {one.speaker.iloc[i]}"),
-                  other.iloc[[j]].assign(kind=f"{groups[1]} {other.speaker.iloc[j]}")]  # fmt: skip
+        gap = np.where(low >= top / 2, gap, gap.max() + gap)  # a weak pair comes last
+        i, j = np.unravel_index(np.argmin(np.where(same, gap, np.inf)), gap.shape)
+        parts = [one.iloc[[i]].assign(kind=f"{groups[0]} {one.speaker.iloc[i]}"),
+                 other.iloc[[j]].assign(kind=f"{groups[1]} {other.speaker.iloc[j]}")]  # fmt: skip
+        pairs += [part.drop(columns="corpus") for part in parts]
         one, other = one.drop(one.index[i]), other.drop(other.index[j])
     return pd.concat(pairs, ignore_index=True) if pairs else peaks[:0]
