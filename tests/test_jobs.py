@@ -188,7 +188,7 @@ def test_two_notebooks_share_one_line_of_a_terminal(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     "device, cores, gigabytes, right",
-    [("cpu", 2, 20, 2), ("cpu", 64, 99, 2), ("cpu", 1, 20, 1), ("cpu", 8, 4, 1), ("cpu", 8, 1, 1), ("meta", 8, 99, 1)],
+    [("cpu", 2, 20, 2), ("cpu", 64, 99, 2), ("cpu", 1, 20, 1), ("cpu", 8, 4, 1), ("cpu", 8, 1, 1), ("cuda", 8, 99, 1)],
 )
 def test_as_many_at_a_time_as_cores_and_memory_allow(monkeypatch, device, cores, gigabytes, right):
     monkeypatch.setattr(report, "_cores", lambda: cores)

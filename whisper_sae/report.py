@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -30,7 +30,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbconvert.filters import strip_ansi
 
-from whisper_sae import devices, findings, pages, pairs, profiles, progress, provenance, readable
+from whisper_sae import findings, forkserver, pages, pairs, profiles, progress, provenance, readable
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -120,11 +120,10 @@ def run(plan: Plan, terminal=None, jobs: int = 0) -> dict[str, dict]:
 def jobs_for(device: str) -> int:
     """How many notebooks to run at a time: one a core that this process may use, if memory allows, and at most two.
 
-    On anything but a processor they would share one memory, and one runs at a time.
+    On a GPU they would share its memory, and one runs at a time.
     """
-    with suppress(ValueError):  # a device that is not there: the notebooks say so
-        if devices.pick(device).type != "cpu":
-            return 1
+    if _on_gpu(device):
+        return 1
     free = psutil.virtual_memory().available // MEMORY_OF_ONE
     return max(1, min(MOST_JOBS, _cores(), free))
 
@@ -205,6 +204,15 @@ class _ThisPython(AsyncKernelManager):
 
     running: ClassVar[set] = set()
     """Those whose kernel runs, so that it can be killed from another thread."""
+    server: ClassVar[forkserver.ForkServer | None] = None
+    """What kernels are forked from; without it each is a new process that imports by itself."""
+
+    async def _async_launch_kernel(self, kernel_cmd, **options):
+        if self.server is None:
+            return await super()._async_launch_kernel(kernel_cmd, **options)
+        self.provisioner.process = self.server.start(kernel_cmd[kernel_cmd.index("-f") :])
+        self.provisioner.pid = self.provisioner.pgid = self.provisioner.process.pid
+        return self._reconcile_connection_info(self.provisioner.connection_info)
 
     async def _async_post_start_kernel(self, **options):
         self.running.add(self)
@@ -238,7 +246,8 @@ def _run_all(plan: Plan, jobs: int, screen: progress.Terminal) -> Iterator[tuple
     """
     needs = {name: needed(pairs.read(plan.folder / f"{name}.py"), plan.chosen) for name in plan.chosen}
     left, running = list(plan.chosen), {}
-    with _environment(max(1, _cores() // jobs) if jobs > 1 else 0), ThreadPoolExecutor(jobs) as pool:
+    threads = max(1, _cores() // jobs) if jobs > 1 else 0
+    with _environment(threads), _forked_kernels(plan), ThreadPoolExecutor(jobs) as pool:
         try:
             while left or running:
                 for name in _ready(left, needs, running.values())[: jobs - len(running)]:
@@ -323,6 +332,24 @@ def _finding(plan: Plan, name: str) -> dict:
     path = plan.where / "findings" / f"{name}.json"
     finding = findings.load(plan.profile.name, name) or {}
     return finding | {"written": path.stat().st_mtime_ns} if finding else {}
+
+
+@contextmanager
+def _forked_kernels(plan: Plan):
+    """Kernels are forks of one process that has imported everything, where that is safe."""
+    if sys.platform == "linux" and not _on_gpu(plan.profile.device):
+        _ThisPython.server = forkserver.ForkServer(plan.folder)
+    try:
+        yield
+    finally:
+        server, _ThisPython.server = _ThisPython.server, None
+        if server:
+            server.close()
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether a profile's device is, or with `auto` may be, anything but a processor."""
+    return device != "cpu" and (device != "auto" or provenance.may_have_gpu())
 
 
 def _cores() -> int:
