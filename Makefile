@@ -2,10 +2,12 @@
 # make test     set everything up, check and test everything
 # make lab      open the notebooks in JupyterLab
 #
-# PROFILE=tiny (or the path of a .toml file) and NB="01 02" choose what `make report` runs.
+# PROFILE=tiny (or the path of a .toml file) and NB="01 02" choose what `make report` runs, JOBS=1 how many notebooks
+# at a time (two, if cores and memory allow).
 
 PROFILE ?= demo
 NB ?=
+JOBS ?= 0
 PYTHON ?= python3
 VENV ?= .venv
 READY = $(VENV)/ready
@@ -18,7 +20,7 @@ SETS ?= native avx2 baseline
 .PHONY: report test test-slow test-anywhere lab pair demo lock clean
 
 report: $(READY)
-	$(RUN) whisper_sae "$(PROFILE)" $(NB)
+	$(RUN) whisper_sae "$(PROFILE)" $(NB) --jobs $(JOBS)
 
 test: $(READY)
 	$(RUN) ruff check .

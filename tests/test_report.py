@@ -355,7 +355,7 @@ def test_progress_goes_to_a_terminal_live_and_to_a_file_seldom(made):
     node = pairs.read(made["home"] / "03_last.py")
     for live in (True, False):
         screen = Screen(live)
-        line = progress.Line(screen, "03_last", node)
+        line = progress.Line(progress.Terminal(screen), "03_last", node)
         line.cell(node.cells[0], 0)
         line.write("\rextracting:  50%|#####     | 1/2 [00:01<00:01]")
         line.end("done", "2.0 s")

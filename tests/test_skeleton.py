@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "excerpts": {"speech"},  # a part of what it reads whole
     "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
     "profiles": {"languages", "sites"},  # names only: a profile may give a site OpenAI's name
-    "report": {"profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
+    "report": {"forkserver", "profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},

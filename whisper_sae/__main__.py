@@ -42,13 +42,18 @@ def _run(arguments: list[str]) -> int:
         metavar=("NAME", "VALUE"),
         help="another parameter",
     )
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="notebooks to run at a time (default: 2, if cores and memory allow)"
+    )
     asked = parser.parse_intermixed_args(arguments)
     if asked.profile[:2].isdecimal() and not asked.profile.endswith(".toml"):
         asked.profile, asked.notebooks = "demo", [asked.profile, *asked.notebooks]
     if asked.seed < 0:
         parser.error(f"--seed: must be 0 or more, got {asked.seed}")
+    if asked.jobs < 0:
+        parser.error(f"--jobs: must be 1 or more, or 0 for the default, got {asked.jobs}")
     plan = _checked(parser, lambda: report.plan(asked.profile, asked.notebooks, asked.seed, asked.given))
-    return _tell(plan, report.run(plan))
+    return _tell(plan, report.run(plan, jobs=asked.jobs))
 
 
 def _pair(arguments: list[str]) -> int:

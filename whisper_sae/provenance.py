@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,8 +42,16 @@ def _version(package: str) -> str:
 def _device() -> str:
     """What is there to compute with."""
     cores = f"{os.cpu_count()} {platform.machine()} cores"
+    if not may_have_gpu():
+        return cores
     try:
         import torch
     except ImportError:
         return cores
     return f"{torch.cuda.get_device_name(0)} and {cores}" if torch.cuda.is_available() else cores
+
+
+def may_have_gpu() -> bool:
+    """Whether torch might find a GPU here: told without importing it, which takes seconds."""
+    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    return sys.platform != "linux" or any(Path(driver).exists() for driver in drivers)

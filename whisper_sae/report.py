@@ -3,29 +3,42 @@
 The `.py` halves are what is executed, so a stale `.ipynb` is never what ran. A notebook that fails is
 published too, with its error, and the others go on. What is known about each page is kept in `run.json`, so
 that running one notebook again leaves the pages and the index entries of the others as they were.
+
+Several notebooks may run at a time, each in a process (a kernel) of its own and after those that its line "You need"
+names. All pages are written by the one process that started them.
 """
 
 import ast
 import json
 import os
+import re
+import signal
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import nbformat
 import papermill
+import psutil
 import zmq
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbconvert.filters import strip_ansi
 
-from whisper_sae import findings, pages, pairs, profiles, progress, provenance, readable
+from whisper_sae import findings, forkserver, pages, pairs, profiles, progress, provenance, readable
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
 EVERY = ("profile", "seed")
+MOST_JOBS = 2
+"""Notebooks that run at a time unless more are asked for: only two at a time do not need each other for long."""
+MEMORY_OF_ONE = 3 << 30
+"""Bytes that should be free for each notebook that runs beside others."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +91,52 @@ def plan(profile="demo", numbers=(), seed=0, given=(), folder=None) -> Plan:
     return Plan(told, chosen_profile, folder, tuple(chosen), parameters)
 
 
-def run(plan: Plan, terminal=None) -> dict[str, dict]:
+def run(plan: Plan, terminal=None, jobs: int = 0) -> dict[str, dict]:
     """Run a plan and publish it; returns what `run.json` says of each notebook that ran.
 
-    `terminal` is a text stream for progress (default: stderr).
+    `terminal` is a text stream for progress (default: stderr); `jobs` is how many notebooks run at a time (default:
+    see `jobs_for`).
     """
-    terminal = terminal or sys.stderr
+    screen = progress.Terminal(terminal or sys.stderr)
     made = provenance.now()
     ran = {}
     before = _titles(plan)
     linked = dict.fromkeys(before, before)
     try:
-        for name in plan.chosen:
-            row = _run_one(plan, name, terminal) | made
-            _remember(plan, made, {name: row})
-            ran[name] = row
-            linked[name] = _publish(plan, name)
-            _publish_index(plan)
+        with closing(_run_all(plan, jobs or jobs_for(plan.profile.device), screen)) as rows:
+            for name, row in rows:
+                ran[name] = row | made
+                _remember(plan, made, {name: ran[name]})
+                linked[name] = _publish(plan, name)
+                _publish_index(plan)
     finally:
         after = _titles(plan)
         for name in after:
             if linked.get(name) != after:  # it can now link to more pages than when it was written
                 _publish(plan, name)
-    return ran
+    return {name: ran[name] for name in plan.chosen if name in ran}
+
+
+def jobs_for(device: str) -> int:
+    """How many notebooks to run at a time: one a core that this process may use, if memory allows, and at most two.
+
+    On a GPU they would share its memory, and one runs at a time.
+    """
+    if _on_gpu(device):
+        return 1
+    free = psutil.virtual_memory().available // MEMORY_OF_ONE
+    return max(1, min(MOST_JOBS, _cores(), free))
+
+
+def needed(node, names) -> set[str]:
+    """Which of the notebooks `names` have to run before a notebook, as its line "You need" says."""
+    text = "\n".join(cell.source for cell in node.cells if cell.cell_type == "markdown")
+    line = re.search(r"\*\*You need\*\*(.*?)(?:\n\s*\n|\*\*|\Z)", text, re.S)
+    numbers = set()
+    for several in re.findall(r"\bnotebooks? (\d+(?:(?:, | and | to )\d+)*)", line[1] if line else ""):
+        for first, last in re.findall(r"(\d+)(?: to (\d+))?", several):
+            numbers.update(range(int(first), int(last or first) + 1))
+    return {name for name in names if int(name[:2]) in numbers}
 
 
 def record(plan: Plan) -> list[Path]:
@@ -166,6 +202,35 @@ class _ThisPython(AsyncKernelManager):
     What a kernel is told and says goes over local sockets, encrypted where the machine can.
     """
 
+    running: ClassVar[set] = set()
+    """Those whose kernel runs, so that it can be killed from another thread."""
+    server: ClassVar[forkserver.ForkServer | None] = None
+    """What kernels are forked from; without it each is a new process that imports by itself."""
+
+    async def _async_launch_kernel(self, kernel_cmd, **options):
+        if self.server is None:
+            return await super()._async_launch_kernel(kernel_cmd, **options)
+        self.provisioner.process = self.server.start(kernel_cmd[kernel_cmd.index("-f") :])
+        self.provisioner.pid = self.provisioner.pgid = self.provisioner.process.pid
+        return self._reconcile_connection_info(self.provisioner.connection_info)
+
+    async def _async_post_start_kernel(self, **options):
+        self.running.add(self)
+        await super()._async_post_start_kernel(**options)
+
+    async def _async_cleanup_resources(self, restart=False):
+        self.running.discard(self)
+        await super()._async_cleanup_resources(restart)
+
+    cleanup_resources = _async_cleanup_resources
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """Kill every kernel, and what it started."""
+        for process in [one.provisioner.process for one in list(cls.running) if one.has_kernel]:
+            if process and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+
     def _transport_encryption_default(self):
         return "auto" if zmq.has("curve") else "disabled"
 
@@ -173,7 +238,41 @@ class _ThisPython(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[])
 
 
-def _run_one(plan: Plan, name: str, terminal) -> dict:
+def _run_all(plan: Plan, jobs: int, screen: progress.Terminal) -> Iterator[tuple[str, dict]]:
+    """Run notebooks, `jobs` at a time, in order of number as far as their needs allow: (name, row) as each ends.
+
+    One that needs another waits until that has ended, well or not: it says itself what it misses. When this is
+    closed before its end (Ctrl-C), the kernels that run are killed.
+    """
+    needs = {name: needed(pairs.read(plan.folder / f"{name}.py"), plan.chosen) for name in plan.chosen}
+    left, running = list(plan.chosen), {}
+    threads = max(1, _cores() // jobs) if jobs > 1 else 0
+    with _environment(threads), _forked_kernels(plan), ThreadPoolExecutor(jobs) as pool:
+        try:
+            while left or running:
+                for name in _ready(left, needs, running.values())[: jobs - len(running)]:
+                    left.remove(name)
+                    running[pool.submit(_run_one, plan, name, screen)] = name
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()
+        finally:
+            _stop(running)
+
+
+def _ready(left, needs: dict[str, set], running) -> list[str]:
+    """Those of the notebooks `left` that nothing they need is still to come for."""
+    ahead = {*left, *running}
+    return [name for name in left if not (needs[name] - {name}) & ahead]
+
+
+def _stop(running: dict[Future, str]) -> None:
+    """Kill the kernels of notebooks that run; one that is just being started is met in a later round."""
+    while wait(running, timeout=0).not_done:
+        _ThisPython.kill_all()
+        wait(running, timeout=0.2)
+
+
+def _run_one(plan: Plan, name: str, screen: progress.Terminal) -> dict:
     """Execute one notebook into `executed/`, and say what came of it."""
     node = pairs.read(plan.folder / f"{name}.py")
     title = pages.title(node) or name
@@ -181,22 +280,21 @@ def _run_one(plan: Plan, name: str, terminal) -> dict:
     part = done.with_name(f".{name}.{os.getpid()}.part.ipynb")
     done.parent.mkdir(parents=True, exist_ok=True)
     found = _finding(plan, name)
-    line = progress.Line(terminal, name, node)
+    line = progress.Line(screen, name, node)
     start = time.monotonic()
     error = ""
     try:
-        with _importable():
-            node = papermill.execute_notebook(
-                node,
-                str(part),
-                parameters=plan.parameters[name],
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                stderr_file=line,
-                on_cell_start=line.cell,
-                kernel_manager_class=_ThisPython,
-            )
+        node = papermill.execute_notebook(
+            node,
+            str(part),
+            parameters=plan.parameters[name],
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            stderr_file=line,
+            on_cell_start=line.cell,
+            kernel_manager_class=_ThisPython,
+        )
     except papermill.PapermillExecutionError as failure:
         error = f"{failure.ename}: {strip_ansi(failure.evalue)}"
     except Exception as failure:  # the kernel died or never started
@@ -237,11 +335,39 @@ def _finding(plan: Plan, name: str) -> dict:
 
 
 @contextmanager
-def _importable():
-    """Kernels find `whisper_sae` from any folder, installed or not, and start without debugger's remarks."""
+def _forked_kernels(plan: Plan):
+    """Kernels are forks of one process that has imported everything, where that is safe."""
+    if sys.platform == "linux" and not _on_gpu(plan.profile.device):
+        _ThisPython.server = forkserver.ForkServer(plan.folder)
+    try:
+        yield
+    finally:
+        server, _ThisPython.server = _ThisPython.server, None
+        if server:
+            server.close()
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether a profile's device is, or with `auto` may be, anything but a processor."""
+    return device != "cpu" and (device != "auto" or provenance.may_have_gpu())
+
+
+def _cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _environment(threads: int):
+    """Kernels find `whisper_sae` from any folder, installed or not, and start without debugger's remarks.
+
+    Each computes on as many threads, unless OMP_NUM_THREADS says otherwise; 0 leaves it to the libraries.
+    """
     before = dict(os.environ)
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    if threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of torch, BLAS, scikit-learn and our kernels
     try:
         yield
     finally:
