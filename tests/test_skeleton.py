@@ -31,14 +31,20 @@ MAY_IMPORT = {
     "alignments": {"corpora"},  # which files are sounds
     "selectivity": {"codes"},  # their entries, and what is known of the frames
     "detectors": {"codes", "intervals", "selectivity"},  # the best thresholds of each feature
-    "timing": {"codes"},
+    "timing": {"codes", "intervals"},
+    "examples": {"speech"},  # the moment of a frame
+    "edits": {"speech"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
-    "sounds": {"codes"},
+    "sounds": {"codes", "intervals"},
     "encoders": {"devices"},
     "classes": {"chance"},  # what dealing gives
-    "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
+    "correlates": {"chance", "codes", "intervals", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "intervals": {"effects"},  # of the effect sizes there
+    "forest": {"intervals"},  # what a bootstrap over units needs; from how many units on
+    "probes": {"intervals"},
+    "by_label": {"intervals"},
+    "controls": {"intervals"},
     "relabelling": {"effects"},
     "crossing": {"effects"},
     "confounds": {"crossing", "effects"},  # partial d is the same there
@@ -76,7 +82,7 @@ MAY_IMPORT = {
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
                   "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
-    "scoring": {"text"},  # how a clip's errors are named
+    "scoring": {"intervals", "text"},  # how a clip's errors are named
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
     "causal": {"dictionaries", "model", "patching", "profiles", "recipes", "sae", "scoring", "speech", "store"},
@@ -87,18 +93,18 @@ MAY_IMPORT = {
     "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
                       "recipes", "scoring", "speech", "store"},
     "steering": {"edits", "patching"},
-    "figures_of_patching": {"figures"},
-    "faithfulness": {"causal", "dictionaries", "losses", "measure", "patching", "profiles", "recipes", "scoring",
+    "figures_of_patching": {"figures", "speech"},
+    "faithfulness": {"causal", "dictionaries", "intervals", "losses", "measure", "patching", "profiles", "recipes", "scoring",
                      "store"},
     "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
-    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
+    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "intervals", "listening",
                   "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},
-    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
+    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no browser, no model
     "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},
@@ -108,10 +114,10 @@ MAY_IMPORT = {
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
                   "speech", "spoken", "timing"},
     "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
-              "codes", "maps", "clusters", "families", "forest", "trees", "excerpts"},
+              "codes", "maps", "clusters", "families", "forest", "intervals", "trees", "excerpts"},
     "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
                "profiles", "recipes", "speech", "store"},
-    "voice_probes": {"effects", "probes", "profiles", "recipes", "store", "voices"},
+    "voice_probes": {"effects", "intervals", "probes", "profiles", "recipes", "store", "voices"},
     "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
     "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "store", "voices"},
     "figures_of_voices": {"figures"},

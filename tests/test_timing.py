@@ -8,7 +8,7 @@ from whisper_sae import codes, timing
 FRAME = 0.02
 
 
-def clock_of(speakers=4, clips=3, frames=400):
+def clock_of(speakers=6, clips=3, frames=400):
     rows = speakers * clips * frames
     return timing.Clock(
         np.repeat(np.arange(speakers * clips), frames), (np.arange(rows) % frames + 0.5) * FRAME,
@@ -60,6 +60,14 @@ def test_a_burst_of_one_frame_is_found_within_half_a_frame():
     found = timing.latency(made, 0, clock, [0], [2.005])
     assert found.lag == pytest.approx(clock.moment[103] - 2.005, abs=1e-9)
     assert np.isnan(found.low) and np.isnan(found.high), "one speaker"
+
+
+def test_of_five_speakers_no_interval_is_given():
+    for speakers in (5, 6):
+        clock = clock_of(speakers=speakers, clips=1)
+        clip, start, end = phones_in(clock)
+        found = timing.latency(bumps(clock, clip, (start + end) / 2), 0, clock, clip, (start + end) / 2)
+        assert np.isfinite([found.low, found.high]).all() == (speakers == 6) and np.isfinite(found.lag)
 
 
 def test_every_speaker_counts_once():

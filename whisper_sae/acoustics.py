@@ -1,8 +1,9 @@
 """What can be measured of the sound under each frame: loudness, pitch, colour of the spectrum, and where the frame is.
 
 A feature that a single one of these explains is no discovery about language, so they are measured before anything is
-called a word or a phone. Frames are those of the encoder, as `speech.kinds` has them: frame i holds the samples from
-320 i to 320 (i + 1). Pitch and spectrum are of a longer stretch around the middle of the frame.
+called a word or a phone. Frames are those of the encoder: loudness is of 20 ms around a frame's centre, 20 i ms (see
+`speech.CENTRE`), pitch and spectrum are of a longer stretch around it. What is silence or padding `speech.kinds` says,
+whose frame i begins at 20 i ms.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from scipy.fft import irfft, next_fast_len, rfft
 
 from whisper_sae import speech
-from whisper_sae.speech import RATE
+from whisper_sae.speech import CENTRE, HOP, RATE
 
 FRAME = 320
 """Samples a frame."""
@@ -42,7 +43,7 @@ NEAR = 3
 """Frames that an event lasts: the first ones of speech after a pause, the last ones of speech before one, …"""
 
 _SPECTRUM, _PITCH = 512, 1024
-"""Samples around the middle of a frame that its spectrum and its pitch are taken of."""
+"""Samples around the centre of a frame that its spectrum and its pitch are taken of."""
 
 
 def measured(sound: np.ndarray, frames: int) -> pd.DataFrame:
@@ -51,14 +52,14 @@ def measured(sound: np.ndarray, frames: int) -> pd.DataFrame:
     A frame that the sound does not reach is padding, and has nothing but `until padding`, which is below 0 there.
     NaN where a measure has no meaning: `pitch` where nothing is voiced, spectra of digital silence, `since silence` in
     a pause and before the first one, `until silence` in one and after the last; `until padding` and `padding edge`
-    where the sound fills the window. Times are of the frame's middle. Raises ValueError for a sound that is longer.
+    where the sound fills the window. Times are of the frame's centre. Raises ValueError for a sound that is longer.
     """
     sound = np.asarray(sound, dtype=np.float64)
     valid = -(-len(sound) // FRAME)
     names = [*MEASURES, *EVENTS]
     told = np.full((frames, len(names)), np.nan)
     if frames > valid:
-        told[:, names.index("until padding")] = (valid - np.arange(frames) - 0.5) * FRAME / RATE
+        told[:, names.index("until padding")] = (valid - np.arange(frames)) * HOP - CENTRE
     for name, values in _columns(sound, valid, frames).items() if valid else ():
         told[:valid, names.index(name)] = values
     return pd.DataFrame(told, columns=names).rename_axis("frame")
@@ -69,17 +70,16 @@ def _columns(sound: np.ndarray, valid: int, frames: int) -> dict[str, np.ndarray
     quiet = speech.kinds(sound, FRAME, frames)[:valid] == speech.SILENCE
     within = np.zeros(valid * FRAME)
     within[: len(sound)] = sound
-    blocks, silent = within.reshape(valid, FRAME), pauses(quiet)
+    blocks, silent = _around(within, valid, FRAME), pauses(quiet)
     columns = {"energy": 10 * np.log10(np.square(blocks).mean(axis=1) + 1e-12), "crossings": crossings(blocks)}
     columns["centroid"], columns["tilt"] = colour(_around(within, valid, _SPECTRUM))
     columns["pitch"], columns["voicing"] = pitch(_around(within, valid, _PITCH))
     columns["pitch"][quiet] = np.nan
-    columns["position"] = (np.arange(valid) + 0.5) * FRAME / RATE
-    columns["since silence"], columns["until silence"] = _since(silent), _since(silent[::-1])[::-1]
+    columns["position"] = speech.moments(np.arange(valid))
+    since, until = _since(silent), _since(silent[::-1])[::-1]
+    columns["since silence"], columns["until silence"] = (since - 1) * HOP + CENTRE, until * HOP - CENTRE
     columns["start of sound"] = np.arange(valid) < NEAR
-    columns["start of speech"], columns["end of speech"] = (
-        np.nan_to_num(columns[name], nan=np.inf) < NEAR * FRAME / RATE for name in ("since silence", "until silence")
-    )
+    columns["start of speech"], columns["end of speech"] = (np.nan_to_num(n, nan=np.inf) <= NEAR for n in (since, until))
     if frames > valid:
         columns["padding edge"] = np.arange(valid) >= valid - NEAR
     return columns
@@ -96,16 +96,16 @@ def pauses(silent: np.ndarray) -> np.ndarray:
 
 
 def _since(silent: np.ndarray) -> np.ndarray:
-    """Seconds from the end of the last silent frame to the middle of each: (frame,), NaN in silence and before any."""
+    """How many frames ago the last silent one was: (frame,) from 1 on, NaN in silence and before any."""
     frame = np.arange(len(silent))
     last = np.maximum.accumulate(np.where(silent, frame, -1))
-    return np.where(silent | (last < 0), np.nan, (frame - last - 0.5) * FRAME / RATE)
+    return np.where(silent | (last < 0), np.nan, frame - last)
 
 
 def _around(sound: np.ndarray, frames: int, length: int) -> np.ndarray:
-    """`length` samples around the middle of each frame, zeros beyond the ends: (frame, length)."""
-    side = (length - FRAME) // 2
-    padded = np.pad(sound, side).astype(np.float32)  # a transform takes half as long
+    """`length` samples around the centre of each frame, zeros beyond the ends: (frame, length)."""
+    before = length // 2 - round(CENTRE * RATE)
+    padded = np.pad(sound, (before, length)).astype(np.float32)  # a transform takes half as long
     return np.lib.stride_tricks.sliding_window_view(padded, length)[::FRAME][:frames]
 
 

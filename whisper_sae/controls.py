@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from whisper_sae.intervals import LEAST
+
 LEAST_SPREAD = 0.25
 """A test's deviation counts as no less than this share of the median one: few controls may be alike by accident."""
 
@@ -95,7 +97,7 @@ def evenness(p: np.ndarray) -> float:
 
 
 def reach(values: np.ndarray, level: float = 0.95) -> float:
-    """Half the width of Student's interval of the mean of `values`, one a speaker; NaN for fewer than 2."""
+    """Half the width of Student's interval of the mean of `values`, one a speaker; NaN for fewer than LEAST."""
     values = np.asarray(values, float)
     n = len(values)
-    return float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n >= LEAST else float("nan")

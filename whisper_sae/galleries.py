@@ -268,7 +268,7 @@ def _wholes(drawn: Examples, heard: pd.DataFrame, numbers: list[int], most: int,
 
 
 def _one(drawn: Examples, heard: pd.DataFrame, number: int, row, filters: np.ndarray) -> Example:
-    first = round(row.seconds * RATE) - FRAME // 2 - AROUND * FRAME
+    first = round((row.seconds - speech.CENTRE) * RATE) - AROUND * FRAME
     samples = (2 * AROUND + 1) * FRAME
     sound = np.zeros(samples, np.float32)
     inside = excerpts.excerpt(heard.path[row.clip], max(first, 0), first + samples - max(first, 0))

@@ -29,7 +29,7 @@ LEAST_FRAMES = 25
 """Labels with fewer frames are not asked about, where any has more."""
 
 TOLERANCE = 0.01
-"""Seconds around an edge between two phones in which a frame counts for neither: half a frame."""
+"""Seconds around an edge between two phones in which a frame's centre counts for neither: half a frame."""
 
 SHIFTS = 100
 """How often the alignment is shifted to see what chance gives."""
@@ -75,7 +75,7 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     windows, counts = recording.table("windows.csv"), frames.Activations(recording.path).counts
     clip = np.repeat(windows["clip"].to_numpy(), counts)
     within = np.concatenate([np.arange(n) for n in counts])
-    moment = np.repeat(windows["first"].to_numpy(), counts) / speech.RATE + (within + 0.5) * 0.02
+    moment = speech.moments(within, np.repeat(windows["first"].to_numpy(), counts))
     speaker = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
     told = phones_of(run, heard)
     told = told.assign(**{column: _classes(told, column)})
@@ -248,7 +248,7 @@ def _lags(every: csc_array, told: pd.DataFrame, known: Asked, column: str) -> np
     middles = {label: (rows["clip"], (rows.start + rows.end) / 2) for label, rows in known.told.groupby(column)}
     best = told[told.found].sort_values("f1_chosen", ascending=False, kind="stable").index[:TIMED]
     for row in tqdm(best, desc="timing peaks", unit=" features"):
-        late = timing.latency(every, row, known.clock, *middles[told.label[row]], draws=200)
+        late = timing.latency(every, row, known.clock, *middles[told.label[row]])
         lags[row] = late.lag, late.low, late.high
     return lags
 

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-from whisper_sae import effects, probes
+from whisper_sae import effects, intervals, probes
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
 from whisper_sae.store import Recipe, Step
@@ -102,9 +102,10 @@ def balanced(read: pd.DataFrame, level: float = 0.95) -> tuple[float, float, flo
     """Balanced accuracy and its interval: `read` has a row a speaker, `told` its label and `right` its share right.
 
     The mean over labels of their speakers' means; Welch's degrees of freedom, so labels may differ in spread and size.
+    No interval where a label has fewer than `intervals.LEAST` speakers.
     """
     middle, low, high = _balanced(read, level)
-    return middle, max(0.0, low), min(1.0, high)
+    return middle, float(np.maximum(0.0, low)), float(np.minimum(1.0, high))
 
 
 def _balanced(read: pd.DataFrame, level: float) -> tuple[float, float, float]:
@@ -112,7 +113,8 @@ def _balanced(read: pd.DataFrame, level: float) -> tuple[float, float, float]:
     spread = parts["var"] / parts["size"]
     total = spread.sum()
     free = total**2 / (np.square(spread) / (parts["size"] - 1)).sum() if total > 0 else 1.0
-    reach = float(stats.t.ppf((1 + level) / 2, free) * np.sqrt(total)) / len(parts)
+    enough = parts["size"].min() >= intervals.LEAST
+    reach = float(stats.t.ppf((1 + level) / 2, free) * np.sqrt(total)) / len(parts) if enough else np.nan
     middle = float(parts["mean"].mean())
     return middle, middle - reach, middle + reach
 
@@ -157,9 +159,9 @@ def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
 
     The last row is what always saying the majority scores, 1 / labels, from the column `chance`.
     """
-    said = [
-        f"{100 * r.balanced:.0f} ({100 * r.balanced_low:.0f}–{100 * r.balanced_high:.0f})" for r in scores.itertuples()
-    ]
+    ends = 100 * scores[["balanced_low", "balanced_high"]]
+    ends = [f" ({low:.0f}–{high:.0f})" if np.isfinite(low) else "" for low, high in ends.itertuples(index=False)]
+    said = [f"{100 * value:.0f}{between}" for value, between in zip(scores.balanced, ends, strict=True)]
     wide = scores.assign(said=said).pivot(index="input", columns="label", values="said")
     wide = wide.reindex(index=scores.input.unique(), columns=scores.label.unique())
     chance = scores.drop_duplicates("label").set_index("label").chance
