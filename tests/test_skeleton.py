@@ -94,17 +94,17 @@ MAY_IMPORT = {
                       "recipes", "scoring", "speech", "store"},
     "steering": {"edits", "patching"},
     "figures_of_patching": {"figures", "speech"},
-    "faithfulness": {"causal", "dictionaries", "intervals", "losses", "measure", "patching", "profiles", "recipes", "scoring",
-                     "store"},
+    "faithfulness": {"causal", "dictionaries", "intervals", "losses", "measure", "patching", "profiles", "recipes",
+                     "scoring", "store"},
     "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
-    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "intervals", "listening",
-                  "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
+    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "intervals",
+                  "listening", "meaning", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media"},
-    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no browser, no model
+    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no model
     "explorer": {"controls", "galleries", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},

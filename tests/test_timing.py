@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from whisper_sae import codes, timing
+from whisper_sae import codes, model, speech, timing
 
 FRAME = 0.02
 
@@ -117,3 +117,18 @@ def test_stages_of_a_phone():
     assert timing.stages(made, frames, third, made.data)[3, 0].tolist() == [1, 1, 2]
     short = timing.stages(made, frames, np.ones(60, int))
     assert np.isnan(short[:, :, [0, 2]]).all() and np.isfinite(short[:, :, 1]).all()
+
+
+def test_a_frame_is_centred_where_speech_says(demo):
+    """Clicks at known moments: the stem's frames around them, weighted by what the click changes in each."""
+    rng = np.random.default_rng(0)
+    noise, late = (0.003 * rng.standard_normal(16_000)).astype(np.float32), []
+    sounds, at = [noise], rng.integers(4_000, 12_000, 12)
+    for sample in at:
+        sound = noise.copy()
+        sound[sample : sample + 16] += 0.5 * rng.standard_normal(16)
+        sounds.append(sound)
+    said = model.record(demo, model.mel(demo, sounds), ["encoder.embed"])["encoder.embed"][:, :50]
+    energy = (said[1:] - said[0]).square().sum(dim=2).numpy()
+    late = (at + 8) / speech.RATE - (energy * speech.moments(np.arange(50))).sum(axis=1) / energy.sum(axis=1)
+    assert abs(late.mean()) < 0.003 and late.std() < 0.005, "the middle of the samples would be 10 ms away"

@@ -79,7 +79,9 @@ def _columns(sound: np.ndarray, valid: int, frames: int) -> dict[str, np.ndarray
     since, until = _since(silent), _since(silent[::-1])[::-1]
     columns["since silence"], columns["until silence"] = (since - 1) * HOP + CENTRE, until * HOP - CENTRE
     columns["start of sound"] = np.arange(valid) < NEAR
-    columns["start of speech"], columns["end of speech"] = (np.nan_to_num(n, nan=np.inf) <= NEAR for n in (since, until))
+    columns["start of speech"], columns["end of speech"] = (
+        np.nan_to_num(n, nan=np.inf) <= NEAR for n in (since, until)
+    )
     if frames > valid:
         columns["padding edge"] = np.arange(valid) >= valid - NEAR
     return columns

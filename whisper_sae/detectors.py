@@ -133,9 +133,7 @@ def beside(scores: dict[str, DictionaryScore]) -> pd.DataFrame:
     """A row a dictionary, the first being what all others are compared with: `f1`, `low`, `high`, how much it scores
     below the first, `less`, and that difference's interval, `at_least` to `at_most`; `f1_all` is that on all frames."""
     first = next(iter(scores.values()))
-    rows = [
-        (name, one.f1, one.low, one.high, *difference(first, one), *one.everywhere) for name, one in scores.items()
-    ]
+    rows = [(name, one.f1, one.low, one.high, *difference(first, one), *one.everywhere) for name, one in scores.items()]
     columns = ["name", "f1", "low", "high", "less", "at_least", "at_most", "f1_all", "all_low", "all_high"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -87,7 +87,7 @@ def _scores(told: np.ndarray, y: np.ndarray, speaker: np.ndarray) -> dict:
 
 
 def _interval(right: np.ndarray, y: np.ndarray, speaker: np.ndarray, draws: int = 1000) -> tuple[float, float]:
-    """Of balanced accuracy: speakers drawn within each label, with replacement. The smallest label is what limits it."""
+    """Of balanced accuracy: speakers drawn within each label, with replacement; the smallest limits it."""
     each = pd.DataFrame({"right": right, "label": y, "speaker": speaker}).groupby(["label", "speaker"]).right
     each = each.agg(["sum", "size"]).reset_index()
     rng, found, least = np.random.default_rng(0), [], int(each.groupby("label").size().min())
