@@ -114,7 +114,7 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     voice, piece = (pd.factorize(of[here])[0] for of in (speaker, clip))
     known = codes.Frames(place[number[here]], names[common], voice, piece)
     choosing, apart = _choosing((heard.split == "train").to_numpy()[clip[here]], known, seed)
-    text = _texts(heard).to_numpy()[clip[here]]
+    text = pd.factorize(_texts(heard))[0][clip[here]]
     kept = _other_texts(choosing, known, text, seed)
     texts = _overlap(choosing[kept], text[kept], piece[kept]) | {"left_out": len(set(piece)) - len(set(piece[kept]))}
     here[here] = kept
@@ -139,8 +139,7 @@ def _other_texts(choosing: np.ndarray, known: codes.Frames, text: np.ndarray, se
     as many speakers as intervals need (or as there are). Else half of the sentences are for choosing and half for
     scoring. Where neither leaves enough, as where everyone reads one sentence, all are kept.
     """
-    names, number = np.unique(text, return_inverse=True)
-    met = ~choosing & np.isin(number, number[choosing])
+    met = ~choosing & np.isin(text, text[choosing])
     sides = (choosing, ~choosing)
     if not met.any():
         return np.ones(len(choosing), dtype=bool)
@@ -149,10 +148,11 @@ def _other_texts(choosing: np.ndarray, known: codes.Frames, text: np.ndarray, se
         left = [(len(np.unique(known.speaker[side & kept])), len(np.unique(known.speaker[side]))) for side in sides]
         return all(now >= min(LEAST, before) for now, before in left)
 
-    new, half = ~met, codes.half_of(number, seed)
+    new, half = ~met, codes.half_of(text, seed)
     if enough(new) and (new & ~choosing).sum() >= met.sum():
         return new
-    return dealt if len(names) > 1 and enough(dealt := choosing == half) else np.ones(len(choosing), dtype=bool)
+    dealt = choosing == half
+    return dealt if len(np.unique(text)) > 1 and enough(dealt) else np.ones(len(choosing), dtype=bool)
 
 
 def _overlap(choosing: np.ndarray, text: np.ndarray, piece: np.ndarray) -> dict[str, int]:
