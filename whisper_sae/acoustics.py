@@ -36,6 +36,9 @@ EVENTS = ("start of sound", "start of speech", "end of speech", "padding edge")
 PITCHES = (60.0, 500.0)
 """Hz, the lowest and the highest voice that is looked for."""
 
+VOICED, SILENT = 0.5, 0.03
+"""How periodic a voiced frame is at least, and below which share of the sound's peak it must be more so, see `pitch`."""
+
 PAUSE = 8
 """Frames of silence in a row that make a pause; fewer may be the closure of a stop."""
 
@@ -73,7 +76,7 @@ def _columns(sound: np.ndarray, valid: int, frames: int) -> dict[str, np.ndarray
     blocks, silent = _around(within, valid, FRAME), pauses(quiet)
     columns = {"energy": 10 * np.log10(np.square(blocks).mean(axis=1) + 1e-12), "crossings": crossings(blocks)}
     columns["centroid"], columns["tilt"] = colour(_around(within, valid, _SPECTRUM))
-    columns["pitch"], columns["voicing"] = pitch(_around(within, valid, _PITCH))
+    columns["pitch"], columns["voicing"] = pitch(_around(within, valid, _PITCH), np.abs(sound - sound.mean()).max())
     columns["pitch"][quiet] = np.nan
     columns["position"] = speech.moments(np.arange(valid))
     since, until = _since(silent), _since(silent[::-1])[::-1]
@@ -138,11 +141,13 @@ def colour(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centroid, np.where(some, tilt, np.nan)
 
 
-def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pitch(blocks: np.ndarray, loudest: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """The fundamental frequency of each block in Hz, NaN where nothing is voiced, and how periodic it is, 0 to 1.
 
     The highest peak of the autocorrelation, over that of the window (Boersma 1993): a little lower one at half the lag
-    or less is preferred, for a sound of period T has that of 2 T too. Its height is the voicing; from 0.5 on it counts.
+    or less is preferred, for a sound of period T has that of 2 T too. Its height is the voicing; from VOICED on it
+    counts. Where the block's middle half is quieter than about SILENT of `loudest`, the whole sound's peak, more is asked
+    for: VOICED + max(0, 2 - (1 + VOICED) · local peak / (SILENT · loudest)), equation 23 there.
     """
     length = blocks.shape[1]
     window = np.hanning(length).astype(blocks.dtype)
@@ -160,7 +165,10 @@ def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         aside = np.nan_to_num((before - after) / (before - 2 * at + after) / 2).clip(-0.5, 0.5)  # of a parabola
     voicing = np.where(peak.any(axis=1), at - (before - after) * aside / 4, 0).clip(0, 1)
-    return np.where(voicing >= 0.5, RATE / (lags[1:-1][best] + aside), np.nan), voicing
+    local = np.abs(blocks - blocks.mean(axis=1, keepdims=True))[:, length // 4 : -(length // 4)].max(axis=1)
+    faint = 2 - (1 + VOICED) * local / (SILENT * loudest) if loudest > 0 else 0.0
+    voiced = voicing >= VOICED + np.maximum(faint, 0)
+    return np.where(voiced, RATE / (lags[1:-1][best] + aside), np.nan), voicing
 
 
 def _autocorrelation(blocks: np.ndarray, most: int) -> np.ndarray:
