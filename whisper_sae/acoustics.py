@@ -37,7 +37,7 @@ PITCHES = (60.0, 500.0)
 """Hz, the lowest and the highest voice that is looked for."""
 
 VOICED, SILENT = 0.5, 0.03
-"""How periodic a voiced frame is at least, and below which share of the sound's peak it must be more so, see `pitch`."""
+"""How periodic a voiced frame is at least; below which share of the sound's peak it must be more so, see `pitch`."""
 
 PAUSE = 8
 """Frames of silence in a row that make a pause; fewer may be the closure of a stop."""
@@ -146,8 +146,8 @@ def pitch(blocks: np.ndarray, loudest: float = 0.0) -> tuple[np.ndarray, np.ndar
 
     The highest peak of the autocorrelation, over that of the window (Boersma 1993): a little lower one at half the lag
     or less is preferred, for a sound of period T has that of 2 T too. Its height is the voicing; from VOICED on it
-    counts. Where the block's middle half is quieter than about SILENT of `loudest`, the whole sound's peak, more is asked
-    for: VOICED + max(0, 2 - (1 + VOICED) · local peak / (SILENT · loudest)), equation 23 there.
+    counts. Where the block's middle half is quieter than about SILENT of `loudest`, the whole sound's peak, it must be
+    VOICED + max(0, 2 - (1 + VOICED) · local peak / (SILENT · loudest)), equation 23 there.
     """
     length = blocks.shape[1]
     window = np.hanning(length).astype(blocks.dtype)

@@ -210,6 +210,11 @@ def classed(heard: pd.DataFrame) -> np.ndarray:
     return (_column(heard, CLASSES) != "") & (heard.speaker == "").to_numpy()
 
 
+def kinds_of(heard: pd.DataFrame) -> list[str]:
+    """The classes of `classed` clips, in order."""
+    return sorted(set(_column(heard, CLASSES)[classed(heard)]))
+
+
 def _column(heard: pd.DataFrame, names: tuple[str, ...]) -> np.ndarray:
     """The first of these columns that there is, (clip,) str; "" throughout where there is none."""
     there = [name for name in names if name in heard]

@@ -161,6 +161,19 @@ def _overlap(choosing: np.ndarray, text: np.ndarray, piece: np.ndarray) -> dict[
     return {"scored": len(set(piece[~choosing])), "shared": len(set(piece[met]))}
 
 
+def unaskable(run: Profile, heard: pd.DataFrame, recording: Step, seed: int = 0) -> str:
+    """Why phones cannot be asked about, in a sentence; "" where they can."""
+    try:
+        known = asked(run, heard, recording, seed=seed)
+    except phones.BadPhones:
+        return "No corpus of this profile has times of phones, so nothing is asked about phones."
+    if len(known.frames.names) < 2:
+        return f"All labelled frames are of one phone, {known.frames.names[0]}, so nothing is asked about phones."
+    if known.choosing.all() or not known.choosing.any():
+        return "All phones are in one clip, so none is left to score on, and nothing is asked about phones."
+    return ""
+
+
 def _classes(told: pd.DataFrame, column: str) -> pd.Series:
     """What is told of each phone in a column, or of its articulation; "" where that is nothing."""
     if column in told:
