@@ -53,6 +53,31 @@ def test_noise_and_silence_have_no_pitch():
     assert faint.pitch[:98].notna().all() and faint.pitch[102:].isna().all(), "what is silence has none"
 
 
+def test_what_is_faint_beside_the_peak_must_be_more_periodic():
+    """A hum 34 dB below a word is not silence by its energy, and half of it is noise: no pitch there, as in Praat."""
+    hum = (voice(150) + noise(2, 0.05)) / 50
+    alone, beside = acoustics.measured(hum, 100), acoustics.measured(np.concatenate([voice(150), hum]), 200)
+    assert alone.pitch.notna().mean() > 0.9 and beside.pitch[:98].notna().all()
+    np.testing.assert_allclose(alone.voicing[2:-2], beside.voicing[102:-2], atol=0.02)
+    assert beside.pitch[102:].notna().mean() < 0.5
+    assert acoustics.measured(np.concatenate([voice(150), 0.1 * voice(150)]), 200).pitch[102:].notna().all()
+
+
+@pytest.mark.slow
+def test_voicing_agrees_with_praat(shared):
+    """Of frames voiced for us, few are not for Praat (60-500 Hz), where 14 % were without a threshold of loudness."""
+    parselmouth = pytest.importorskip("parselmouth")
+    ours, praat = [], []
+    for path in sorted((shared / "speech" / "librispeech-sample" / "audio").rglob("*.*"))[:20]:
+        sound = speech.samples(path).astype(float)
+        frames = -(-len(sound) // 320)
+        ours.append(acoustics.measured(sound, frames).pitch.notna())
+        told = parselmouth.Sound(sound, 16_000).to_pitch_ac(time_step=0.01, pitch_floor=60, pitch_ceiling=500)
+        praat.append([told.get_value_at_time(moment) > 0 for moment in speech.moments(np.arange(frames))])
+    ours, praat = np.concatenate(ours), np.concatenate(praat)
+    assert (ours & ~praat).sum() < 0.10 * ours.sum() and (praat & ~ours).sum() < 0.08 * praat.sum()
+
+
 def test_the_synthesiser_was_told_the_same_pitch():
     told = pd.read_csv(DEMO / "metadata.csv")
     for row in told[told.kind == "speech"].iloc[::60].itertuples():
@@ -65,7 +90,7 @@ def test_the_synthesiser_was_told_the_same_pitch():
 
 def test_energy_is_that_of_the_frame_alone():
     sound = np.zeros(3200)
-    sound[640:960] = 0.5
+    sound[480:800] = 0.5  # around 40 ms
     found = acoustics.measured(sound, 10).energy
     assert found[2] == pytest.approx(20 * np.log10(0.5)) and (found.drop(2) == -120).all()
 
@@ -102,9 +127,9 @@ def test_pauses_and_what_is_near_them():
     assert np.flatnonzero(found["start of speech"] == 1).tolist() == [20, 21, 22, 65, 66, 67]
     assert np.flatnonzero(found["end of speech"] == 1).tolist() == [47, 48, 49, 87, 88, 89]
     since, until = found["since silence"], found["until silence"]
-    assert since[:20].isna().all() and since[20] == pytest.approx(0.01) and since[49] == pytest.approx(0.59)
-    assert since[50:65].isna().all() and since[76] == pytest.approx(0.23), "a gap of 0.1 s is no pause"
-    assert until[:20].isna().all() and until[20] == pytest.approx(0.59) and until[65] == pytest.approx(0.49)
+    assert since[:20].isna().all() and since[20] == pytest.approx(0.0) and since[49] == pytest.approx(0.58)
+    assert since[50:65].isna().all() and since[76] == pytest.approx(0.22), "a gap of 0.1 s is no pause"
+    assert until[:20].isna().all() and until[20] == pytest.approx(0.60) and until[65] == pytest.approx(0.50)
     assert found["since silence"][90:].isna().all() and np.flatnonzero(found["start of sound"] == 1).tolist() == [
         0,
         1,
@@ -115,7 +140,7 @@ def test_pauses_and_what_is_near_them():
 def test_the_edge_of_the_padding():
     found = acoustics.measured(planted(), 110)
     assert np.flatnonzero(found["padding edge"] == 1).tolist() == [97, 98, 99]
-    assert found["until padding"][99] == pytest.approx(0.01) and found["until padding"][100] == pytest.approx(-0.01)
+    assert found["until padding"][99] == pytest.approx(0.02) and found["until padding"][101] == pytest.approx(-0.02)
     assert found.loc[100:].drop(columns="until padding").isna().all(axis=None)
     full = acoustics.measured(planted(), 100)
     assert full[["padding edge", "until padding"]].isna().all(axis=None), "a sound that fills the window has none"
@@ -127,7 +152,7 @@ def test_a_sound_without_pauses_does_not_know_how_long_ago_one_was():
     found = acoustics.measured(noise(1), 60)
     assert found[["since silence", "until silence"]].isna().all(axis=None)
     assert (found.loc[:49, ["start of speech", "end of speech"]] == 0).all(axis=None)
-    assert found.position[:50].tolist() == pytest.approx(((np.arange(50) + 0.5) * 0.02).tolist())
+    assert found.position[:50].tolist() == pytest.approx((np.arange(50) * 0.02).tolist())
 
 
 @pytest.mark.parametrize("samples, frames", [(0, 5), (1, 5), (320, 1), (321, 2), (511, 2), (16_000, 50)])

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from whisper_sae import intervals
 from whisper_sae.by_label import by_label_histogram
 
 
@@ -20,7 +21,8 @@ def test_means_have_students_interval(seed, labels):
         sign = {"all": value == value, "positive": value > 0, "negative": value < 0}[row.side]
         mine = value[(label == row.label) & sign] * (-1 if row.side == "negative" else 1)
         assert (row.n, row.units) == (len(mine), len(mine)) and row.mean == pytest.approx(mine.mean())
-        wanted = stats.ttest_1samp(mine, 0).confidence_interval() if len(mine) > 1 else (np.nan, np.nan)
+        enough = len(mine) >= intervals.LEAST
+        wanted = stats.ttest_1samp(mine, 0).confidence_interval() if enough else (np.nan, np.nan)
         assert (row.low, row.high) == pytest.approx(tuple(wanted), nan_ok=True)
     for side, part in found.table.groupby("side"):
         assert (part["mean"].diff().dropna() <= 0).all(), side
@@ -52,13 +54,15 @@ def test_features_of_an_sae_have_no_negative_side():
 
 
 def test_speakers_are_units():
-    """Two speakers differ; a thousand frames of each are still two units."""
+    """Six speakers differ; a thousand frames of each are still six units. Of five no interval is given."""
     rng = np.random.default_rng(0)
-    who = np.repeat([0, 1], 1000)
-    value = rng.normal(size=2000) + 2 * who
-    frames, voices = (by_label_histogram(value, ["s"] * 2000, speakers).table.iloc[0] for speakers in (None, who))
-    assert voices.units == 2 and frames.units == 2000 and frames["mean"] == pytest.approx(voices["mean"])
-    assert voices.high - voices.low > 50 * (frames.high - frames.low)
+    who = np.repeat(np.arange(6), 1000)
+    value = rng.normal(size=6000) + 2 * (who % 2)
+    frames, voices = (by_label_histogram(value, ["s"] * 6000, speakers).table.iloc[0] for speakers in (None, who))
+    assert voices.units == 6 and frames.units == 6000 and frames["mean"] == pytest.approx(voices["mean"])
+    assert voices.high - voices.low > 25 * (frames.high - frames.low)
+    five = by_label_histogram(value[:5000], ["s"] * 5000, who[:5000]).table.iloc[0]
+    assert five.units == 5 and np.isnan([five.low, five.high]).all()
 
 
 def test_odd_units_and_labels():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
-from scipy.stats import norm
+from scipy.stats import false_discovery_control, norm
 
 from whisper_sae import chance, codes, selectivity
 
@@ -30,6 +30,36 @@ def test_all_shifts_are_equally_likely_and_of_each_clip_its_own():
         np.testing.assert_allclose(np.bincount(column, minlength=length) / 4000, 1 / length, atol=0.03)
     assert abs(np.corrcoef(turns.T)[0, 1]) < 0.06
     assert (next(chance.shifts(clip, 1, 3)) == next(chance.shifts(clip, 1, 3))).all()
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(0, 99), st.booleans())
+def test_a_swap_gives_every_frame_the_label_of_its_time_in_another_window(lengths, seed, mixed):
+    """Windows may lie in any order, with frames left out; the nearest frame in time is taken."""
+    rng = np.random.default_rng(seed)
+    window = np.repeat(rng.permutation(len(lengths)), lengths)
+    position = np.concatenate([np.sort(rng.choice(30, many, replace=False)) for many in lengths])
+    if mixed:
+        window, position = (part[rng.permutation(len(part))] for part in (window, position))
+        window, position = window, np.arange(len(window)) % 30  # no two of a window at one time
+        keep = np.unique(np.stack([window, position]), axis=1)
+        window, position = keep
+    for order in chance.swaps(window, position, 3, alike=3, seed=seed):
+        for one in np.unique(window):
+            mine = window == one
+            (other,) = set(window[order[mine]])
+            theirs = position[window == other]
+            nearest = np.abs(theirs[None] - position[mine][:, None]).min(axis=1)
+            assert (np.abs(position[order[mine]] - position[mine]) == nearest).all()
+        assert len(set(window[order])) == len(set(window)), "each window is taken once"
+
+
+def test_swaps_are_among_windows_of_about_the_same_length():
+    lengths = np.arange(20, 80)
+    window = np.repeat(np.arange(60), lengths)
+    position = np.concatenate([np.arange(many) for many in lengths])
+    for order in chance.swaps(window, position, 20, seed=3):
+        apart = np.abs(lengths[window[order]] - lengths[window])
+        assert apart.max() < 10 and apart.mean() > 1
 
 
 # --------------------------------------------------------------------------------------------- calibration
@@ -164,3 +194,45 @@ def test_a_test_that_hardly_moves_is_measured_by_the_least_spread():
     assert verdict.z[0] == pytest.approx(0.0195)
     with pytest.raises(ValueError, match="chance: 19 shifts are too few, 20 are needed"):
         chance.judge(np.array([0.02]), by_chance[:19], np.array([1.0]), np.array([1.0]))
+
+
+def one_sentence(seed=0, clips=60, frames=90):
+    """Every clip has the same fifteen phones of 0.12 s, up to 0.06 s earlier or later. Features 0 and 1 know only the
+    time since the window began, 2 nothing, and 3 hears eight in ten frames of phone p07."""
+    rng, labels, values = np.random.default_rng(seed), [], []
+    time = np.arange(frames)
+    for _ in range(clips):
+        label = np.roll(np.repeat(np.arange(15), 6), rng.integers(-3, 4))
+        x = np.zeros((frames, 4))
+        x[36:42, 0], x[60:64, 1] = rng.uniform(1, 2, 6), 1
+        x[:, 2] = rng.uniform(size=frames) < 0.07
+        x[:, 3] = (label == 7) * (rng.uniform(size=frames) < 0.8) * rng.uniform(1, 2, frames)
+        labels += [f"p{number:02d}" for number in label]
+        values.append(x)
+    clip = np.repeat(np.arange(clips), frames)
+    return *codes.known(codes.of_chunks(values), np.array(labels), clip // 2, clip), np.tile(time, clips)
+
+
+def test_a_feature_of_position_is_beyond_shifts_and_not_beyond_swaps():
+    """Where everyone reads one sentence, the time since the window began tells phones; a feature of a phone is more."""
+    made, frames, position = one_sentence()
+    by_shifts = judged(made, frames)
+    by_swaps = judged(made, frames, chance.swaps(frames.clip, position, 50))
+    assert by_shifts.found()[[0, 1]].any(axis=1).all() and by_shifts.z[0].max() > 10, "what shifts take it for"
+    verdict = chance.both(by_shifts, by_swaps)
+    assert not verdict.found()[:3].any() and np.nanmax(by_swaps.z[:3]) < 4
+    assert np.argwhere(verdict.found()).tolist() == [[3, 7]] and verdict.z[3, 7] > 5
+
+
+def test_beyond_both_is_beyond_each():
+    rng = np.random.default_rng(0)
+    one, other = (
+        chance.Verdict(rng.normal(size=(20, 5)), p, np.full((20, 5), np.nan)) for p in rng.beta(0.2, 2, (2, 20, 5))
+    )
+    one.p[0] = np.nan
+    verdict = chance.both(one, other)
+    known = np.isfinite(verdict.p)
+    assert known[1:].all() and not known[0].any() and np.isnan(verdict.q[0]).all()
+    np.testing.assert_array_equal(verdict.p[1:], np.maximum(one.p, other.p)[1:])
+    np.testing.assert_allclose(verdict.q[known], false_discovery_control(verdict.p[known]))
+    assert (verdict.z <= one.z).all() and (verdict.z <= other.z).all()

@@ -141,3 +141,44 @@ def test_intervals_hold_the_truth():
         _, low, high = detectors.f1_by_speakers(made, frames, [0], [s], [1.9], draws=400)
         inside += low[0] <= truth[0] <= high[0]
     assert 33 <= inside <= 40
+
+
+def test_on_all_frames_false_alarms_in_pauses_count():
+    """Feature 0 hears s, and fires in every second frame of pauses as well; edges belong to a phone, and are not
+    counted among its frames."""
+    made, frames = world(clean=1.0)
+    s = frames.names.tolist().index("s")
+    n = len(frames.label)
+    dense = np.zeros((2 * n, 1))
+    dense[:n, 0] = made.toarray()[:, 0]
+    dense[n::2, 0] = 9.0
+    whole = codes.Frames(
+        np.concatenate([frames.label, np.full(n, len(frames.names))]), frames.names,
+        np.tile(frames.speaker, 2), np.tile(frames.clip, 2),
+    )  # fmt: skip
+    here = np.arange(2 * n) < n
+    every = whole._replace(label=np.where(here, whole.label, 0))
+    scored = here & (whole.speaker >= 6)
+    asked = whole._replace(label=np.where(whole.speaker >= 6, whole.label, -1))
+    found = detectors.dictionary_score(
+        codes.of_chunks([dense]), every, here & (whole.speaker < 6), scored=scored, everywhere=asked
+    )
+    row = found.table.set_index("label").loc["s"]
+    fires = dense[:, 0] >= row.threshold
+    mask = whole.speaker >= 6
+    assert row.f1 == pytest.approx(f1_score(whole.label[scored] == s, fires[scored]))
+    assert row.f1_all == pytest.approx(f1_score(whole.label[mask] == s, fires[mask])) and row.f1_all < row.f1 - 0.1
+    assert row.f1_all_low <= row.f1_all <= row.f1_all_high
+    counted = found.table[found.table.counted]
+    assert found.everywhere[0] == pytest.approx(counted.f1_all.mean()) and found.speakers == 6
+    table = detectors.beside({"one": found, "same": found})
+    assert (table.f1_all == found.everywhere[0]).all() and (table.all_low <= table.f1_all).all()
+
+
+def test_a_phone_of_few_speakers_has_no_interval_of_its_own():
+    made, frames = world()
+    e = frames.names.tolist().index("e")
+    keep = (frames.label != e) | (frames.speaker < 6 + 5)
+    made, frames = codes.part(made, frames, keep)
+    table = detectors.dictionary_score(made, frames, frames.speaker < 6).table.set_index("label")
+    assert np.isnan([table.f1_low["e"], table.f1_high["e"]]).all() and table.f1_low.notna().sum() == 3

@@ -1,5 +1,6 @@
 """What an edit adds is what it changes, and nothing else: x + W_dec (f' - f)."""
 
+import numpy as np
 import pytest
 import torch
 from coders import made
@@ -104,9 +105,9 @@ def test_a_feature_named_twice_is_refused():
         edits.silence([3, 3])
 
 
-def test_frames_are_chosen_by_their_middle():
+def test_frames_are_chosen_by_their_centre():
     assert edits.between(2, 6, 1, 3).tolist() == [[False, True, True, False, False, False]] * 2
-    mask = edits.spans(2, 6, [0, 0, 1], [0.0, 0.02, 0.09], [0.031, 0.05, 9.0])
-    assert mask[0].tolist() == [True, True, False, False, False, False]  # middles 0.01, 0.03, 0.05, …
-    assert mask[1].tolist() == [False, False, False, False, True, True]  # 0.09 is the fifth middle
+    mask = edits.spans(2, 10, [0, 0, 1, 1], [0.0, 0.03, 0.14, 0.021], [0.021, 0.06, 9.0, 0.04])
+    assert np.flatnonzero(mask[0]).tolist() == [0, 1, 2]  # centres 0.00, 0.02, 0.04; 0.06 is the end
+    assert np.flatnonzero(mask[1]).tolist() == [7, 8, 9]  # 0.14 / 0.02 is above 7 by rounding
     assert not edits.spans(1, 6, [], [], []).any()

@@ -86,7 +86,7 @@ def check_rows(told, dense, pieces, speakers):
         assert row.clip == pieces[row.piece][0] and row.speaker == speakers[row.clip]
         assert row.value == dense[row.row, 0]
         frame = begun[row.piece] + row.row - starts[row.piece]
-        assert row.seconds == pytest.approx(0.02 * frame + 0.01, abs=1e-9)
+        assert row.seconds == pytest.approx(0.02 * frame, abs=1e-9)
 
 
 @settings(max_examples=50)
@@ -165,7 +165,7 @@ def ten(tmp_path):
 def test_equal_activations_everywhere(ten):
     found = ten(np.ones(40))
     loudest = found.loudest(0, 6)
-    assert loudest["clip"].tolist() == [0, 1, 2, 3, 4, 5] and (loudest.seconds == 0.01).all(), "the first of equals"
+    assert loudest["clip"].tolist() == [0, 1, 2, 3, 4, 5] and (loudest.seconds == 0.0).all(), "the first of equals"
     assert found.loudest(0, 10, per_speaker=1)["clip"].tolist() == [0, 1, 2, 3, 4]
     deciles = found.deciles(0)
     assert deciles.kind.tolist() == [f"decile {n}" for n in range(10, 0, -1)] and deciles.value.eq(1).all()
@@ -191,7 +191,7 @@ def test_a_feature_that_always_fires(ten):
 
 def test_one_clip_only(ten):
     found = ten([0, 2, 1, 0], clips=1)
-    assert found.loudest(0).row.tolist() == [1] and found.loudest(0).seconds.tolist() == [0.03]
+    assert found.loudest(0).row.tolist() == [1] and found.loudest(0).seconds.tolist() == [0.02]
     assert found.deciles(0).kind.tolist() == ["decile 6"]
     assert found.random(0).row[0] in (1, 2) and found.silent(0).row[0] in (0, 3)
     assert len(found.of(0)) == 4
@@ -257,8 +257,8 @@ def test_speakers_not_yet_heard_come_first(tmp_path):
 def test_the_word_under_the_peak(ten):
     words = pd.DataFrame(
         [
-            (0, 0.0, 0.03, "the"),
-            (0, 0.03, 0.07, "ring"),
+            (0, 0.0, 0.02, "the"),
+            (0, 0.02, 0.07, "ring"),
             (1, 0.05, 0.5, "of"),
             (1, 0.0, 0.03, ""),
             (2, 1.0, 2.0, "far"),
@@ -266,7 +266,7 @@ def test_the_word_under_the_peak(ten):
         columns=["clip", "start", "end", "word"],
     )
     values = np.zeros(40)
-    values[[1, 2, 4, 8]] = [5, 0, 4, 3]  # clip 0 at 30 ms, clip 1 at 10 ms, clip 2 at 10 ms
+    values[[1, 2, 4, 8]] = [5, 0, 4, 3]  # clip 0 at 20 ms, where a word begins, clips 1 and 2 at 0 ms
     found = ten(values, words=words)
     assert found.loudest(0).word.tolist() == ["ring", "", ""]
     assert list(found.silent(0)) == [*examples.COLUMNS, "word"]

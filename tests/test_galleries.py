@@ -67,7 +67,7 @@ def test_an_excerpt_is_the_sound_around_the_peak(made, windows):
             assert np.corrcoef(padded, sound)[0, 1] > 0.8, "the right place of the right clip"
             trace = np.frombuffer(base64.b64decode(one["trace"]), np.int8) * one["most"] / 127
             assert trace[AROUND] == pytest.approx(one["value"], abs=one["most"] / 100), "the peak is in the middle"
-            middle = pd.Series(heard.index).eq(clip["name"]).idxmax(), (first + AROUND * 320 + 160) / 16_000
+            middle = pd.Series(heard.index).eq(clip["name"]).idxmax(), (first + AROUND * 320) / 16_000
             rows, values = drawn.index.activations(int(number))
             there = drawn._table("", rows, values)
             near = there[(there["clip"] == middle[0]) & ((there.seconds - middle[1]).abs() < AROUND * 0.02 + 0.01)]

@@ -139,6 +139,24 @@ def test_every_moment_has_the_phone_that_holds_it(told, moments):
     assert phones.at(told, np.array(moments)).tolist() == slow
 
 
+def test_at_an_edge_no_rounding_decides():
+    """Phones on a grid of 10 ms, as Kaldi and MFA have them: a frame exactly 10 ms from an edge is kept, always; one at
+    an edge belongs to the phone that begins."""
+    rng = np.random.default_rng(0)
+    edges = np.cumsum(rng.choice([4, 5, 6, 7, 8, 10], 400)) * 10 / 1000
+    told = pd.DataFrame({"clip": 0, "start": edges[:-1], "end": edges[1:], "phone": "a"})
+    centres = speech.moments(np.arange(int(edges[-1] / 0.02)))
+    for moment in (centres, centres + 0.01):
+        where = phones.placed(told, np.zeros(len(moment), int), moment)
+        kept = phones.labels(told, where, "phone", 0.01) != ""
+        near = np.round(np.minimum(where.since, where.left), 6)
+        assert (near == 0.01).sum() > 50 and kept[near == 0.01].all() and not kept[near < 0.01].any()
+        assert (near == 0).sum() > 50 and not (np.round(where.left, 6) == 0).any()
+        assert ((where.third == 0) == (np.round(3 * where.since, 6) < np.round(where.since + where.left, 6)))[
+            where.row >= 0
+        ].all()
+
+
 def test_change_peaks_where_the_sound_changes(loaded):
     """A click and the start of a hiss, both in faint noise: within one frame of 10 ms of their moments."""
     sound = np.random.default_rng(0).normal(0, 1e-4, 32_000).astype(np.float32)

@@ -108,7 +108,7 @@ def test_a_clip_is_answered_with_its_features_at_their_peaks(which, request):
         assert values == sorted(values, reverse=True) and told["fires"] == len(values)
         for row in told["found"]:
             np.testing.assert_allclose(track(row["track"]), dense[:, row["feature"]], rtol=1e-3)
-            assert abs(dense[round(row["at"] / 0.02 - 0.5), row["feature"]]) == pytest.approx(abs(row["value"]))
+            assert abs(dense[round(row["at"] / 0.02), row["feature"]]) == pytest.approx(abs(row["value"]))
     assert len(answer(asked, ask="clip", clip=0, most=3)["found"]) == 3
 
 

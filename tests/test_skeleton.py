@@ -31,15 +31,21 @@ MAY_IMPORT = {
     "alignments": {"corpora"},  # which files are sounds
     "selectivity": {"codes"},  # their entries, and what is known of the frames
     "detectors": {"codes", "intervals", "selectivity"},  # the best thresholds of each feature
-    "timing": {"codes"},
+    "timing": {"codes", "intervals"},
+    "examples": {"speech"},  # the moment of a frame
+    "edits": {"speech"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
-    "sounds": {"codes"},
+    "sounds": {"codes", "intervals"},
     "encoders": {"devices"},
     "classes": {"chance"},  # what dealing gives
-    "correlates": {"chance", "codes", "selectivity"},  # ranks of entries, and what chance gives
+    "correlates": {"chance", "codes", "intervals", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
     "effects": {"tables"},  # what is no label
     "intervals": {"effects"},  # of the effect sizes there
+    "forest": {"intervals"},  # what a bootstrap over units needs; from how many units on
+    "probes": {"intervals"},
+    "by_label": {"intervals"},
+    "controls": {"intervals"},
     "relabelling": {"effects"},
     "crossing": {"effects"},
     "confounds": {"crossing", "effects"},  # partial d is the same there
@@ -77,7 +83,7 @@ MAY_IMPORT = {
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
                   "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
     "figures_of_meaning": {"by_label", "figures"},
-    "scoring": {"nonspeech", "text"},  # which transcripts have words; how errors are named
+    "scoring": {"intervals", "nonspeech", "text"},  # which transcripts have words; how errors are named
     "text": {"decoding", "languages", "model"},
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
@@ -90,18 +96,19 @@ MAY_IMPORT = {
     "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
                       "recipes", "scoring", "speech", "store"},
     "steering": {"edits", "patching"},
-    "figures_of_patching": {"figures"},
-    "faithfulness": {"causal", "dictionaries", "losses", "measure", "model", "patching", "profiles", "recipes",
-                     "scoring", "store"},
+    "figures_of_patching": {"figures", "speech"},
+    "faithfulness": {"causal", "dictionaries", "intervals", "losses", "measure", "model", "patching", "profiles",
+                     "recipes", "scoring", "store"},
     "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
                 "untimed"},
-    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "listening",
-                  "meaning", "nonspeech", "profiles", "recipes", "selectivity", "sounds", "speech", "spoken", "store"},
+    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "intervals",
+                  "listening", "meaning", "nonspeech", "profiles", "recipes", "selectivity", "sounds", "speech",
+                  "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media", "speaker_labels"},
-    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "uploads"},  # no browser, no model
+    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no browser, no model
     "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},
@@ -110,8 +117,9 @@ MAY_IMPORT = {
     "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
                   "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
                   "speech", "spoken", "timing"},
-    "atlas": {"recipes", "dictionaries", "meaning", "profiles", "store", "activations", "sae", "speech", "index",
-              "codes", "maps", "clusters", "effects", "families", "forest", "trees", "excerpts", "speaker_labels"},
+    "atlas": {"activations", "clusters", "codes", "dictionaries", "effects", "excerpts", "families", "forest",
+              "index", "intervals", "maps", "meaning", "profiles", "recipes", "sae", "speaker_labels", "speech",
+              "store", "trees"},
     "speaker_labels": {"effects", "intervals"},
     "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
                "profiles", "recipes", "speaker_labels", "speech", "store"},

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from whisper_sae import codes, timing
+from whisper_sae import codes, model, speech, timing
 
 FRAME = 0.02
 
 
-def clock_of(speakers=4, clips=3, frames=400):
+def clock_of(speakers=6, clips=3, frames=400):
     rows = speakers * clips * frames
     return timing.Clock(
         np.repeat(np.arange(speakers * clips), frames), (np.arange(rows) % frames + 0.5) * FRAME,
@@ -62,6 +62,14 @@ def test_a_burst_of_one_frame_is_found_within_half_a_frame():
     assert np.isnan(found.low) and np.isnan(found.high), "one speaker"
 
 
+def test_of_five_speakers_no_interval_is_given():
+    for speakers in (5, 6):
+        clock = clock_of(speakers=speakers, clips=1)
+        clip, start, end = phones_in(clock)
+        found = timing.latency(bumps(clock, clip, (start + end) / 2), 0, clock, clip, (start + end) / 2)
+        assert np.isfinite([found.low, found.high]).all() == (speakers == 6) and np.isfinite(found.lag)
+
+
 def test_every_speaker_counts_once():
     """One speaks three times as often as the three others together, and late."""
     clock = clock_of()
@@ -109,3 +117,18 @@ def test_stages_of_a_phone():
     assert timing.stages(made, frames, third, made.data)[3, 0].tolist() == [1, 1, 2]
     short = timing.stages(made, frames, np.ones(60, int))
     assert np.isnan(short[:, :, [0, 2]]).all() and np.isfinite(short[:, :, 1]).all()
+
+
+def test_a_frame_is_centred_where_speech_says(demo):
+    """Clicks at known moments: the stem's frames around them, weighted by what the click changes in each."""
+    rng = np.random.default_rng(0)
+    noise, late = (0.003 * rng.standard_normal(16_000)).astype(np.float32), []
+    sounds, at = [noise], rng.integers(4_000, 12_000, 12)
+    for sample in at:
+        sound = noise.copy()
+        sound[sample : sample + 16] += 0.5 * rng.standard_normal(16)
+        sounds.append(sound)
+    said = model.record(demo, model.mel(demo, sounds), ["encoder.embed"])["encoder.embed"][:, :50]
+    energy = (said[1:] - said[0]).square().sum(dim=2).numpy()
+    late = (at + 8) / speech.RATE - (energy * speech.moments(np.arange(50))).sum(axis=1) / energy.sum(axis=1)
+    assert abs(late.mean()) < 0.003 and late.std() < 0.005, "the middle of the samples would be 10 ms away"

@@ -42,7 +42,7 @@ def test_the_few_are_chosen_without_those_who_are_asked_about():
 
 
 def test_balanced_accuracy_is_the_mean_over_labels_with_an_interval_that_covers():
-    read = pd.DataFrame({"told": ["f"] * 2 + ["m"] * 4, "right": [1.0, 0.8, 0.2, 0.4, 0.2, 0.4]})
+    read = pd.DataFrame({"told": ["f"] * 6 + ["m"] * 8, "right": [1.0, 0.8] * 3 + [0.2, 0.4] * 4})
     middle, low, high = voice_probes.balanced(read)
     assert middle == pytest.approx((0.9 + 0.3) / 2) and 0 <= low < middle < high <= 1
     rng, covered = np.random.default_rng(0), 0
@@ -53,6 +53,8 @@ def test_balanced_accuracy_is_the_mean_over_labels_with_an_interval_that_covers(
         covered += low < 0.6 < high
     assert 0.91 < covered / 300 < 0.99
     assert voice_probes.balanced(read.assign(right=1.0)) == (1.0, 1.0, 1.0)
+    five = voice_probes.balanced(read[1:])
+    assert five[0] == pytest.approx(0.59) and np.isnan(five[1:]).all(), "of five speakers no interval is given"
 
 
 def test_balanced_accuracy_is_taken_within_strata_and_needs_six_speakers():
@@ -65,10 +67,11 @@ def test_balanced_accuracy_is_taken_within_strata_and_needs_six_speakers():
 
 def test_tables_to_read_have_every_number_in_its_place():
     scores = pd.DataFrame({"label": ["g", "g", "a"], "input": ["x", "y", "x"], "balanced": [0.5, 0.75, 0.2]})
-    scores = scores.assign(balanced_low=0.1, balanced_high=0.9, chance=[0.5, 0.5, 0.25])
+    scores = scores.assign(balanced_low=[0.1, 0.1, np.nan], balanced_high=[0.9, 0.9, np.nan], chance=[0.5, 0.5, 0.25])
     told = voice_probes.side_by_side(scores).set_index("input")
     assert list(told) == ["g", "a"] and list(told.index) == ["x", "y", "majority"]
     assert told.g["y"] == "75 (10–90)" and told.a["majority"] == "25"
+    assert told.a["x"] == "20", "without an interval"
 
 
 def test_what_one_input_tells_more_is_told_speaker_by_speaker():

@@ -1,8 +1,9 @@
 """What can be measured of the sound under each frame: loudness, pitch, colour of the spectrum, and where the frame is.
 
 A feature that a single one of these explains is no discovery about language, so they are measured before anything is
-called a word or a phone. Frames are those of the encoder, as `speech.kinds` has them: frame i holds the samples from
-320 i to 320 (i + 1). Pitch and spectrum are of a longer stretch around the middle of the frame.
+called a word or a phone. Frames are those of the encoder: loudness is of 20 ms around a frame's centre, 20 i ms (see
+`speech.CENTRE`), pitch and spectrum are of a longer stretch around it. What is silence or padding `speech.kinds` says,
+whose frame i begins at 20 i ms.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from scipy.fft import irfft, next_fast_len, rfft
 
 from whisper_sae import speech
-from whisper_sae.speech import RATE
+from whisper_sae.speech import CENTRE, HOP, RATE
 
 FRAME = 320
 """Samples a frame."""
@@ -35,6 +36,9 @@ EVENTS = ("start of sound", "start of speech", "end of speech", "padding edge")
 PITCHES = (60.0, 500.0)
 """Hz, the lowest and the highest voice that is looked for."""
 
+VOICED, SILENT = 0.5, 0.03
+"""How periodic a voiced frame is at least; below which share of the sound's peak it must be more so, see `pitch`."""
+
 PAUSE = 8
 """Frames of silence in a row that make a pause; fewer may be the closure of a stop."""
 
@@ -42,7 +46,7 @@ NEAR = 3
 """Frames that an event lasts: the first ones of speech after a pause, the last ones of speech before one, …"""
 
 _SPECTRUM, _PITCH = 512, 1024
-"""Samples around the middle of a frame that its spectrum and its pitch are taken of."""
+"""Samples around the centre of a frame that its spectrum and its pitch are taken of."""
 
 
 def measured(sound: np.ndarray, frames: int) -> pd.DataFrame:
@@ -51,14 +55,14 @@ def measured(sound: np.ndarray, frames: int) -> pd.DataFrame:
     A frame that the sound does not reach is padding, and has nothing but `until padding`, which is below 0 there.
     NaN where a measure has no meaning: `pitch` where nothing is voiced, spectra of digital silence, `since silence` in
     a pause and before the first one, `until silence` in one and after the last; `until padding` and `padding edge`
-    where the sound fills the window. Times are of the frame's middle. Raises ValueError for a sound that is longer.
+    where the sound fills the window. Times are of the frame's centre. Raises ValueError for a sound that is longer.
     """
     sound = np.asarray(sound, dtype=np.float64)
     valid = -(-len(sound) // FRAME)
     names = [*MEASURES, *EVENTS]
     told = np.full((frames, len(names)), np.nan)
     if frames > valid:
-        told[:, names.index("until padding")] = (valid - np.arange(frames) - 0.5) * FRAME / RATE
+        told[:, names.index("until padding")] = (valid - np.arange(frames)) * HOP - CENTRE
     for name, values in _columns(sound, valid, frames).items() if valid else ():
         told[:valid, names.index(name)] = values
     return pd.DataFrame(told, columns=names).rename_axis("frame")
@@ -69,16 +73,17 @@ def _columns(sound: np.ndarray, valid: int, frames: int) -> dict[str, np.ndarray
     quiet = speech.kinds(sound, FRAME, frames)[:valid] == speech.SILENCE
     within = np.zeros(valid * FRAME)
     within[: len(sound)] = sound
-    blocks, silent = within.reshape(valid, FRAME), pauses(quiet)
+    blocks, silent = _around(within, valid, FRAME), pauses(quiet)
     columns = {"energy": 10 * np.log10(np.square(blocks).mean(axis=1) + 1e-12), "crossings": crossings(blocks)}
     columns["centroid"], columns["tilt"] = colour(_around(within, valid, _SPECTRUM))
-    columns["pitch"], columns["voicing"] = pitch(_around(within, valid, _PITCH))
+    columns["pitch"], columns["voicing"] = pitch(_around(within, valid, _PITCH), np.abs(sound - sound.mean()).max())
     columns["pitch"][quiet] = np.nan
-    columns["position"] = (np.arange(valid) + 0.5) * FRAME / RATE
-    columns["since silence"], columns["until silence"] = _since(silent), _since(silent[::-1])[::-1]
+    columns["position"] = speech.moments(np.arange(valid))
+    since, until = _since(silent), _since(silent[::-1])[::-1]
+    columns["since silence"], columns["until silence"] = (since - 1) * HOP + CENTRE, until * HOP - CENTRE
     columns["start of sound"] = np.arange(valid) < NEAR
     columns["start of speech"], columns["end of speech"] = (
-        np.nan_to_num(columns[name], nan=np.inf) < NEAR * FRAME / RATE for name in ("since silence", "until silence")
+        np.nan_to_num(n, nan=np.inf) <= NEAR for n in (since, until)
     )
     if frames > valid:
         columns["padding edge"] = np.arange(valid) >= valid - NEAR
@@ -96,16 +101,16 @@ def pauses(silent: np.ndarray) -> np.ndarray:
 
 
 def _since(silent: np.ndarray) -> np.ndarray:
-    """Seconds from the end of the last silent frame to the middle of each: (frame,), NaN in silence and before any."""
+    """How many frames ago the last silent one was: (frame,) from 1 on, NaN in silence and before any."""
     frame = np.arange(len(silent))
     last = np.maximum.accumulate(np.where(silent, frame, -1))
-    return np.where(silent | (last < 0), np.nan, (frame - last - 0.5) * FRAME / RATE)
+    return np.where(silent | (last < 0), np.nan, frame - last)
 
 
 def _around(sound: np.ndarray, frames: int, length: int) -> np.ndarray:
-    """`length` samples around the middle of each frame, zeros beyond the ends: (frame, length)."""
-    side = (length - FRAME) // 2
-    padded = np.pad(sound, side).astype(np.float32)  # a transform takes half as long
+    """`length` samples around the centre of each frame, zeros beyond the ends: (frame, length)."""
+    before = length // 2 - round(CENTRE * RATE)
+    padded = np.pad(sound, (before, length)).astype(np.float32)  # a transform takes half as long
     return np.lib.stride_tricks.sliding_window_view(padded, length)[::FRAME][:frames]
 
 
@@ -136,11 +141,13 @@ def colour(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centroid, np.where(some, tilt, np.nan)
 
 
-def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pitch(blocks: np.ndarray, loudest: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """The fundamental frequency of each block in Hz, NaN where nothing is voiced, and how periodic it is, 0 to 1.
 
     The highest peak of the autocorrelation, over that of the window (Boersma 1993): a little lower one at half the lag
-    or less is preferred, for a sound of period T has that of 2 T too. Its height is the voicing; from 0.5 on it counts.
+    or less is preferred, for a sound of period T has that of 2 T too. Its height is the voicing; from VOICED on it
+    counts. Where the block's middle half is quieter than about SILENT of `loudest`, the whole sound's peak, it must be
+    VOICED + max(0, 2 - (1 + VOICED) · local peak / (SILENT · loudest)), equation 23 there.
     """
     length = blocks.shape[1]
     window = np.hanning(length).astype(blocks.dtype)
@@ -158,7 +165,10 @@ def pitch(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         aside = np.nan_to_num((before - after) / (before - 2 * at + after) / 2).clip(-0.5, 0.5)  # of a parabola
     voicing = np.where(peak.any(axis=1), at - (before - after) * aside / 4, 0).clip(0, 1)
-    return np.where(voicing >= 0.5, RATE / (lags[1:-1][best] + aside), np.nan), voicing
+    local = np.abs(blocks - blocks.mean(axis=1, keepdims=True))[:, length // 4 : -(length // 4)].max(axis=1)
+    faint = 2 - (1 + VOICED) * local / (SILENT * loudest) if loudest > 0 else 0.0
+    voiced = voicing >= VOICED + np.maximum(faint, 0)
+    return np.where(voiced, RATE / (lags[1:-1][best] + aside), np.nan), voicing
 
 
 def _autocorrelation(blocks: np.ndarray, most: int) -> np.ndarray:

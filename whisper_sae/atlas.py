@@ -16,7 +16,7 @@ from scipy.sparse import hstack
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import clusters, effects, families, forest, index, maps, sae, speaker_labels, speech, trees
+from whisper_sae import clusters, effects, families, forest, index, intervals, maps, sae, speaker_labels, speech, trees
 from whisper_sae import codes as sparse_codes
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.excerpts import excerpt
@@ -345,6 +345,6 @@ def forests(run: Profile, seed: int, site: str, label: str = "gender") -> Recipe
     return Recipe(
         "forests", plant, {"seed": seed, "label": label, "frames": MOST_FRAMES}, by=made_by(run, "03"),
         needs={"clips": said.needs["clips"], "activations": said.needs["activations"], "codes": said},
-        code=(forests, _blocks, forest, index, frames, effects, speaker_labels),
+        code=(forests, _blocks, forest, intervals, index, frames, effects, speaker_labels),
         label=f"forests for {label} at {site}",
     )  # fmt: skip

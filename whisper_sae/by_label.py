@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from whisper_sae.intervals import LEAST
+
 SIDES = ("all", "positive", "negative")
 
 
@@ -30,7 +32,7 @@ def by_label_histogram(values, labels, speakers=None, *, bins: int = 40, level: 
     On the side "all" every frame counts, on "positive" and "negative" those of its sign, the latter as positive
     numbers. With `speakers`, (frame,), mean and interval are of the speakers' means, `units` of them. Without, every
     frame counts as one, as in FREUD's plot: neighbouring frames are no independent draws, so that interval is too
-    narrow. Fewer than two units have none. Frames labelled "" are left out.
+    narrow. Fewer than `intervals.LEAST` units have none. Frames labelled "" are left out.
     """
     values, labels = np.asarray(values, dtype=np.float64), np.asarray(labels).astype(str)
     here = labels != ""
@@ -55,5 +57,6 @@ def _means(side: str, values: np.ndarray, labels: np.ndarray, who: np.ndarray, l
     units = one.groupby(["label", "who"]).value.mean().groupby("label")
     mean, count = units.mean(), units.size()
     reach = stats.t.ppf((1 + level) / 2, np.maximum(count - 1, 1)) * units.std(ddof=1) / np.sqrt(count)
+    reach = reach.where(count >= LEAST)
     found = pd.DataFrame({"n": n, "units": count, "mean": mean, "low": mean - reach, "high": mean + reach})
     return found.sort_values("mean", ascending=False).rename_axis("label").reset_index().assign(side=side)

@@ -1,4 +1,4 @@
-"""What chance alone gives: alignments shifted in time, and how far the true one stands out from many such.
+"""What chance alone gives: alignments shifted in time or swapped between clips, and how far the true one stands out.
 
 Frames are no independent draws: a phone lasts several, a feature too, and both depend on the voice and the clip. So
 labels are not shuffled but shifted: the frames of a clip that have a label are joined to a circle, and the labels go
@@ -8,8 +8,13 @@ and each clip has of it, and of the feature; only the connection in time is gone
 Two other ways were tried on simulated codes that have nothing to do with their labels. One circle for all clips of a
 speaker finds too much where clips differ, because a clip's labels then meet two clips' codes. Leaving out short shifts
 finds far too much: a circle's shifts have a fixed sum, so those left tell what the true one is. `tests/test_chance.py`
-has both. Where something happens in a clip is part of what is tested: a feature for the start of speech goes with the
-phones that are frequent there.
+has both.
+
+Shifts do not keep where in a clip a phone is. Where many read the same sentence, a feature that knows nothing but the
+time since the window began goes with the phones that are said then, and stands out from all shifts. So there is a
+second null, which keeps the time: clips of about the same length swap their alignments (`swaps`). It keeps less than
+shifts do of what a clip or a speaker has of each label, so neither replaces the other: a discovery must be beyond both
+(`both`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +38,37 @@ def shifts(clip: np.ndarray, count: int = 100, seed: int = 0) -> Iterator[np.nda
     start, whole = np.repeat(first, length), np.repeat(length, length)
     for _ in range(count):
         yield start + (np.arange(len(clip)) - start + np.repeat(rng.integers(0, length), length)) % whole
+
+
+def swaps(
+    window: np.ndarray, position: np.ndarray, count: int = 50, alike: int = 10, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """`count` orders of the frames, (frame,) each: `label[order]` are the labels that another window has at that time.
+
+    `window` (frame,) is what each frame was heard in, `position` (frame,) its number there. Windows are permuted among
+    the `alike` or more whose last frames are at about the same time, all permutations being equally likely. A frame
+    gets the label of the frame nearest in time that the other window has here; which may be the same window.
+    """
+    order = np.lexsort([position, window])
+    number = np.unique(window[order], return_inverse=True)[1]
+    time = position[order].astype(np.int64)
+    first = np.flatnonzero(np.append(True, number[1:] != number[:-1]))
+    last = np.append(first[1:], len(number)) - 1
+    step = 2 * int(time.max(initial=0)) + 2  # further than any two frames of a window are apart
+    key = number * step + time
+    by_length = np.argsort(time[last], kind="stable")
+    groups = np.array_split(by_length, max(1, len(first) // alike))
+    rng, place = np.random.default_rng(seed), np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    for _ in range(count):
+        partner = np.empty(len(first), dtype=np.int64)
+        for group in groups:
+            partner[group] = rng.permutation(group)
+        other = partner[number]
+        after = np.clip(np.searchsorted(key, other * step + time), first[other], last[other])
+        before = np.maximum(after - 1, first[other])
+        nearest = np.where(np.abs(time[before] - time) <= np.abs(time[after] - time), before, after)
+        yield order[nearest][place]
 
 
 def null(statistic: Callable[[np.ndarray], np.ndarray], label: np.ndarray, orders: Iterable[np.ndarray]) -> np.ndarray:
@@ -95,6 +131,18 @@ def judge(
     if possible.any():
         q[possible] = stats.false_discovery_control(p[possible])
     return Verdict(*(part.reshape(shape) for part in (z, p, q)))
+
+
+def both(one: Verdict, other: Verdict) -> Verdict:
+    """What stands out from two nulls: the smaller z and the larger p of each test, and q of these p over all tests.
+
+    The larger of two p is one for "either null holds" (intersection-union test; Berger 1982).
+    """
+    p, q = np.maximum(one.p, other.p), np.full(one.p.shape, np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        q[known] = stats.false_discovery_control(p[known])
+    return Verdict(np.minimum(one.z, other.z), p, q)
 
 
 def _standardised(observed: np.ndarray, chance: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

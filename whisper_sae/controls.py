@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from whisper_sae.intervals import LEAST
+
 CALIPER = 0.5
 """How far a control may be from its target in firing rate and in rate × size: |log ratio|, a factor of 1.65."""
 
@@ -155,7 +157,7 @@ def evenness(p: np.ndarray) -> float:
 
 
 def reach(values: np.ndarray, level: float = 0.95) -> float:
-    """Half the width of Student's interval of the mean of `values`, one a speaker; NaN for fewer than 2."""
+    """Half the width of Student's interval of the mean of `values`, one a speaker; NaN for fewer than LEAST."""
     values = np.asarray(values, float)
     n = len(values)
-    return float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n >= LEAST else float("nan")

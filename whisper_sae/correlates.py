@@ -22,7 +22,7 @@ from scipy.sparse import csc_array
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from whisper_sae import chance
+from whisper_sae import chance, intervals
 from whisper_sae.codes import Frames, blocks, coincidences, feature_of, half_of, only
 from whisper_sae.selectivity import Ranked, ranked
 
@@ -62,7 +62,7 @@ class Correlates(NamedTuple):
     """Spearman's, over all frames on which the measure is known."""
     low: np.ndarray
     high: np.ndarray
-    """Its 95 % interval over speakers; NaN for fewer than two."""
+    """Its 95 % interval over speakers; NaN for fewer than `intervals.LEAST`."""
     auc: np.ndarray
     """Of what is there or not: P(higher where it is) + P(equal) / 2. NaN for other measures."""
     explained: np.ndarray
@@ -260,7 +260,7 @@ def _spearman(ranks: Ranked, value: np.ndarray, unit: np.ndarray, draws: int, se
     silent = ranks.at_zero - (len(value) + 1) / 2  # (feature,) what a frame at zero has
     n, of_y, of_yy = (np.bincount(number, y**power) for power in (0, 1, 2))
     weights = [np.ones((1, len(who)))]
-    if len(who) > 1 and draws:
+    if len(who) >= intervals.LEAST and draws:
         even = np.full(len(who), 1 / len(who))
         weights.append(np.random.default_rng(seed).multinomial(len(who), even, size=draws).astype(float))
     rho, low, high = (np.full(len(silent), np.nan) for _ in range(3))
@@ -276,7 +276,8 @@ def _spearman(ranks: Ranked, value: np.ndarray, unit: np.ndarray, draws: int, se
         rho[some] = parts[0][:, 0]
         if len(parts) > 1:
             drawn = np.where(np.isnan(parts[1]), 0, parts[1])  # who was drawn may never hear it
-            low[some], high[some] = np.where(np.isnan(rho[some]), np.nan, np.quantile(drawn, [0.025, 0.975], axis=1))
+            ends = np.stack(intervals.of_draws(drawn.T, len(who)))
+            low[some], high[some] = np.where(np.isnan(rho[some]), np.nan, ends)
     return rho, low, high
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whisper_sae.speech import CENTRE
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -125,10 +127,13 @@ def between(clips: int, frames: int, first: int, last: int) -> Tensor:
 
 
 def spans(clips: int, frames: int, clip, start, end, hop: float = 0.02) -> Tensor:
-    """The frames whose middle lies in any of the spans, (clip, frame) bool: `clip` (span,) numbers, `start` and `end`
-    (span,) seconds; a frame is `hop` seconds long."""
+    """The frames whose centre lies in any of the spans, (clip, frame) bool: `clip` (span,) numbers, `start` and `end`
+    (span,) seconds, the end not included; frames are `hop` seconds apart and centred as `speech.CENTRE` says."""
     edge = np.zeros((clips, frames + 1), dtype=np.int64)
-    first, last = (np.clip(np.ceil(np.asarray(t, float) / hop - 0.5), 0, frames).astype(int) for t in (start, end))
+    first, last = (
+        np.clip(np.ceil(np.round((np.asarray(t, float) - CENTRE) / hop, 6)), 0, frames).astype(int)
+        for t in (start, end)
+    )
     np.add.at(edge, (np.asarray(clip, int), first), 1)
     np.add.at(edge, (np.asarray(clip, int), last), -1)
     return torch.from_numpy(edge.cumsum(axis=1)[:, :frames] > 0)

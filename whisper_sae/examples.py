@@ -19,9 +19,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-RATE = 16_000
+from whisper_sae.speech import RATE, moments
+
 FRAME = 320
-"""Samples a second, and samples a frame: frame i of a clip is what is heard from i · 20 ms to (i + 1) · 20 ms."""
+"""Samples from one frame to the next."""
 
 COLUMNS = ["kind", "clip", "speaker", "piece", "row", "value", "seconds"]
 KINDS = ("loudest", "deciles", "random", "silent", "range")
@@ -32,7 +33,7 @@ class Examples:
 
     `index` is an `index.Index`. `clips` is the table of clips, of which `speaker` is read; `clip` counts its rows.
     `windows` tells of each piece of the index its `clip` and `first`, the sample at which it begins in it. `seconds` is
-    the middle of the frame, from the start of the clip. With `words`, a table `clip start end word` in seconds, there
+    the centre of the frame, from the start of the clip. With `words`, a table `clip start end word` in seconds, there
     is a column `word`: the one that sounds then, or "".
 
     A `side` is "both", where values far below zero count as much as those above, "positive" or "negative".
@@ -189,7 +190,7 @@ class Examples:
     def _table(self, kind: str, rows: np.ndarray, values: np.ndarray) -> pd.DataFrame:
         piece, position = self.index.where(rows)
         clip = self.clip_of[piece]
-        seconds = (self.first[piece] + FRAME * position + FRAME // 2) / RATE
+        seconds = moments(position, self.first[piece])
         columns = (kind, clip, self.speaker[clip], piece, rows, values, seconds)
         found = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
         if self.words is not None:

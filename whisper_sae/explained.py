@@ -21,6 +21,7 @@ from whisper_sae import (
     correlates,
     excerpts,
     index,
+    intervals,
     listening,
     meaning,
     nonspeech,
@@ -39,7 +40,7 @@ WORD = "word boundary"
 """The event of `measures` that words tell, where a corpus knows when they sound."""
 
 REACH = 0.03
-"""Seconds from a word's start or end to the middle of a frame that is still at the boundary."""
+"""Seconds from a word's start or end to the centre of a frame that is still at the boundary."""
 
 
 # ------------------------------------------------------------------------------------------------ measures
@@ -133,7 +134,7 @@ def correlates_of(
     return Recipe(
         "correlates", ask, {"most": most, "shifts": shifts, "seed": seed},
         needs=needs | {"codes": made, "acoustics": acoustics_of(run, seed)}, by=made_by(run, "06"),
-        code=(correlates, chance, selectivity, entries, correlates_of, _drawn, measures),
+        code=(correlates, chance, intervals, selectivity, entries, correlates_of, _drawn, measures),
         label=f"acoustic correlates of the {of} of {site}",
     )  # fmt: skip
 
@@ -199,7 +200,7 @@ def sounds_of(
     needs = {name: made.needs[name] for name in ("clips", "activations")}
     return Recipe(
         "sounds", ask, {"way": way, "shuffles": shuffles, "seed": seed}, needs=needs | {"codes": made},
-        code=(sounds, entries, nonspeech, sounds_of, classed, _column), by=made_by(run, "06"),
+        code=(sounds, intervals, entries, nonspeech, sounds_of, classed, _column), by=made_by(run, "06"),
         label=f"sounds in the {of} of {site}",
     )  # fmt: skip
 
@@ -207,6 +208,11 @@ def sounds_of(
 def classed(heard: pd.DataFrame) -> np.ndarray:
     """Which clips are sounds of a class without speech: (clip,) bool."""
     return (nonspeech.class_of(heard) != "") & nonspeech.is_nonspeech(heard)
+
+
+def kinds_of(heard: pd.DataFrame) -> list[str]:
+    """The classes of `classed` clips, in order."""
+    return sorted(set(nonspeech.class_of(heard)[classed(heard)]))
 
 
 def _column(heard: pd.DataFrame, names: tuple[str, ...]) -> np.ndarray:
@@ -228,7 +234,7 @@ def kinds_of_sounds(run: Profile, seed: int, site: str, **how) -> tuple[pd.DataF
     first, rows = steps["dictionary"], []
     for of, step in steps.items():
         ahead = first.array("draws.npy") - step.array("draws.npy")
-        low, high = np.quantile(ahead, [0.025, 0.975])
+        low, high = sounds.interval(ahead, classes(first))
         rows.append(
             {"input": of}
             | step.facts

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, dictionaries, losses, measure, model, patching, scoring
+from whisper_sae import causal, dictionaries, intervals, losses, measure, model, patching, scoring
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded
 from whisper_sae.store import Recipe, Step
@@ -102,7 +102,8 @@ def summary(step: Step, seed: int = 0) -> pd.DataFrame:
 def recovered(lost: np.ndarray, best: int, worst: int, speakers, draws: int = 4000, seed: int = 0) -> np.ndarray:
     """100 · (Σ lost[worst] - Σ lost) / (Σ lost[worst] - Σ lost[best]) with its interval: (way, 3).
 
-    `lost` is (way, clip), `speakers` (clip,) are drawn with replacement. NaN where nothing is lost by the worst.
+    `lost` is (way, clip), `speakers` (clip,) are drawn with replacement. NaN where nothing is lost by the worst,
+    and intervals of fewer than `intervals.LEAST` speakers.
     """
     number, names = pd.factorize(np.asarray(speakers))
     n = len(names)
@@ -113,6 +114,6 @@ def recovered(lost: np.ndarray, best: int, worst: int, speakers, draws: int = 40
             100 * (total[:, worst, None] - total) / (total[:, worst] - total[:, best])[:, None]
             for total in (sums.sum(axis=0)[None], times @ sums)
         ]
-    if n < 2 or not (sums.sum(axis=0)[worst] - sums.sum(axis=0)[best]) > 0:
+    if not (sums.sum(axis=0)[worst] - sums.sum(axis=0)[best]) > 0:
         return np.stack([np.full(len(lost), np.nan)] * 3, axis=1)
-    return np.concatenate([shares[0], np.nanquantile(shares[1], scoring.ends_of(n), axis=0)]).T
+    return np.stack([shares[0][0], *intervals.of_draws(shares[1], n)], axis=1)

@@ -29,7 +29,7 @@ def answers_by_label(units: dict[str, ByLabel], side: str = "all", most: int = 1
     """The polysemanticity plot, two units a row: the histogram of a unit's values for each label, a row a label, as
     shares of the label's frames; and beside it the mean with its interval, the highest on top.
 
-    Labels are the `most` with the highest mean on that side, of those with an interval.
+    Labels are the `most` with the highest mean on that side, of those with an interval, or of all where none has one.
     """
     rows = -(-len(units) // 2)
     fig, axes = plt.subplots(rows, 4, figsize=(8.8, (0.9 + 0.24 * most) * rows), squeeze=False,
@@ -37,7 +37,8 @@ def answers_by_label(units: dict[str, ByLabel], side: str = "all", most: int = 1
     for axis in axes.reshape(-1)[2 * len(units) :]:
         axis.remove()
     for (name, told), (heat, means) in zip(units.items(), axes.reshape(-1, 2), strict=False):
-        table = told.table[(told.table.side == side) & told.table.low.notna()].head(most)
+        table = told.table[told.table.side == side]
+        table = (table[table.low.notna()] if table.low.notna().any() else table).head(most)
         counts = told.counts.loc[table.label].to_numpy(float)
         share = np.log10(np.maximum(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), 1e-3))
         heat.imshow(share, aspect="auto", extent=(told.edges[0], told.edges[-1], len(table) - 0.5, -0.5), cmap="Greys",

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from whisper_sae.figures import BLUE, GREY, INK, ORANGE
+from whisper_sae.speech import CENTRE
 
 
 def beside_controls(frame: pd.DataFrame, name: str = "phone", found: float = 0.05) -> Figure:
@@ -96,7 +97,7 @@ def tracks(before: dict[int, np.ndarray], after: dict[int, np.ndarray], hop: flo
     orange."""
     fig, axes = plt.subplots(len(before), 1, figsize=(7.2, 0.8 + 1.0 * len(before)), sharex=True, squeeze=False)
     for axis, (feature, track) in zip(axes[:, 0], before.items(), strict=True):
-        time = (np.arange(len(track)) + 0.5) * hop
+        time = np.arange(len(track)) * hop + CENTRE
         axis.plot(time, track, color=BLUE, label="as it is")
         axis.plot(time, after[feature], color=ORANGE, linestyle="--", label="edited")
         axis.set_title(f"feature {feature}")

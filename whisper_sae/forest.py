@@ -12,6 +12,8 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score
 
+from whisper_sae import intervals
+
 TREES = 100
 FOLDS = 3
 
@@ -23,7 +25,7 @@ def read(x: np.ndarray, label, speaker, seed: int = 0, trees: int = TREES, progr
     speakers it tells nothing. `split` is "frames", a fifth of them held out as v1 did, or "speakers": each is asked
     about by a forest that never met it, in FOLDS turns or as many as a label has speakers. `right` is the share
     of frames, `majority` that of the most frequent label, `balanced` the mean over labels of the share right, `low` and
-    `high` its 95 % interval, for which speakers are drawn anew.
+    `high` its 95 % interval by a bootstrap over speakers; NaN where a label has fewer than `intervals.LEAST`.
 
     Raises ValueError unless there are two labels with two speakers of each.
     """
@@ -85,11 +87,14 @@ def _scores(told: np.ndarray, y: np.ndarray, speaker: np.ndarray) -> dict:
 
 
 def _interval(right: np.ndarray, y: np.ndarray, speaker: np.ndarray, draws: int = 1000) -> tuple[float, float]:
-    """Of balanced accuracy: speakers drawn anew within each label, with replacement."""
+    """Of balanced accuracy: speakers drawn within each label, with replacement; the smallest limits it."""
     each = pd.DataFrame({"right": right, "label": y, "speaker": speaker}).groupby(["label", "speaker"]).right
     each = each.agg(["sum", "size"]).reset_index()
-    rng, found = np.random.default_rng(0), []
+    rng, found, least = np.random.default_rng(0), [], int(each.groupby("label").size().min())
+    if least < intervals.LEAST:
+        return np.nan, np.nan
     for _, part in each.groupby("label"):
         again = rng.integers(0, len(part), (draws, len(part)))
         found.append(part["sum"].to_numpy()[again].sum(axis=1) / part["size"].to_numpy()[again].sum(axis=1))
-    return tuple(np.quantile(np.mean(found, axis=0), [0.025, 0.975]).tolist())
+    low, high = intervals.of_draws(np.mean(found, axis=0), least * len(found), groups=len(found))
+    return float(low), float(high)

@@ -130,7 +130,7 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
         (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
         return {"features": len(numbers), "alive": len(alive)}
 
-    parts = (phone_scores, phonetics.asked, _best, _chosen, _rows, _examples, _wholes, _one, *TELLING, table)
+    parts = (phone_scores, *phonetics.ASKING, _best, _chosen, _rows, _examples, _wholes, _one, *TELLING, table)
     return Recipe(
         "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
         code=(gallery, media, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
@@ -268,7 +268,7 @@ def _wholes(drawn: Examples, heard: pd.DataFrame, numbers: list[int], most: int,
 
 
 def _one(drawn: Examples, heard: pd.DataFrame, number: int, row, filters: np.ndarray) -> Example:
-    first = round(row.seconds * RATE) - FRAME // 2 - AROUND * FRAME
+    first = round((row.seconds - speech.CENTRE) * RATE) - AROUND * FRAME
     samples = (2 * AROUND + 1) * FRAME
     sound = np.zeros(samples, np.float32)
     inside = excerpts.excerpt(heard.path[row.clip], max(first, 0), first + samples - max(first, 0))

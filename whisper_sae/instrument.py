@@ -197,12 +197,12 @@ def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_00
 
 
 def _phone_of_each_row(run: Profile, heard: pd.DataFrame, windows: pd.DataFrame, count: np.ndarray) -> np.ndarray:
-    """The phone in the middle of each stored frame, "" where none is: (row,) of `count` frames a window."""
+    """The phone at the centre of each stored frame, "" where none is: (row,) of `count` frames a window."""
     told = dict(list(phones_of(run, heard).groupby("clip")))
     found = []
     for number, frames_here in enumerate(count):
         clip, first = windows.loc[number, ["clip", "first"]]
-        moments = first / speech.RATE + (np.arange(frames_here) + 0.5) * 0.02
+        moments = speech.moments(np.arange(frames_here), first)
         here = told.get(clip)
         row = phones.at(here, moments) if here is not None else np.full(frames_here, -1)
         names = here.phone.to_numpy(str) if here is not None else np.array([""])

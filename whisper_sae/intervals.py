@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 from scipy.optimize import elementwise
 
 from whisper_sae import effects
@@ -152,6 +152,38 @@ def of_auc(auc: np.ndarray, n1, n2, level: float = 0.95) -> Interval:
             far, near = np.where(outside, middle, far), np.where(outside, near, middle)
         ends.append(np.where(np.minimum(n1, n2) >= LEAST, near + 0 * auc, np.nan))
     return Interval(auc, *ends)
+
+
+# ------------------------------------------------------------------------------------------------ percentiles
+
+
+def ends_of(n, level: float = 0.95, groups: int = 1) -> np.ndarray:
+    """The percentiles, (2, …) from 0 to 1, at which a bootstrap over n units has an interval of nominal coverage.
+
+    Plain percentiles of a mean of n units are too close together: the bootstrap's variance lacks n / (n - 1), and the
+    normal distribution is not Student's t. They are taken further out by both ("expanded percentiles", Hesterberg 2015,
+    section 4.3). Units that are drawn within each of `groups` have so many degrees of freedom fewer. NaN for none left.
+    """
+    spare = np.maximum(np.asarray(n, dtype=np.float64) - groups, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = stats.norm.cdf(np.sqrt((spare + groups) / spare) * stats.t.ppf((1 - level) / 2, spare))
+    return np.stack([tail, 1 - tail])
+
+
+def of_draws(drawn: np.ndarray, n, level: float = 0.95, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a statistic from its bootstrap draws, (draw, …), over n units, a number or one for each (…,).
+
+    Low and high, of `ends_of`; NaN where nothing was drawn and for fewer than LEAST units. In simulations of means,
+    ratios and F1 they hold the truth in 93 to 97 of 100 cases from 8 units on, and in 92 to 96 with 6 or 7
+    (`tests/test_intervals.py`).
+    """
+    drawn, shape = np.asarray(drawn, dtype=np.float64), np.shape(drawn)[1:]
+    drawn, n = drawn.reshape(len(drawn), -1), np.broadcast_to(n, shape).ravel()
+    found = np.full((2, drawn.shape[1]), np.nan)
+    for size in np.unique(n[n >= LEAST]):
+        mine = np.flatnonzero((n == size) & np.isfinite(drawn).any(axis=0))
+        found[:, mine] = np.nanquantile(drawn[:, mine], ends_of(size, level, groups), axis=0)
+    return found[0].reshape(shape), found[1].reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------- bootstrap

@@ -12,6 +12,9 @@ import pandas as pd
 from whisper_sae import alignments
 from whisper_sae.alignments import BadAlignment as BadPhones
 
+DIGITS = 6
+"""Decimals of a second to which times are compared: to a microsecond, so that no rounding decides at an edge."""
+
 __all__ = ["BadPhones", "Placed", "at", "change_around", "digest", "labels", "placed", "read", "words"]
 
 
@@ -42,7 +45,7 @@ def digest(folder: str | Path) -> str:
 def at(clip: pd.DataFrame, moments: np.ndarray) -> np.ndarray:
     """Which phone of a clip, by its row number in `clip`, sounds at each moment (seconds): (moment,), -1 for none.
 
-    A phone holds [start, end). Of a frame, the moment to ask about is its middle: (i + 0.5) · 20 ms.
+    A phone holds [start, end). Of a frame, the moment to ask about is its centre, `speech.moments`.
     """
     return _inside(clip.start.to_numpy(), clip.end.to_numpy(), np.asarray(moments))
 
@@ -51,6 +54,7 @@ def _inside(start: np.ndarray, end: np.ndarray, moments: np.ndarray) -> np.ndarr
     """Which of some stretches of a clip holds each moment: (moment,), -1 for none."""
     if not len(start):
         return np.full(len(moments), -1)
+    start, end, moments = (np.round(times, DIGITS) for times in (start, end, moments))  # 0.06 is no less than 3 · 0.02
     row = np.searchsorted(start, moments, side="right") - 1
     return np.where((row >= 0) & (moments < end[row]), row, -1)
 
@@ -59,7 +63,7 @@ class Placed(NamedTuple):
     """Where frames lie in phones, or in words; each is (frame,)."""
 
     row: np.ndarray
-    """The phone that sounds in the middle of the frame, by its place in the table; -1 for none."""
+    """The phone that sounds at the centre of the frame, by its place in the table; -1 for none."""
     since: np.ndarray
     """Seconds since that phone began; NaN for none."""
     left: np.ndarray
@@ -69,12 +73,12 @@ class Placed(NamedTuple):
     def third(self) -> np.ndarray:
         """0, 1 or 2 for the onset, the steady middle and the offset of the phone, each a third of it; -1 for none."""
         with np.errstate(invalid="ignore"):
-            part = np.floor(3 * self.since / (self.since + self.left))
+            part = np.floor(np.round(3 * self.since / (self.since + self.left), DIGITS))
         return np.where(self.row < 0, -1, np.nan_to_num(part)).astype(int)
 
 
 def placed(told: pd.DataFrame, clip: np.ndarray, moment: np.ndarray) -> Placed:
-    """Which row of `told`, phones or words, each frame falls into: frames by their clip and their middle (seconds).
+    """Which row of `told`, phones or words, each frame falls into: frames by their clip and their centre (seconds).
 
     `told` has `clip`, `start` and `end`, in any order; nothing overlaps.
     """
@@ -86,15 +90,15 @@ def placed(told: pd.DataFrame, clip: np.ndarray, moment: np.ndarray) -> Placed:
         inside = _inside(start[mine], end[mine], moment[frames])
         row[frames] = np.where(inside >= 0, mine[inside] if len(mine) else -1, -1)
     start, end = (np.append(told[side].to_numpy(float), np.nan)[row] for side in ("start", "end"))  # row -1 is NaN
-    return Placed(row, moment - start, end - moment)
+    return Placed(row, np.round(moment - start, DIGITS), np.round(end - moment, DIGITS))
 
 
 def labels(told: pd.DataFrame, where: Placed, column: str = "phone", tolerance: float = 0.0) -> np.ndarray:
     """What `told` says in a column of each frame: (frame,), "" where nothing is told.
 
-    Nobody knows an edge between two phones to the millisecond: frames whose middle is within `tolerance` seconds of
-    an edge of their phone are left out, "", so that they count neither for nor against anything. A phone shorter than
-    twice the tolerance is left out with them.
+    Nobody knows an edge between two phones to the millisecond: frames centred less than `tolerance` seconds from an
+    edge of their phone are left out, "", so that they count neither for nor against anything; those exactly as far away
+    are kept. A phone shorter than twice the tolerance is left out with them.
     """
     names = np.append(told[column].to_numpy(str), "")
     near = np.minimum(where.since, where.left) < tolerance

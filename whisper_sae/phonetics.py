@@ -17,7 +17,19 @@ from scipy.sparse import csc_array
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import articulation, chance, codes, detectors, index, meaning, phones, selectivity, speech, timing
+from whisper_sae import (
+    articulation,
+    chance,
+    codes,
+    detectors,
+    index,
+    intervals,
+    meaning,
+    phones,
+    selectivity,
+    speech,
+    timing,
+)
 from whisper_sae.by_label import ByLabel, by_label_histogram
 from whisper_sae.intervals import LEAST
 from whisper_sae.profiles import Profile
@@ -29,13 +41,16 @@ LEAST_FRAMES = 25
 """Labels with fewer frames are not asked about, where any has more."""
 
 TOLERANCE = 0.01
-"""Seconds around an edge between two phones in which a frame counts for neither: half a frame."""
+"""Seconds around an edge between two phones in which a frame's centre counts for neither: half a frame."""
 
 SHIFTS = 100
 """How often the alignment is shifted to see what chance gives."""
 
 SHIFTED = 20
 """How many shifted alignments are then treated as if they were the true one, to see what is found in them."""
+
+SWAPS = 50
+"""How often clips swap their alignments to see what the time since a window began gives by itself."""
 
 TIMED = 60
 """Of how many features, those with the highest F1 among the found, the lag of the peak is looked for."""
@@ -57,10 +72,17 @@ class Asked(NamedTuple):
     """(frame,) on which is chosen; on the others is scored."""
     apart: str
     """What the two have no share of: "speakers" or "clips"."""
+    texts: dict[str, int]
+    """How many clips are `scored`, how many of them say what a clip said that was chosen on (`shared`), and how many
+    clips were left out so that none does (`left_out`)."""
     where: phones.Placed
     """(row,)."""
     clock: timing.Clock
     """(row,)."""
+    window: np.ndarray
+    """(row,) in which Whisper heard it, with others where windows are packed,"""
+    position: np.ndarray
+    """(row,) and as which of its frames."""
     told: pd.DataFrame
 
 
@@ -69,13 +91,14 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     `articulation`, such as place, voicing or height.
 
     Chosen is on the training speakers and scored on the others. Where either are fewer than `intervals.LEAST`, half of
-    all speakers are the one, and of a single speaker half of the clips. Not asked is what is no phone, such as a
-    corpus's marks of something else, nor a label with fewer than LEAST_FRAMES. Raises BadPhones where none is told.
+    all speakers are the one, and of a single speaker half of the clips. Where both read the same sentences, these are
+    held out, too, as far as speakers suffice, see `_other_texts`. Not asked is what is no phone, such as a corpus's
+    marks of something else, nor a label with fewer than LEAST_FRAMES. Raises BadPhones where none is told.
     """
     windows, counts = recording.table("windows.csv"), frames.Activations(recording.path).counts
     clip = np.repeat(windows["clip"].to_numpy(), counts)
     within = np.concatenate([np.arange(n) for n in counts])
-    moment = np.repeat(windows["first"].to_numpy(), counts) / speech.RATE + (within + 0.5) * 0.02
+    moment = speech.moments(within, np.repeat(windows["first"].to_numpy(), counts))
     speaker = heard.speaker.where(heard.speaker != "", heard.id).to_numpy()[clip]
     told = phones_of(run, heard)
     told = told.assign(**{column: _classes(told, column)})
@@ -91,7 +114,64 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     voice, piece = (pd.factorize(of[here])[0] for of in (speaker, clip))
     known = codes.Frames(place[number[here]], names[common], voice, piece)
     choosing, apart = _choosing((heard.split == "train").to_numpy()[clip[here]], known, seed)
-    return Asked(here, known, choosing, apart, where, timing.Clock(clip, moment, speaker), told)
+    text = pd.factorize(_texts(heard))[0][clip[here]]
+    kept = _other_texts(choosing, known, text, seed)
+    texts = _overlap(choosing[kept], text[kept], piece[kept]) | {"left_out": len(set(piece)) - len(set(piece[kept]))}
+    here[here] = kept
+    voice, piece = (pd.factorize(of[here])[0] for of in (speaker, clip))
+    known, choosing = codes.Frames(known.label[kept], known.names, voice, piece), choosing[kept]
+    window, at = (np.repeat(windows[name].to_numpy(), counts) for name in ("heard", "at"))
+    return Asked(
+        here, known, choosing, apart, texts, where, timing.Clock(clip, moment, speaker), window, at + within, told
+    )
+
+
+def _texts(heard: pd.DataFrame) -> pd.Series:
+    """What is said in each clip, without case and punctuation; the clip's own name where nobody told."""
+    plain = heard.text.str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
+    return plain.where(plain != "", "clip " + heard.id)
+
+
+def _other_texts(choosing: np.ndarray, known: codes.Frames, text: np.ndarray, seed: int) -> np.ndarray:
+    """Which frames to keep, (frame,) bool, so that no sentence is both chosen and scored on.
+
+    Clips to be scored whose sentence was chosen on are left out, if that leaves half of the frames and, on both sides,
+    as many speakers as intervals need (or as there are). Else half of the sentences are for choosing and half for
+    scoring. Where neither leaves enough, as where everyone reads one sentence, all are kept.
+    """
+    met = ~choosing & np.isin(text, text[choosing])
+    sides = (choosing, ~choosing)
+    if not met.any():
+        return np.ones(len(choosing), dtype=bool)
+
+    def enough(kept: np.ndarray) -> bool:
+        left = [(len(np.unique(known.speaker[side & kept])), len(np.unique(known.speaker[side]))) for side in sides]
+        return all(now >= min(LEAST, before) for now, before in left)
+
+    new, half = ~met, codes.half_of(text, seed)
+    if enough(new) and (new & ~choosing).sum() >= met.sum():
+        return new
+    dealt = choosing == half
+    return dealt if len(np.unique(text)) > 1 and enough(dealt) else np.ones(len(choosing), dtype=bool)
+
+
+def _overlap(choosing: np.ndarray, text: np.ndarray, piece: np.ndarray) -> dict[str, int]:
+    """How many clips are scored, and how many of these say what was said where was chosen."""
+    met = ~choosing & np.isin(text, text[choosing])
+    return {"scored": len(set(piece[~choosing])), "shared": len(set(piece[met]))}
+
+
+def unaskable(run: Profile, heard: pd.DataFrame, recording: Step, seed: int = 0) -> str:
+    """Why phones cannot be asked about, in a sentence; "" where they can."""
+    try:
+        known = asked(run, heard, recording, seed=seed)
+    except phones.BadPhones:
+        return "No corpus of this profile has times of phones, so nothing is asked about phones."
+    if len(known.frames.names) < 2:
+        return f"All labelled frames are of one phone, {known.frames.names[0]}, so nothing is asked about phones."
+    if known.choosing.all() or not known.choosing.any():
+        return "All phones are in one clip, so none is left to score on, and nothing is asked about phones."
+    return ""
 
 
 def _classes(told: pd.DataFrame, column: str) -> pd.Series:
@@ -113,6 +193,10 @@ def _choosing(train: np.ndarray, known: codes.Frames, seed: int) -> tuple[np.nda
     return (half, "speakers") if not half.all() else (codes.half_of(known.clip, seed), "clips")
 
 
+ASKING = (asked, _choosing, _classes, _texts, _other_texts, _overlap, speech.moments, codes.half_of)
+"""All code that decides which frames have which label, and on which is chosen."""
+
+
 def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column: str = "ipa", **which) -> Recipe:
     """`labels.csv`: the best detector of each label and how well it does on others than it was chosen on; `draws.npy`:
     the mean over labels for each draw of the speakers. See `detectors.dictionary_score`."""
@@ -124,18 +208,21 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
         parts = (found.columns(first, min(first + PART, found.sides)) for first in range(0, found.sides, PART))
         parts = tqdm(parts, desc=f"asking the {of}", unit=" parts", total=-(-found.sides // PART))
         every, choosing = _every_row(known)
-        told = detectors.dictionary_score(parts, every, choosing, scored=known.here & ~choosing, seed=seed)
+        told = detectors.dictionary_score(
+            parts, every, choosing, scored=known.here & ~choosing, everywhere=_everywhere(known, column), seed=seed
+        )
         told.table.to_csv(folder / "labels.csv", index=False)
         np.save(folder / "draws.npy", told.draws)
         facts = {"f1": told.f1, "low": told.low, "high": told.high, "features": found.sides, "apart": known.apart}
         counted, scored = told.table[told.table.counted], known.frames.speaker[~known.choosing]
         facts |= {"labels": len(counted), "chance": float(counted.chance.mean()), "speakers": len(np.unique(scored))}
-        return facts | {"frames": len(known.choosing)}
+        facts |= dict(zip(("f1_all", "all_low", "all_high"), told.everywhere, strict=True))
+        return facts | {"frames": len(known.choosing), "texts": known.texts}
 
     return Recipe(
         "detection", score, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(detectors, codes, phones, index, detection, asked, _every_row, _choosing, _classes, *TELLING, table),
+        code=(detectors, intervals, codes, phones, index, detection, _every_row, _everywhere, *ASKING, *TELLING, table),
         by=made_by(run, "06"), label=f"{column} from the {of} of {site}",
     )  # fmt: skip
 
@@ -152,12 +239,23 @@ def _every_row(known: Asked) -> tuple[codes.Frames, np.ndarray]:
     return codes.Frames(spread(label), names, spread(speaker), spread(clip)), spread(known.choosing)
 
 
+def _everywhere(known: Asked, column: str) -> codes.Frames:
+    """The label of every frame of the scored clips, up to the edges and in pauses, as `detectors.dictionary_score` has
+    it: (row,)."""
+    names, clock = known.frames.names, known.clock
+    label = pd.Index(names).get_indexer(phones.labels(known.told, known.where, column))
+    label = np.where(label < 0, len(names), label)
+    scored = np.isin(clock.clip, clock.clip[known.here][~known.choosing])
+    return codes.Frames(np.where(scored, label, -1), names, pd.factorize(clock.speaker)[0], clock.clip)
+
+
 def score_of(step: Step) -> detectors.DictionaryScore:
     """What a step of `detection` found, as it was."""
     facts = step.facts
     return detectors.DictionaryScore(
-        facts["f1"], facts["low"], facts["high"], read(step, "labels.csv"), step.array("draws.npy")
-    )
+        facts["f1"], facts["low"], facts["high"], read(step, "labels.csv"), step.array("draws.npy"), facts["speakers"],
+        (facts["f1_all"], facts["all_low"], facts["all_high"]),
+    )  # fmt: skip
 
 
 def compared(steps: dict[str, Step]) -> pd.DataFrame:
@@ -176,9 +274,10 @@ def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: 
     """`features.csv`: a row a side of a feature, the label that goes best with it and its scores, what chance gives,
     and when in the phone it fires; `labels.csv`: frames of each label and how many features were found for it.
 
-    `found` in features.csv is whether that feature and label are a discovery at a false discovery rate of 5 %, `pairs`
-    with how many labels they are. The facts say how many pairs were tested and found, and, in `shifted`, how many are
-    found in alignments that were shifted in time.
+    `found` in features.csv is whether that feature and label are a discovery at a false discovery rate of 5 %, beyond
+    alignments that were shifted in time and beyond those that clips swapped; `pairs` with how many labels they are.
+    The facts say how many pairs were tested and found, how many were beyond shifts alone (`by_shifts`) and beyond swaps
+    alone (`by_swaps`), and, in `shifted`, how many are found in alignments that were shifted in time.
     """
     made = meaning.codes(run, seed, site, of, **which)
 
@@ -188,7 +287,7 @@ def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: 
         every = found.columns(0, found.sides)
         mine = codes.only(every, known.here)
         scores = selectivity.scores(mine, known.frames, known.choosing)
-        verdict, shifted = _against_chance(mine, known.frames, seed)
+        verdict, facts = _against_chance(mine, known, seed)
         told = scores.best().reset_index()
         number = np.searchsorted(known.frames.names, told.label)
         rows = np.arange(len(told))
@@ -203,29 +302,35 @@ def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: 
         told.to_csv(folder / "features.csv", index=False)
         labels = {"label": known.frames.names, "frames": known.frames.count, "found": verdict.found().sum(axis=0)}
         pd.DataFrame(labels).to_csv(folder / "labels.csv", index=False)
-        tested = {"tested": int(np.isfinite(verdict.p).sum()), "found": int(verdict.found().sum()), "shifted": shifted}
-        return tested | {"features": len(told), "apart": known.apart, "frames": len(known.choosing)}
+        facts |= {"tested": int(np.isfinite(verdict.p).sum()), "found": int(verdict.found().sum())}
+        facts |= {"features": len(told), "apart": known.apart, "frames": len(known.choosing), "texts": known.texts}
+        return facts | {"windows": len(np.unique(known.window[known.here]))}
 
     return Recipe(
         "answers", answer, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(selectivity, codes, chance, timing, phones, index, answers, asked, _choosing, _classes,
-              _against_chance, _lags, _stage, _f1_of_always, *TELLING, table),
+        code=(selectivity, codes, chance, timing, intervals, phones, index, answers, _against_chance, _lags, _stage,
+              _f1_of_always, *ASKING, *TELLING, table),
         by=made_by(run, "06"), label=f"what the {of} of {site} say of each {column}",
     )  # fmt: skip
 
 
-def _against_chance(mine: csc_array, known: codes.Frames, seed: int) -> tuple[chance.Verdict, list[int]]:
-    """How AUC stands out from shifted alignments, and how many discoveries there are if a shifted one is the true."""
-    ranked = selectivity.ranked(mine, known)
-    orders = tqdm(chance.shifts(known.clip, SHIFTS, seed), desc="shifting the alignment", unit=" shifts", total=SHIFTS)
-    null = chance.null(ranked.auc, known.label, orders)
-    spread, size = ranked.spread, ranked.expected
-    verdict, shifted = chance.judge(ranked.auc(known.label), null, spread, size), []
+def _against_chance(mine: csc_array, known: Asked, seed: int) -> tuple[chance.Verdict, dict]:
+    """How AUC stands out from alignments that were shifted and from alignments that were swapped, and how many
+    discoveries there are beyond each; and if a shifted one is the true."""
+    ranked, label = selectivity.ranked(mine, known.frames), known.frames.label
+    shifts = tqdm(chance.shifts(known.frames.clip, SHIFTS, seed), desc="shifting", unit=" alignments", total=SHIFTS)
+    swaps = chance.swaps(known.window[known.here], known.position[known.here], SWAPS, seed=seed)
+    swaps = tqdm(swaps, desc="swapping", unit=" alignments", total=SWAPS)
+    null, swapped = (chance.null(ranked.auc, label, orders) for orders in (shifts, swaps))
+    observed, spread, size = ranked.auc(label), ranked.spread, ranked.expected
+    by_shifts, by_swaps = (chance.judge(observed, each, spread, size) for each in (null, swapped))
+    shifted = []
     for left_out in range(min(SHIFTED, SHIFTS - chance.APART)):
         others = np.delete(null, left_out, axis=0)
         shifted.append(int(chance.judge(null[left_out], others, spread, size).found().sum()))
-    return verdict, shifted
+    counts = {name: int(each.found().sum()) for name, each in (("by_shifts", by_shifts), ("by_swaps", by_swaps))}
+    return chance.both(by_shifts, by_swaps), counts | {"shifted": shifted}
 
 
 def _f1_of_always(known: Asked) -> np.ndarray:
@@ -248,7 +353,7 @@ def _lags(every: csc_array, told: pd.DataFrame, known: Asked, column: str) -> np
     middles = {label: (rows["clip"], (rows.start + rows.end) / 2) for label, rows in known.told.groupby(column)}
     best = told[told.found].sort_values("f1_chosen", ascending=False, kind="stable").index[:TIMED]
     for row in tqdm(best, desc="timing peaks", unit=" features"):
-        late = timing.latency(every, row, known.clock, *middles[told.label[row]], draws=200)
+        late = timing.latency(every, row, known.clock, *middles[told.label[row]])
         lags[row] = late.lag, late.low, late.high
     return lags
 

@@ -13,6 +13,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from whisper_sae.intervals import LEAST
+
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 
 
@@ -108,9 +110,10 @@ def by_speaker(right: np.ndarray, speakers: np.ndarray) -> pd.Series:
 
 
 def interval(shares: pd.Series, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean over speakers of a number that each of them has, and its interval by Student's t: (mean, low, high)."""
+    """Mean over speakers of a number that each of them has, and its interval by Student's t: (mean, low, high). Fewer
+    than `intervals.LEAST` have no interval."""
     n, mean = len(shares), float(shares.mean())
-    reach = float(stats.t.ppf((1 + level) / 2, n - 1) * shares.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+    reach = float(stats.t.ppf((1 + level) / 2, n - 1) * shares.std(ddof=1) / np.sqrt(n)) if n >= LEAST else np.nan
     return mean, mean - reach, mean + reach
 
 

@@ -20,6 +20,7 @@ from whisper_sae import comparisons, labels, media, uploads
 from whisper_sae.catalogue import KEPT, LONGEST, Catalogue
 from whisper_sae.media import FRAME, RATE
 from whisper_sae.messages import Message, number
+from whisper_sae.speech import moments
 
 MOST, BINS = 100, 32
 """Results at most; bins of the histogram."""
@@ -160,7 +161,7 @@ class Questions:
         """A clip in which a feature peaks: where, how high, and its track."""
         clip = int(row.clip)
         _, position = self.index.where(np.array([row.row]))
-        at = float((self.drawn.first[row.piece] + FRAME * position[0] + FRAME // 2) / RATE)
+        at = float(moments(position[0], self.drawn.first[row.piece]))
         first, frames = self.sounds.span(self.sounds.samples(clip), at)
         word = self.sounds.word(clip, at)
         return {

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import jiwer
 import numpy as np
 import pandas as pd
-from scipy import stats
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from whisper_sae import nonspeech
+from whisper_sae import intervals, nonspeech
 from whisper_sae.text import ERRORS, comparable, normaliser
 
 COUNTS = ["words", *ERRORS, "errors", "characters", "character_errors", "written", "hallucinated"]
@@ -125,31 +124,23 @@ def compared(wrong: np.ndarray, out_of: np.ndarray, speakers: Sequence, *, draws
     """Σ wrong / Σ out_of of several ways, `wrong` (way, clip) and `out_of` (clip,), with intervals over speakers,
     (clip,).
 
-    Speakers are drawn with replacement, the same for all ways, so a difference is one on the same clips. Percentiles of
-    so few are too close together; they are taken further out, as Student's t is to the normal distribution (Hesterberg
-    2015, "expanded percentiles"). NaN for fewer than 2 speakers.
+    Speakers are drawn with replacement, the same for all ways, so a difference is one on the same clips. Intervals are
+    those of `intervals.of_draws`: NaN for fewer than `intervals.LEAST` speakers.
     """
     number, names = pd.factorize(np.asarray(speakers))
     n = len(names)
     above = np.stack([np.bincount(number, one, n) for one in np.asarray(wrong, float)], axis=1)  # (speaker, way)
     below = np.bincount(number, out_of, n)
     rate = 100 * above.sum(axis=0) / below.sum()
-    if n < 2:
+    if n < intervals.LEAST:
         nothing = np.full(len(rate), np.nan)
         return Compared(rate, nothing, nothing, rate - rate[0], nothing, nothing, n)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)  # (draw, speaker)
     total = times @ below
     drawn = 100 * (times @ above)[total > 0] / total[total > 0, None]
-    ends = ends_of(n, level)
-    low, high = np.quantile(drawn, ends, axis=0)
-    more_low, more_high = np.quantile(drawn - drawn[:, :1], ends, axis=0)
+    low, high = intervals.of_draws(drawn, n, level)
+    more_low, more_high = intervals.of_draws(drawn - drawn[:, :1], n, level)
     return Compared(rate, low, high, rate - rate[0], more_low, more_high, n)
-
-
-def ends_of(n: int, level: float = 0.95) -> tuple[float, float]:
-    """The percentiles, 0 to 1, that make an interval of a bootstrap over n units hold what it promises."""
-    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
-    return float(tail), float(1 - tail)
 
 
 def table(counted: Mapping[str, pd.DataFrame], speakers: Sequence, *, seed: int = 0) -> pd.DataFrame:

@@ -55,8 +55,8 @@ class Ranked(NamedTuple):
     """(label,)."""
 
     def auc(self, label: np.ndarray) -> np.ndarray:
-        """P(higher on the label than off it) + P(equal) / 2, exactly: (feature, label). `label` may be shuffled."""
-        n, total = self.count, self.count.sum()
+        """P(higher on the label than off it) + P(equal) / 2, exactly: (feature, label) of any labels, (frame,)."""
+        n, total = np.bincount(label, minlength=len(self.count)), len(label)
         small = label.astype(np.min_scalar_type(len(n)))  # stays near the processor
         sums = coincidences(self.codes, small, len(n), self.above)
         with np.errstate(invalid="ignore", divide="ignore"):

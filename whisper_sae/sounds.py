@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.sparse import csc_array
 from scipy.stats import rankdata
 
+from whisper_sae import intervals
 from whisper_sae.codes import blocks, feature_of
 
 WAYS = ("mean", "maximum")
@@ -55,14 +56,15 @@ class SoundScore(NamedTuple):
     """The mean over classes; NaN where nothing could be asked."""
     low: float
     high: float
-    """Its 95 % interval over clips; the choice stays as it is."""
+    """Its 95 % interval over recordings; the choice stays as it is. NaN for so few of them, see `interval`."""
     p: float
     """The share of dealt labels, these among them, that reach as far."""
     by_chance: float
     """What these reach on average."""
     table: pd.DataFrame
     """A row a class: `label`, `feature` (the one chosen most often, in `chosen` of `folds` folds), auc, low, high, p, q
-    (over the classes), `best_auc` (chosen on all clips and of them, so too good), `clips` that could be asked."""
+    (over the classes), `best_auc` (chosen on all clips and of them, so too good), `clips` that could be asked and of
+    how many `recordings`."""
     draws: np.ndarray
     """(draw,) the mean for each draw of the clips."""
 
@@ -112,7 +114,21 @@ def difference(one: SoundScore, other: SoundScore) -> tuple[float, float, float]
     """
     if one.table.label.tolist() != other.table.label.tolist() or len(one.draws) != len(other.draws):
         raise ValueError("labels: the two scores are not of the same ones")
-    return one.auc - other.auc, *map(float, np.nanquantile(one.draws - other.draws, [0.025, 0.975]))
+    return one.auc - other.auc, *interval(one.draws - other.draws, one.table)
+
+
+def interval(draws: np.ndarray, table: pd.DataFrame) -> tuple[float, float]:
+    """The 95 % interval of a mean over classes, or of a difference of two, from its draws, (draw,).
+
+    Recordings are drawn within each class of `table`; NaN where fewer than `intervals.LEAST` are left to vary once
+    each class has lost a degree of freedom.
+    """
+    known = table[table.auc.notna()]
+    n, groups = int(known.recordings.sum()), len(known)
+    if n - groups < intervals.LEAST:
+        return np.nan, np.nan
+    low, high = intervals.of_draws(draws, n, groups=groups)
+    return float(low), float(high)
 
 
 class _Task(NamedTuple):
@@ -214,17 +230,19 @@ def _told(task: _Task, values, by_class, choice, overall, drawn, asked) -> Sound
     for one, name in enumerate(task.names):
         features, times = np.unique(choice[choice[:, one] >= 0, one], return_counts=True)
         mine, rest = np.flatnonzero(task.label == one), np.flatnonzero(task.label != one)
-        low, high = np.nanquantile(drawn[:, one], [0.025, 0.975]) if np.isfinite(auc[one]) else (np.nan, np.nan)
+        recordings = len(np.unique(task.source[asked & (task.label == one)]))
+        low, high = intervals.of_draws(drawn[:, one], recordings) if np.isfinite(auc[one]) else (np.nan, np.nan)
         rows.append({
             "label": name, "feature": features[times.argmax()] if len(times) else -1, "chosen": times.max(initial=0),
-            "folds": times.sum(), "auc": auc[one], "low": low, "high": high, "p": p[one], "q": q[one],
+            "folds": times.sum(), "auc": auc[one], "low": float(low), "high": float(high), "p": p[one], "q": q[one],
             "best_auc": _higher(values[:, overall[one]], mine, rest).mean(), "clips": asked[task.label == one].sum(),
+            "recordings": recordings,
         })  # fmt: skip
     known = np.isfinite(auc)
     if not known.any():
         return SoundScore(*[np.nan] * 5, pd.DataFrame(rows), np.full(len(drawn), np.nan))
     mean, chance = auc[known].mean(), np.nanmean(null[:, known], axis=1)
     draws = np.where(np.isfinite(drawn), drawn, auc)[:, known].mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    table = pd.DataFrame(rows)
     reached, by_chance = (1 + (chance >= mean).sum()) / (1 + len(chance)), chance.mean() if len(chance) else np.nan
-    return SoundScore(float(mean), float(low), float(high), float(reached), float(by_chance), pd.DataFrame(rows), draws)
+    return SoundScore(float(mean), *interval(draws, table), float(reached), float(by_chance), table, draws)

@@ -23,6 +23,17 @@ from whisper_sae.tables import BadSpeech, one_spelling, plain
 RATE = 16_000
 """Samples a second of everything that leaves this file; Whisper knows no other rate."""
 
+HOP = 0.02
+"""Seconds from one frame of Whisper's encoder to the next."""
+
+CENTRE = 0.0
+"""Seconds from i · HOP to the moment on which frame i is centred.
+
+Whisper's spectrogram is centred (its frame j around 10 j ms), and the encoder's two convolutions see spectral frames
+2 i - 2 to 2 i + 2: frame i answers to 32.5 ms on both sides of 20 i ms, not of the middle of the samples from there to
+the next frame. `tests/test_timing.py` measures it with clicks.
+"""
+
 COLUMNS = [*corpora.COLUMNS, "duration"]
 """Of the table of clips: `duration` in seconds, the others text, empty where the corpus does not say."""
 
@@ -280,6 +291,12 @@ def resampled(mono: np.ndarray, rate: int) -> np.ndarray:
         return mono
     beyond = np.zeros(2 * math.ceil(rate / RATE), dtype=np.float32)
     return soxr.resample(np.concatenate([mono, beyond]), rate, RATE)[: -(-len(mono) * RATE // rate)]
+
+
+def moments(frames: np.ndarray, first: np.ndarray | int = 0) -> np.ndarray:
+    """Seconds from the start of a clip on which frames are centred, of a window that begins at its sample `first`; to a
+    microsecond, so that 7 · 20 ms is 0.14 s, as a table of phones has it."""
+    return np.round(np.asarray(first) / RATE + np.asarray(frames) * HOP + CENTRE, 6)
 
 
 def windows(clips: pd.DataFrame, window: int) -> pd.DataFrame:

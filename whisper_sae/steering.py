@@ -32,7 +32,7 @@ def steer(whisper, coder, site: str, sound: np.ndarray, scales: Mapping[int, flo
           batch: int = patching.BATCH, language: str = "en") -> Steered:  # fmt: skip
     """Each feature of `scales` times its factor in one clip, (sample,) of 16 kHz; the SAE's error stays.
 
-    Only frames whose middle is within `seconds` are edited; the clip is decoded in `language`, a code. An empty
+        Only frames whose centre is within `seconds` are edited; the clip is decoded in `language`, a code. An empty
     `scales` changes nothing. Raises BadModel for a clip that is longer than a window or a site that there is not;
     ValueError for a feature that the SAE does not have, or for a site that is not a stream of the encoder (embed,
     resid, normed), since nothing is said of frames there.

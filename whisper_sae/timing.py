@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csc_array
 
+from whisper_sae import intervals
 from whisper_sae.codes import Frames, coincidences
 
 STAGES = ("onset", "steady", "offset")
@@ -22,7 +23,7 @@ class Clock(NamedTuple):
     clip: np.ndarray
     """(frame,) its clip."""
     moment: np.ndarray
-    """(frame,) its middle, seconds from the clip's start."""
+    """(frame,) its centre, `speech.moments`: seconds from the clip's start."""
     speaker: np.ndarray
     """(frame,)."""
 
@@ -50,10 +51,10 @@ class Latency(NamedTuple):
     """Seconds from the moment to the peak; NaN where the feature is silent all around, or there are no moments."""
     low: float
     high: float
-    """A 95 % interval over speakers; NaN for fewer than two."""
+    """A 95 % interval over speakers; NaN for fewer than `intervals.LEAST`."""
 
 
-def latency(codes: csc_array, feature: int, clock: Clock, clip, moment, *, reach: float = 0.2, draws: int = 500,
+def latency(codes: csc_array, feature: int, clock: Clock, clip, moment, *, reach: float = 0.2, draws: int = 1000,
             seed: int = 0) -> Latency:  # fmt: skip
     """How late a feature's peak is after moments, (moment,) clips and seconds: middles of a phone, or onsets.
 
@@ -77,13 +78,8 @@ def latency(codes: csc_array, feature: int, clock: Clock, clip, moment, *, reach
     if not len(means):
         return Latency(offset, np.full(len(steps), np.nan), np.nan, np.nan, np.nan)
     mean = _mean(means)
-    low = high = np.nan
-    if len(means) > 1:
-        rng = np.random.default_rng(seed)
-        drawn = _mean(means[rng.integers(0, len(means), (draws, len(means)))])
-        drawn = _peak(drawn, offset)
-        if np.isfinite(drawn).any():
-            low, high = np.nanquantile(drawn, [0.025, 0.975])
+    again = np.random.default_rng(seed).integers(0, len(means), (draws, len(means)))
+    low, high = intervals.of_draws(_peak(_mean(means[again]), offset), len(means))
     return Latency(offset, mean, float(_peak(mean, offset)), float(low), float(high))
 
 

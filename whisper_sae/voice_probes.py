@@ -159,8 +159,9 @@ def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
 
     The last row is what always saying the majority scores, 1 / labels, from the column `chance`.
     """
-    said = [f"{100 * r.balanced:.0f} ({100 * r.balanced_low:.0f}–{100 * r.balanced_high:.0f})".replace(" (nan–nan)", "")
-            for r in scores.itertuples()]  # fmt: skip
+    ends = 100 * scores[["balanced_low", "balanced_high"]]
+    ends = [f" ({low:.0f}–{high:.0f})" if np.isfinite(low) else "" for low, high in ends.itertuples(index=False)]
+    said = [f"{100 * value:.0f}{between}" for value, between in zip(scores.balanced, ends, strict=True)]
     wide = scores.assign(said=said).pivot(index="input", columns="label", values="said")
     wide = wide.reindex(index=scores.input.unique(), columns=scores.label.unique())
     chance = scores.drop_duplicates("label").set_index("label").chance

@@ -66,6 +66,23 @@ def words(run: Profile, seed: int, site: str, of: str = "dictionary", unit: str 
     )  # fmt: skip
 
 
+def tokens_of(step: Step) -> pd.DataFrame:
+    """The `tokens.csv` of a step of `words`, those that stand out most first."""
+    return step.table("tokens.csv", dtype={"token": str}, keep_default_na=False, na_values={
+        name: [""] for name in ("score", "z", "q")
+    }).sort_values("z", ascending=False)  # fmt: skip
+
+
+def unaskable(texts: pd.Series, unit: str = "word") -> str:
+    """Why nothing can be asked about the words or characters of the texts, in a sentence; "" where it can."""
+    told = texts[texts != ""]
+    if not len(told):
+        return f"No corpus of this profile has transcripts, so nothing is asked about {unit}s."
+    if len(untimed.tokens(told.tolist(), unit).names) < 2:
+        return f"Fewer than two {unit}s are in five clips or more and absent from five, so nothing is asked about them."
+    return ""
+
+
 def _commonest(said: untimed.Tokens) -> untimed.Tokens:
     """The tokens that are in most clips."""
     pairs = np.unique(np.stack([said.token, said.clip]), axis=1)
