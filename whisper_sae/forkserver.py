@@ -20,6 +20,11 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
+
+import zmq
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 
 
 class ForkServer:
@@ -84,6 +89,48 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+class KernelManager(AsyncKernelManager):
+    """Starts kernels of the Python that runs this, whatever `python3` names in the user's Jupyter folders.
+
+    What a kernel is told and says goes over local sockets, encrypted where the machine can.
+    """
+
+    running: ClassVar[set] = set()
+    """Those whose kernel runs, so that it can be killed from another thread."""
+    server: ClassVar[ForkServer | None] = None
+    """What kernels are forked from; without it each is a new process that imports by itself."""
+
+    async def _async_launch_kernel(self, kernel_cmd, **options):
+        if self.server is None:
+            return await super()._async_launch_kernel(kernel_cmd, **options)
+        self.provisioner.process = self.server.start(kernel_cmd[kernel_cmd.index("-f") :])
+        self.provisioner.pid = self.provisioner.pgid = self.provisioner.process.pid
+        return self._reconcile_connection_info(self.provisioner.connection_info)
+
+    async def _async_post_start_kernel(self, **options):
+        self.running.add(self)
+        await super()._async_post_start_kernel(**options)
+
+    async def _async_cleanup_resources(self, restart=False):
+        self.running.discard(self)
+        await super()._async_cleanup_resources(restart)
+
+    cleanup_resources = _async_cleanup_resources
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """Kill every kernel, and what it started."""
+        for process in [one.provisioner.process for one in list(cls.running) if one.has_kernel]:
+            if process and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+
+    def _transport_encryption_default(self):
+        return "auto" if zmq.has("curve") else "disabled"
+
+    def _kernel_spec_manager_default(self):
+        return KernelSpecManager(kernel_dirs=[])
+
+
 # ------------------------------------------------------------------------------------------- in the server
 
 
@@ -105,6 +152,7 @@ def serve(folder: Path) -> None:
 def _import_all(folder: Path) -> None:
     """Run the import statements of the setup cells; one that fails does so again in its notebook, where it is seen."""
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel sets it
+    os.environ["JPY_PARENT_PID"] = str(os.getpid())  # read when ipykernel is imported: kernels end when this does
     with suppress(Exception):
         import ipykernel.kernelapp  # noqa: F401
     for path in sorted(folder.glob("[0-9][0-9]_*.py")):
@@ -126,7 +174,6 @@ def _be_kernel(arguments: list[str]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # the standard output was the way to whoever asked
-    os.environ["JPY_PARENT_PID"] = str(os.getppid())
     sys.argv[:] = ["ipykernel_launcher", *arguments]
     launch_new_instance()
 

@@ -12,7 +12,6 @@ import ast
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -20,15 +19,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import nbformat
 import papermill
 import psutil
-import zmq
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpecManager
 from nbconvert.filters import strip_ansi
+from papermill.engines import NBClientEngine, papermill_engines
 
 from whisper_sae import findings, forkserver, pages, pairs, profiles, progress, provenance, readable
 
@@ -99,21 +95,22 @@ def run(plan: Plan, terminal=None, jobs: int = 0) -> dict[str, dict]:
     """
     screen = progress.Terminal(terminal or sys.stderr)
     made = provenance.now()
+    to_come = {name: pages.title(pairs.read(plan.folder / f"{name}.py")) or name for name in plan.chosen}
     ran = {}
-    before = _titles(plan)
-    linked = dict.fromkeys(before, before)
+    linked = dict.fromkeys(_titles(plan), _titles(plan))
     try:
         with closing(_run_all(plan, jobs or jobs_for(plan.profile.device), screen)) as rows:
             for name, row in rows:
                 ran[name] = row | made
                 _remember(plan, made, {name: ran[name]})
-                linked[name] = _publish(plan, name)
+                linked[name] = _titles(plan, to_come)
+                _publish(plan, name, linked[name])
                 _publish_index(plan)
     finally:
         after = _titles(plan)
         for name in after:
-            if linked.get(name) != after:  # it can now link to more pages than when it was written
-                _publish(plan, name)
+            if linked.get(name) != after:  # other pages are there now than it was thought to link to
+                _publish(plan, name, after)
     return {name: ran[name] for name in plan.chosen if name in ran}
 
 
@@ -196,46 +193,21 @@ def _like(default, name: str, text: str):
 # --- running
 
 
-class _ThisPython(AsyncKernelManager):
-    """Starts kernels of the Python that runs this, whatever `python3` names in the user's Jupyter folders.
+class _Engine(NBClientEngine):
+    """Executes as papermill does, and lets the notebook be had with all its outputs even when its kernel dies.
 
-    What a kernel is told and says goes over local sockets, encrypted where the machine can.
+    So it need not be written before and after every cell, which took longer than all else that papermill does.
     """
 
-    running: ClassVar[set] = set()
-    """Those whose kernel runs, so that it can be killed from another thread."""
-    server: ClassVar[forkserver.ForkServer | None] = None
-    """What kernels are forked from; without it each is a new process that imports by itself."""
-
-    async def _async_launch_kernel(self, kernel_cmd, **options):
-        if self.server is None:
-            return await super()._async_launch_kernel(kernel_cmd, **options)
-        self.provisioner.process = self.server.start(kernel_cmd[kernel_cmd.index("-f") :])
-        self.provisioner.pid = self.provisioner.pgid = self.provisioner.process.pid
-        return self._reconcile_connection_info(self.provisioner.connection_info)
-
-    async def _async_post_start_kernel(self, **options):
-        self.running.add(self)
-        await super()._async_post_start_kernel(**options)
-
-    async def _async_cleanup_resources(self, restart=False):
-        self.running.discard(self)
-        await super()._async_cleanup_resources(restart)
-
-    cleanup_resources = _async_cleanup_resources
+    NAME = "whisper_sae"
 
     @classmethod
-    def kill_all(cls) -> None:
-        """Kill every kernel, and what it started."""
-        for process in [one.provisioner.process for one in list(cls.running) if one.has_kernel]:
-            if process and process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, managed: list, **options):
+        managed.append(nb_man)
+        return super().execute_managed_notebook(nb_man, kernel_name, **options)
 
-    def _transport_encryption_default(self):
-        return "auto" if zmq.has("curve") else "disabled"
 
-    def _kernel_spec_manager_default(self):
-        return KernelSpecManager(kernel_dirs=[])
+papermill_engines.register(_Engine.NAME, _Engine)
 
 
 def _run_all(plan: Plan, jobs: int, screen: progress.Terminal) -> Iterator[tuple[str, dict]]:
@@ -268,7 +240,7 @@ def _ready(left, needs: dict[str, set], running) -> list[str]:
 def _stop(running: dict[Future, str]) -> None:
     """Kill the kernels of notebooks that run; one that is just being started is met in a later round."""
     while wait(running, timeout=0).not_done:
-        _ThisPython.kill_all()
+        forkserver.KernelManager.kill_all()
         wait(running, timeout=0.2)
 
 
@@ -276,37 +248,34 @@ def _run_one(plan: Plan, name: str, screen: progress.Terminal) -> dict:
     """Execute one notebook into `executed/`, and say what came of it."""
     node = pairs.read(plan.folder / f"{name}.py")
     title = pages.title(node) or name
-    done = _executed(plan, name)
-    part = done.with_name(f".{name}.{os.getpid()}.part.ipynb")
-    done.parent.mkdir(parents=True, exist_ok=True)
-    found = _finding(plan, name)
+    found, managed = _finding(plan, name), []
     line = progress.Line(screen, name, node)
     start = time.monotonic()
     error = ""
     try:
-        node = papermill.execute_notebook(
+        papermill.execute_notebook(
             node,
-            str(part),
+            None,
+            engine_name=_Engine.NAME,
+            managed=managed,
+            coalesce_streams=True,
             parameters=plan.parameters[name],
             kernel_name="python3",
             language="python",
             progress_bar=False,
             stderr_file=line,
             on_cell_start=line.cell,
-            kernel_manager_class=_ThisPython,
+            kernel_manager_class=forkserver.KernelManager,
         )
     except papermill.PapermillExecutionError as failure:
         error = f"{failure.ename}: {strip_ansi(failure.evalue)}"
     except Exception as failure:  # the kernel died or never started
         error = f"{type(failure).__name__}: {strip_ansi(str(failure))}"
-    finally:
-        if error and part.exists():
-            node = nbformat.read(part, as_version=4)
-        part.unlink(missing_ok=True)
+    node = managed[0].nb if managed else node
     seconds = round(time.monotonic() - start, 2)
     error = (error.strip().splitlines() or [""])[0]
     line.end("failed" if error else "done", pages.duration(seconds))
-    findings.write(done, nbformat.writes(node))
+    findings.write(_executed(plan, name), nbformat.writes(node))
     finding = _finding(plan, name)
     fresh = finding if not error and finding != found else {}
     return {
@@ -338,11 +307,11 @@ def _finding(plan: Plan, name: str) -> dict:
 def _forked_kernels(plan: Plan):
     """Kernels are forks of one process that has imported everything, where that is safe."""
     if sys.platform == "linux" and not _on_gpu(plan.profile.device):
-        _ThisPython.server = forkserver.ForkServer(plan.folder)
+        forkserver.KernelManager.server = forkserver.ForkServer(plan.folder)
     try:
         yield
     finally:
-        server, _ThisPython.server = _ThisPython.server, None
+        server, forkserver.KernelManager.server = forkserver.KernelManager.server, None
         if server:
             server.close()
 
@@ -366,6 +335,7 @@ def _environment(threads: int):
     before = dict(os.environ)
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5")  # each state of a progress bar is a message
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of torch, BLAS, scikit-learn and our kernels
     try:
@@ -400,17 +370,16 @@ def _about(plan: Plan) -> dict:
     return {"profile": plan.profile.name, "about": plan.profile.about, "banner": plan.profile.banner}
 
 
-def _titles(plan: Plan) -> dict[str, str]:
-    """The titles of the notebooks that have a page, in order."""
+def _titles(plan: Plan, to_come: dict[str, str] | None = None) -> dict[str, str]:
+    """The titles of the notebooks that have a page, or will have one, in order."""
     rows = _remembered(plan).get("notebooks", {})
-    names = [text.stem for text in pairs.texts(plan.folder)]
-    return {name: rows[name]["title"] for name in names if name in rows and _executed(plan, name).exists()}
+    there = {name: row["title"] for name, row in rows.items() if _executed(plan, name).exists()} | (to_come or {})
+    return {text.stem: there[text.stem] for text in pairs.texts(plan.folder) if text.stem in there}
 
 
-def _publish(plan: Plan, name: str) -> dict:
-    """Write the page of an executed notebook; returns the titles that it could link to."""
+def _publish(plan: Plan, name: str, titles: dict[str, str]) -> None:
+    """Write the page of an executed notebook, with links to those of `titles`."""
     node = nbformat.read(_executed(plan, name), as_version=4)
-    titles = _titles(plan)
     row = _remembered(plan)["notebooks"][name] | {"name": name}
     findings.write(plan.where / f"{name}.html", pages.page(readable.prepared(node), row, _about(plan), titles))
     return titles
