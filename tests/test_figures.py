@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from IPython.core.interactiveshell import InteractiveShell
 
 from whisper_sae import figures, findings
 
@@ -32,6 +33,16 @@ def test_a_figure_needs_words(shown):
         figures.show(a_figure(), alt=" ", caption="x")
     figures.show(a_figure(), alt="rises from 0 to 2", caption="a line")
     assert 'alt="rises from 0 to 2"' in shown[0] and "<figcaption>a line</figcaption>" in shown[0]
+
+
+def test_after_skip_rest_a_notebook_does_nothing(shown, monkeypatch):
+    shell = InteractiveShell()
+    monkeypatch.setattr(figures, "get_ipython", lambda: shell)
+    shell.run_cell("x = 1")
+    figures.skip_rest("No clip has a transcript.")
+    assert shell.run_cell("%time\nx = 2\nraise ValueError").success and shell.run_cell("!touch y").success
+    assert shell.user_ns["x"] == 1
+    assert "No clip has a transcript. The rest of this page is left out." in shown[0]
 
 
 def test_text_from_data_is_escaped(shown):
