@@ -46,7 +46,8 @@ def tried(run: Profile, seed: int, site: str, null: str, planted: list[str], rel
         "trials", attempt, {"site": site, "seed": seed, "null": null, "planted": planted, "relabelings": relabelings,
                             "trials": TRIALS},
         needs={"clips": said.needs["activations"].needs["clips"], "said": said}, by=made_by(run, "04"),
-        code=(tried, covered, truth, voices.cast, voices.values, voices.asked, effects, intervals, relabelling, speaker_labels),
+        code=(tried, covered, truth, voices.cast, voices.values, voices.asked, effects, intervals, relabelling,
+              speaker_labels),
         label=f"trials of voices at {site}",
     )  # fmt: skip
 
