@@ -257,7 +257,7 @@ if len(rates):
 # leaves its likes with mostly the *other* label, and a probe that knows nothing falls below chance. So in fitting, the
 # labels of every such group weigh the same. Where speakers come from several corpora, the corpus is the group, and the
 # score is the mean of scores within corpora: a probe that knows the corpus alone is at chance. Every probe gets the
-# best of four strengths of regularisation, chosen on speakers that are neither fitted nor scored.
+# best of three strengths of regularisation, chosen on speakers that are neither fitted nor scored.
 
 # %%
 others = {"gender": ["accent"], "accent": ["gender"], "mic": ["gender", "accent"], "null_label": ["gender", "accent"]}

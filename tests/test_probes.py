@@ -82,7 +82,7 @@ def test_no_speaker_is_on_both_sides(watched, likes):
     x[:, 0] = pd.factorize(speaker)[0]
     probes.unheard(x, label, speaker, group if likes else None, repeats=3)
     assert all(met.isdisjoint(asked) for met, asked in watched)
-    tried = len(probes.STRENGTHS) + 1  # the strengths, each asked about one fold, and the chosen one about another
+    tried = len(probes.FEWER) + 1  # the strengths, each asked about one fold, and the chosen one about another
     assert len(watched) == 3 * probes.FOLDS * tried
     asked = pd.Series([number for _, some in watched[tried - 1 :: tried] for number in some])
     assert asked.value_counts().tolist() == [3 * 4] * 16, "every clip in every dealing"
@@ -131,7 +131,7 @@ def test_dealings_follow_the_seed():
     first = probes.unheard(x, label, speaker, group, repeats=1, seed=1)
     np.testing.assert_array_equal(first, probes.unheard(x, label, speaker, group, repeats=1, seed=1))
     assert (first != probes.unheard(x, label, speaker, group, repeats=1, seed=2)).any()
-    assert set(probes.unheard(x, label, speaker, group)) <= {0, 0.5, 1}
+    assert set(probes.unheard(x, label, speaker, group)) <= {0, 1}
 
 
 def test_rows_of_a_longer_table_keep_their_places():
@@ -284,8 +284,8 @@ def test_with_several_corpora_likes_are_those_of_a_corpus():
     assert asked == {"gender": ["corpus"], "accent": ["corpus"]} and not why
     by_accent = heard.assign(corpus=heard.accent)
     assert instrument.askable(by_accent, LIKES)[0] == {"gender": ["corpus"]}  # the accent is the corpus
-    here, label, who, alike = instrument.labelled(by_accent, "gender", ["corpus"])
-    assert here.all() and set(label) == {"f", "m"} and set(alike) == {"x", "y"} and len(set(who)) == 8
+    here, label, who, alike, within = instrument.labelled(by_accent, "gender", ["corpus"])
+    assert here.all() and set(label) == {"f", "m"} and set(alike) == {"x", "y"} == set(within) and len(set(who)) == 8
 
 
 def test_what_is_askable_can_be_asked():
@@ -295,7 +295,7 @@ def test_what_is_askable_can_be_asked():
         heard = cast(*rows)
         heard["corpus"] = np.repeat(rng.choice(["one", "two"], size), 2) if size % 2 else "one"
         for label, others in instrument.askable(heard, likes)[0].items():
-            here, *asked = instrument.labelled(heard, label, others)
+            here, *asked, _ = instrument.labelled(heard, label, others)
             probes.unheard(rng.normal(size=(here.sum(), 2)), *asked, repeats=1)
 
 

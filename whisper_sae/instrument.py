@@ -234,17 +234,17 @@ def askable(heard: pd.DataFrame, likes: dict[str, list[str]] | None = None) -> t
         value, why = speaker_labels.for_probe(column.to_numpy(), who, chosen.corpus)
         others = ["corpus"] if chosen.corpus is not None else [o for o in (likes or {}).get(label, []) if o in heard]
         cast = heard.assign(**{label: value})[value != ""].drop_duplicates("speaker")
-        crossed = cast.groupby([label, *others]).size()
+        crossed = cast.groupby([*others, label]).size().unstack(label, fill_value=0) if others else None
         if why:
             refused[label] = why
         else:
-            found[label] = others if chosen.corpus is not None or crossed.min() > 1 else []
+            found[label] = others if chosen.corpus is not None or (others and crossed.min(axis=None) > 1) else []
     return found, refused
 
 
 def labelled(clips: pd.DataFrame, label: str, others: list[str]) -> tuple:
     """For a probe: which clips have a label that can be asked about, (clip,) bool; and of these the label, the speaker,
-    and what `others` make alike, or None."""
+    what `others` make alike, or None, and within what is scored: the corpus, where it is that, or None."""
     chosen = speaker_labels.choose(clips[[name for name in ("speaker", "corpus", label) if name in clips]])
     column = chosen.values[label].to_numpy() if label in chosen.values else np.full(len(clips), "")
     who = effects.named_as(clips.speaker)
@@ -253,12 +253,14 @@ def labelled(clips: pd.DataFrame, label: str, others: list[str]) -> tuple:
         raise ValueError(f"{label}: {why}")
     here = value != ""
     alike = clips[here][others].astype(str).agg(" ".join, axis=1).to_numpy() if others else None
-    return here, value[here], who[here], alike
+    return here, value[here], who[here], alike, alike if others == ["corpus"] else None
 
 
-def by_speaker(right: np.ndarray, told, speakers, alike) -> pd.DataFrame:
+def by_speaker(right: np.ndarray, told, speakers, within=None) -> pd.DataFrame:
     """What `probes.unheard` says of clips, a row a speaker: speaker, told (its label), stratum and its share right."""
-    rows = pd.DataFrame({"speaker": speakers, "told": told, "stratum": "" if alike is None else alike, "right": right})
+    rows = pd.DataFrame(
+        {"speaker": speakers, "told": told, "stratum": "" if within is None else within, "right": right}
+    )
     return rows.groupby("speaker").agg({"told": "first", "stratum": "first", "right": "mean"}).reset_index()
 
 
@@ -274,9 +276,9 @@ def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe
         for site, x in tqdm(means.items(), desc="reading labels", unit=" inputs"):
             known = np.isfinite(x).all(axis=1)
             for label, others in labels.items():
-                here, *asked = labelled(heard[known], label, others)
+                here, *asked, within = labelled(heard[known], label, others)
                 right = probes.unheard(x[known][here], *asked, seed=seed)
-                parts.append(by_speaker(right, *asked).assign(label=label, site=site))
+                parts.append(by_speaker(right, *asked[:2], within).assign(label=label, site=site))
         table_ = pd.concat([pd.DataFrame(columns=columns), *parts])[columns]
         table_.to_csv(folder / "read.csv", index=False)
         return {"labels": list(labels), "inputs": len(means)}

@@ -46,11 +46,11 @@ def probed(run: Profile, seed: int, site: str, labels: dict[str, list[str]]) -> 
             x, clip = values(step, "mean"), step.table("clips.csv")["clip"].to_numpy()
             if name == "directions":
                 x = x[:, :DIRECTIONS] - x[:, step.facts["features"] :][:, :DIRECTIONS]
-            here, *asked = instrument.labelled(heard.iloc[clip], label, labels[label])
+            here, *asked, within = instrument.labelled(heard.iloc[clip], label, labels[label])
             right = {x.shape[1]: probes.unheard(x[here], *asked, seed=seed)}
             if name != "directions":
                 right |= few(x[here], *asked, seed=seed)
-            parts += [instrument.by_speaker(each, *asked).assign(label=label, input=name, width=width)
+            parts += [instrument.by_speaker(each, *asked[:2], within).assign(label=label, input=name, width=width)
                       for width, each in right.items()]  # fmt: skip
         columns = ["label", "input", "width", "speaker", "told", "stratum", "right"]
         found = pd.concat([pd.DataFrame(columns=columns), *parts])[columns]
@@ -72,7 +72,7 @@ def few(x, y, speakers, alike=None, *, counts=FEW, folds: int = probes.FOLDS, re
     """As `probes.unheard`, of the k features that tell the labels best: {k: (row,)} for each k of `counts`.
 
     The best are those with the greatest η² among the speakers that the probe is fitted on, so those it is asked about
-    have no say; with `alike` η² is of what its groups leave.
+    have no say; with `alike` η² is of what its groups leave. The strength is chosen once for all k, at the greatest.
     """
     rows = probes.rows_of(y, speakers, alike)
     right = {k: np.zeros(len(rows)) for k in counts if k < x.shape[1]}
@@ -84,9 +84,10 @@ def few(x, y, speakers, alike=None, *, counts=FEW, folds: int = probes.FOLDS, re
             means = fitted.means - pd.DataFrame(fitted.means).groupby(fitted.labels.alike.to_numpy()).transform("mean")
             told = np.nan_to_num(effects.among(means, fitted.labels.label).eta_squared, nan=-1.0)
             best = np.argsort(-told, kind="stable")
+            strength = probes.best_strength(x[:, best[: max(right, default=1)]], rows, fold, number)
             for k, each in right.items():
-                some = x[:, best[:k]]
-                each[out] += probes.chosen(some, rows, fold, number).predict(some[out]) == rows.label[out]
+                probe = probes.fit(x[~out][:, best[:k]], known.label, strength, probes.even(known))
+                each[out] += probe.predict(x[out][:, best[:k]]) == rows.label[out]
     return {k: each / repeats for k, each in right.items()}
 
 

@@ -92,11 +92,14 @@ def values(step: Step, measure: str) -> np.ndarray:
 def cast(step: Step, heard: pd.DataFrame, measure: str = "rate") -> effects.Voices:
     """Speakers' means of their clips' values, and their labels: see `effects.voices`. `heard` is the table of clips.
 
-    Labels are those of `speaker_labels.choose`; with several corpora the result has a `corpus`.
+    Labels are those of `speaker_labels.choose`; with several corpora the result has a `corpus`. Where no clip names a
+    speaker it has no rows.
     """
     rows = heard.iloc[step.table("clips.csv")["clip"].to_numpy()]
     chosen = speaker_labels.choose(rows)
     labels = chosen.values if chosen.corpus is None else chosen.values.assign(corpus=chosen.corpus)
+    if (effects.named_as(rows.speaker) == "").all():
+        return effects.Voices(np.empty((0, step.facts["sides"])), labels[:0], np.empty(0, dtype=int), len(rows))
     return effects.voices(values(step, measure), rows.speaker, labels)
 
 
