@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import dictionaries, figures, findings, measure, profiles, recipes, sae, store
+from whisper_sae import cautions, dictionaries, figures, findings, measure, profiles, recipes, sae, store
 from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
@@ -57,8 +57,12 @@ figures.say(
 # ## One dictionary for every site
 #
 # Every site gets a dictionary of its own, trained on the training speakers. All scores on this page are of the
-# **validation speakers**, whom no dictionary has heard. **FVU**, the fraction of variance unexplained, is the
-# squared error over the spread around the mean: saying the mean scores 1, saying everything scores 0.
+# **validation speakers**, on which no dictionary was trained. **FVU**, the fraction of variance unexplained, is the
+# squared error over the squared distance from the mean: the mean scores 1, a perfect reconstruction 0. As a sum it is
+# decided by the longest frames. In Whisper a few frames are **massive**
+# ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)): more than four median norms long, they can hold most of the
+# variance of a layer. So layers are compared by the same ratio of each frame, **frame FVU**, its median within a speaker,
+# and by the mean cosine of frames to their reconstructions.
 
 # %% tags=["show-code"]
 trained = {site: store.make(dictionaries.dictionary(run, seed, site, beside=sites)) for site in sites}
@@ -67,20 +71,32 @@ trained = {site: store.make(dictionaries.dictionary(run, seed, site, beside=site
 scores = pd.DataFrame(
     [{"site": site, "seconds": step.manifest["seconds"], **step.facts} for site, step in trained.items()]
 )
-best, worst = scores.loc[scores.fvu.idxmin()], scores.loc[scores.fvu.idxmax()]
+best, worst = scores.loc[scores.frame_fvu.idxmin()], scores.loc[scores.frame_fvu.idxmax()]
 
 # %% tags=["hide-input"]
-shown = scores[["site", "fvu", "fvu_low", "fvu_high", "l0", "dead", "cosine", "speakers", "frames", "seconds"]]
-shown.columns = ["site", "FVU", "from", "to", "L0", "dead", "cosine", "speakers", "frames", "s"]
+shown = scores[["site", "frame_fvu", "frame_fvu_low", "frame_fvu_high", "cosine", "fvu", "l0", "dead"]]
+shown.columns = ["site", "frame FVU", "from", "to", "cosine", "FVU", "L0", "dead"]
 figures.table(
     shown,
-    caption="Each dictionary on held-out speakers. FVU comes with a 95 % interval over speakers (delete-one "
-    "jackknife, Student's t; a clip without a speaker counts as one). Dead: the share of latents that fire on none of these frames. s: seconds of training.",
+    caption=f"Each dictionary on frames of {scores.speakers.max()} held-out speakers. Frame FVU: the mean over speakers "
+    "of their medians, with its 95 % interval (Student's t; a clip without a speaker counts as one; none below six). "
+    "Dead: the share of latents that fire on none of these frames.",
 )
+held = scores[["site", "massive_frames", "massive_variance", "fvu", "fvu_usual"]]
+held.columns = ["site", "massive frames", "their share of the variance", "FVU", "FVU without them"]
+figures.table(held, caption="Frames of more than four median norms, and the FVU with and without them.")
 
 # %% tags=["hide-input"]
+decided = scores[scores.massive_variance > 0.2]
+if len(decided):
+    figures.say(
+        f"Caution: at {', '.join(decided.site)} at most {decided.massive_frames.max():.2%} of the frames hold "
+        f"{decided.massive_variance.min():.0%} to {decided.massive_variance.max():.0%} of the variance. "
+        "The FVU there is a score of these frames; compare layers by frame FVU and cosine."
+    )
 figures.say(
-    f"At L0 around {run.k}, between {best.fvu:.1%} ({best.site}) and {worst.fvu:.1%} ({worst.site}) of the variance stays unexplained."
+    f"At L0 around {run.k}, the median frame leaves between {best.frame_fvu:.1%} ({best.site}) and "
+    f"{worst.frame_fvu:.1%} ({worst.site}) of its squared distance from the mean unexplained."
 )
 
 # %% [markdown]
@@ -213,6 +229,31 @@ figures.say(
 )
 
 # %% [markdown]
+# ## Does it hold off its training frames, and for another seed?
+#
+# BatchTopK learns one threshold on training frames, and on other speakers more latents may pass it. And a dictionary is
+# one of many: another seed gives other directions that reconstruct as well. A latent has a **counterpart** if some
+# latent of the other dictionary has a decoder direction with a cosine of at least 0.7; random directions are the null.
+
+# %% tags=["show-code"]
+say = sae.load(trained[run.focus].path)
+few = dictionaries.frames_of(run, clips, acts, run.focus, "train")[0]
+some = few.sample(16_384, seed)  # (frame, d_in)
+on_train = measure.reconstruction(say, some.split(4096), centre=some.mean(dim=0))
+on_train["l0"] = float(measure.firing(say.encode, some.split(4096)).sum())
+store.make(dictionaries.dictionary(run, seed, run.focus, own_seed=seed + 1))
+stable = store.make(dictionaries.stability(run, seed, run.focus))
+
+# %% tags=["hide-input"]
+both = pd.DataFrame([on_train, trained[run.focus].facts], index=["training", "held-out"])
+both = both[["l0", "frame_fvu", "fvu", "cosine", "frames"]].rename_axis("speakers").reset_index()
+figures.table(both.rename(columns={"l0": "L0", "frame_fvu": "frame FVU", "fvu": "FVU"}), caption=f"The dictionary of {run.focus} on frames of training and of held-out speakers.")  # fmt: skip
+figures.say(f"Training frames: {cautions.too_few(len(few), say.d_sae) or 'enough'}.")
+found = pd.DataFrame([stable.facts])[["latents", "found", "found_by_firing", "chance", "median"]]
+found.columns = ["active latents", "with a counterpart", "weighted by firing", "random directions", "median cosine"]
+figures.table(found, caption=f"Latents of {run.focus} that a dictionary of seed {seed + 1} has, too. What later pages say of a feature is said of this training.")  # fmt: skip
+
+# %% [markdown]
 # ## Which latents live
 #
 # A good dictionary has latents for rare things and for common ones, and few that never fire or always do. A
@@ -279,6 +320,11 @@ if run.name == "demo":
     calibrated.at_most("FVU of the worst SAE", scores.fvu.max(), 0.2)
     calibrated.at_most("FVU of the SAE as a share of that of PCA at matched L0", at.fvu["dictionary"] / pca, 0.5)
     calibrated.at_most("FVU of the SAE as a share of that of a random SAE", at.fvu["dictionary"] / random, 0.5)
+    calibrated.at_least(
+        "latents with a counterpart less those of random directions",
+        stable.facts["found"] - stable.facts["chance"],
+        0.1,
+    )
     calibrated.at_most("L0 on held-out speakers, away from k as a share", abs(scores.l0 / run.k - 1).max(), 0.25)
 calibrated.show()
 
@@ -294,10 +340,11 @@ print(f"sweep: {len(points)} points:", "; ".join(dictionaries.asks(point.run) fo
 findings.save(
     "02_training",
     run.name,
-    headline=f"With {run.k} of {coder.d_sae:,} latents a frame, {best.fvu:.1%} to {worst.fvu:.1%} of the variance stays "
-    f"unexplained: {left['dictionary']} at {run.focus}, where as many principal directions leave {left['principal directions']}.",
+    headline=f"With {run.k} of {coder.d_sae:,} latents a frame, the median frame leaves {best.frame_fvu:.1%} ({best.site}) to "
+    f"{worst.frame_fvu:.1%} ({worst.site}) unexplained; at {run.focus} FVU is {left['dictionary']}, PCA at matched L0 "
+    f"{left['principal directions']}; another seed finds {stable.facts['found']:.0%} of the latents.",
     tables={"dictionaries": scores, "rivals": compared, "sweep": sweep, "calibrations": calibrated.table},
-    steps=[clips, acts, *trained.values(), *frozen, *rivals, swept],
+    steps=[clips, acts, *trained.values(), *frozen, *rivals, swept, stable],
 )
 
 # %% tags=["checks"]

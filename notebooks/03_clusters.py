@@ -22,7 +22,20 @@ seed = 0  # one seed for everything random here
 import numpy as np
 import pandas as pd
 
-from whisper_sae import atlas, clusters, excerpts, figures, findings, index, meaning, profiles, recipes, store, trees
+from whisper_sae import (
+    atlas,
+    clusters,
+    dictionaries,
+    excerpts,
+    figures,
+    findings,
+    index,
+    meaning,
+    profiles,
+    recipes,
+    store,
+    trees,
+)
 from whisper_sae import figures_of_clusters as draw
 from whisper_sae.calibrations import Calibrations
 
@@ -47,6 +60,7 @@ figures.say(
     f"{averaged.facts['clips']:,} clips at {run.focus}, {said.rows:,} frames, {said.features:,} features, of which "
     f"{averaged.facts['silent_features']:,} never fire. Told of the clips: {', '.join(labels)}."
 )
+figures.say(dictionaries.seed_note(run, seed, run.focus))
 if left_out:
     reasons = [f"{name} ({why})" for name, why in left_out.items()]
     figures.say(f"Not asked: {', '.join(reasons)}.")

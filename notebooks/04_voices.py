@@ -23,6 +23,7 @@ import pandas as pd
 from whisper_sae import (
     atlas,
     contrasts,
+    dictionaries,
     figures,
     findings,
     instrument,
@@ -65,6 +66,7 @@ figures.say(
     f"{said.facts['clips']:,} clips with {said.facts['frames']:,} frames of speech at {run.focus}; "
     f"{len(rates.means)} speakers, {each} clips each; {rates.nameless} clips name no speaker and are left out."
 )
+figures.say(dictionaries.seed_note(run, seed, run.focus))
 report = voices.labels_asked(said, heard)
 figures.table(report, caption="Labels of speakers: which are asked about on this page, in how many groups and speakers, and what is left out and why.")  # fmt: skip
 if rates.corpus is not None:

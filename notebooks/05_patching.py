@@ -23,6 +23,7 @@ import pandas as pd
 from whisper_sae import (
     causal,
     controls,
+    dictionaries,
     edits,
     erasing,
     faithfulness,
@@ -74,6 +75,7 @@ same = {name: tokens == heard.plain for name, tokens in patching.tokens(heard, n
 # %% tags=["hide-input"]
 kept_as_is = "; ".join(f"{name}: {'all' if one else 'not all'}" for name, one in same.items())
 figures.say(f"{len(some.clips)} clips of {len(set(some.speakers))} speakers on whom nothing was trained, edited at {site}. Tokens the same: {kept_as_is}.")  # fmt: skip
+figures.say(dictionaries.seed_note(run, seed, run.focus))
 
 # %% [markdown]
 # ## Is what Whisper needs still there?

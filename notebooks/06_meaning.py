@@ -87,6 +87,7 @@ figures.say(
     f"ever fire, {built['dictionary'].facts['firings']:,} times in all. The dictionary leaves {learnt[0].facts['fvu']:.3f} of the variance "
     f"unexplained, the twin's {learnt[1].facts['fvu']:.3f} of its own."
 )
+figures.say(dictionaries.seed_note(run, seed, run.focus))
 
 # %% [markdown]
 # ## Who finds the phones?

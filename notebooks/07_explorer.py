@@ -19,7 +19,7 @@ seed = 0  # one seed for everything random here
 import numpy as np
 import pandas as pd
 
-from whisper_sae import explorer, figures, findings, galleries, meaning, profiles, recipes, store
+from whisper_sae import dictionaries, explorer, figures, findings, galleries, meaning, profiles, recipes, store
 from whisper_sae.questions import FIELDS
 
 run = profiles.choose(profile)
@@ -50,6 +50,7 @@ figures.table(
     caption=f"Clip {told['clip']['name']}, “{told['clip']['text']}”: of {told['fires']} features that fire in it, those that "
     "come nearest to their highest value anywhere.",
 )
+figures.say(dictionaries.seed_note(run, seed, run.focus))
 
 # %% [markdown]
 # Ordered by height, features that are loud everywhere would come first. Ordered by **share**, what is rare comes first:

@@ -107,6 +107,12 @@ def test_without_massive_frames_all_scores_agree():
     assert found["fvu_usual"] == pytest.approx(found["fvu"]) and found["frame_fvu"] == pytest.approx(0.2, abs=0.03)
 
 
+def test_where_most_frames_are_zero_none_is_massive():
+    x = torch.cat([torch.zeros(700, 8), torch.randn(300, 8)])
+    found = measure.reconstruction(lambda part: part * 0.5, [x])
+    assert found["massive_frames"] == 0 and found["fvu_usual"] == pytest.approx(found["fvu"])
+
+
 def test_the_cosine_is_about_the_mean_that_is_handed_over():
     """The first chunk is one speaker, whose mean is another."""
     x = torch.cat([torch.randn(200, 8) + 20, torch.randn(200, 8) - 20])

@@ -170,6 +170,38 @@ def rivals(run: Profile, seed: int, site: str, frozen: tuple[str, ...] = ()) -> 
     )  # fmt: skip
 
 
+def stability(run: Profile, seed: int, site: str) -> Recipe:
+    """How many of a dictionary's latents another training finds, which differs by its seed alone: `facts` are those of
+    `measure.counterparts` for the latents that are active on held-out frames, and `fvu` of either."""
+    trained = dictionary(run, seed, site)
+    again = dictionary(run, seed, site, own_seed=seed + 1)
+
+    def compare(folder: Path, trained: Step, again: Step) -> dict:
+        rates = trained.array("firing.npy")
+        mine, others = (sae.load(step.path).W_dec.detach() for step in (trained, again))
+        alive = np.flatnonzero(rates)
+        found = measure.counterparts(mine[alive], others[again.array("firing.npy") > 0], rates[alive])
+        return found | {"fvu": trained.facts["frame_fvu"], "fvu_again": again.facts["frame_fvu"]}
+
+    return Recipe(
+        "stability", compare, {"site": site}, needs={"trained": trained, "again": again}, by=made_by(run, "02"),
+        code=(stability, measure), label=f"latents that another seed finds at {site}",
+    )  # fmt: skip
+
+
+def seed_note(run: Profile, seed: int, site: str) -> str:
+    """One sentence: how many of the features of a site a dictionary of another seed has, too."""
+    recipe = stability(run, seed, site)
+    if not (where(recipe) / "manifest.json").exists():
+        return "All features here are of one training; how many another seed finds is measured in notebook 2."
+    facts = make(recipe).facts
+    return (
+        f"All features here are of one training: {facts['found']:.0%} of the active latents have a counterpart (cosine "
+        f"of decoder directions ≥ 0.7) in a dictionary that differs by its seed alone, {facts['found_by_firing']:.0%} "
+        f"weighted by how often they fire; of random directions {facts['chance']:.0%} (notebook 2)."
+    )
+
+
 def simple_ways(x: torch.Tensor, run: Profile, numbers: int, seed: int) -> dict[tuple[str, int], Callable]:
     """Ways of saying a frame that need no training of a dictionary, fitted on frames x, (frame, d_in).
 

@@ -180,7 +180,8 @@ def rivals(recording: Step, trained: Step, site: str, seed: int) -> pd.DataFrame
         "the mean": measure.say_mean(known),
     }
     asked = list(fed(recording).rows(site, "validation")[0].chunks(4096))
-    found = [{"rival": name, **measure.reconstruction(say, asked)} for name, say in ways.items()]
+    centre = torch.cat(asked).mean(dim=0)
+    found = [{"rival": name, **measure.reconstruction(say, asked, centre=centre)} for name, say in ways.items()]
     return pd.DataFrame(found)[["rival", "fvu", "mse", "mse_of_mean", "cosine", "frames"]]
 
 

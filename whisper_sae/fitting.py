@@ -93,8 +93,8 @@ def begun(run: Asked, rows: Rows, seed: int, frozen: str = "") -> tuple[dict[str
     for site, x in rows.apart(rows.sample(65_536, seed)).items():
         width = rows.widths[site]
         square = x.square().sum(dim=1)
-        usual = square[square <= measure.MASSIVE**2 * square.median()]
-        scales[site] = math.sqrt(width / usual.mean().item())
+        usual = square[square <= measure.MASSIVE**2 * square.median()].mean().item()
+        scales[site] = math.sqrt(width / (usual or square.mean().item()))  # most frames may be zero, after a ReLU
         coders[site] = sae.create(run.variant, width, run.expansion * width, run.k, seed, run.penalty or None)
         coders[site].start_on(x[:4096] * scales[site])
         if frozen:

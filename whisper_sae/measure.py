@@ -98,7 +98,8 @@ class Closeness:
     def _by_frame(self) -> dict:
         """The scores that a few frames cannot decide, and how much of the variance these hold."""
         error, spread, square = torch.cat(self.frames).double().numpy().T
-        massive = square > MASSIVE**2 * np.median(square)
+        middle = np.median(square)
+        massive = square > MASSIVE**2 * (middle or np.inf)  # where most frames are zero, none is massive
         who = np.zeros(len(error), int) if self.voices is None else self.voices[: len(error)]
         medians = pd.Series(error / np.maximum(spread, 1e-12)).groupby(who).median().to_numpy()
         found = {

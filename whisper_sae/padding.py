@@ -138,7 +138,9 @@ def spent(coder: sae.SAE, every: feeding.Fed, site: str) -> tuple[dict, np.ndarr
 
 def _told(coder: sae.SAE, rows: Rows, voices: np.ndarray, which: np.ndarray) -> tuple[measure.Closeness, np.ndarray]:
     """The scores of some of the rows, and on how many of them each latent fires, (latent,)."""
-    close, fired, chosen = measure.Closeness(voices[which]), np.zeros(coder.d_sae), np.flatnonzero(which)
+    fired, chosen = np.zeros(coder.d_sae), np.flatnonzero(which)
+    some = np.sort(np.random.default_rng(0).permutation(chosen)[:65_536])
+    close = measure.Closeness(voices[which], rows.take(some).mean(dim=0))
     for first in range(0, len(chosen), 4096):
         x = rows.take(chosen[first : first + 4096])
         with torch.no_grad():
