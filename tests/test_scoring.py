@@ -39,6 +39,15 @@ def test_an_unknown_transcript_counts_for_nothing():
     assert (told["WER"], told["made_up"], told["clips"]) == (0, 1, 1)
 
 
+def test_counts_are_the_same_when_they_come_from_a_stored_table(tmp_path):
+    """Stored tables are read with an empty field as an empty string."""
+    for said in (["a b", None], ["a b", ""]):
+        counts = scoring.Scorer(said).count(["a", "x"])
+        counts.to_csv(tmp_path / "counts.csv", index=False)
+        stored = pd.read_csv(tmp_path / "counts.csv", keep_default_na=False, na_values={})
+        assert scoring.rates(stored) == pytest.approx(scoring.rates(counts), nan_ok=True)
+
+
 def test_hallucinated_words_are_judged_on_the_raw_transcript():
     """Whisper's normaliser drops `Hmm.` and keeps the words of ♪ music ♪; the rule is that of `nonspeech`."""
     english = scoring.normalisers(model.load(str(profiles.DEMO / "whisper"), "cpu"))["english"]

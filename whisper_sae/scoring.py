@@ -92,7 +92,7 @@ def rates(counts: pd.DataFrame) -> dict:
     told = {letter: 100 * spoken[name].sum() / words for letter, name in zip("SDI", ERRORS, strict=True)}
     return {
         "WER": 100 * spoken.errors.sum() / words, **told, "CER": 100 * spoken.character_errors.sum() / letters,
-        "made_up": float(counts.hallucinated.mean()),
+        "made_up": float(pd.to_numeric(counts.hallucinated, errors="coerce").mean()),  # "" in a stored table: NaN
         "clips": len(spoken), "words": int(spoken.words.sum()),
     }  # fmt: skip
 
