@@ -41,13 +41,15 @@ def shifts(clip: np.ndarray, count: int = 100, seed: int = 0) -> Iterator[np.nda
 
 
 def swaps(
-    window: np.ndarray, position: np.ndarray, count: int = 50, alike: int = 10, seed: int = 0
+    window: np.ndarray, position: np.ndarray, count: int = 50, alike: int = 10, reach: int = 2, seed: int = 0
 ) -> Iterator[np.ndarray]:
     """`count` orders of the frames, (frame,) each: `label[order]` are the labels that another window has at that time.
 
     `window` (frame,) is what each frame was heard in, `position` (frame,) its number there. Windows are permuted among
     the `alike` or more whose last frames are at about the same time, all permutations being equally likely. A frame
-    gets the label of the frame nearest in time that the other window has here; which may be the same window.
+    gets the label of the frame nearest in time that the other window, which may be the same, has here. Where none is
+    within `reach` frames, in a pause or after the end of the other window, it keeps its own: anything else there would
+    be wrong more often than the time alone makes it, and a feature of the time would stand out.
     """
     order = np.lexsort([position, window])
     number = np.unique(window[order], return_inverse=True)[1]
@@ -68,7 +70,8 @@ def swaps(
         after = np.clip(np.searchsorted(key, other * step + time), first[other], last[other])
         before = np.maximum(after - 1, first[other])
         nearest = np.where(np.abs(time[before] - time) <= np.abs(time[after] - time), before, after)
-        yield order[nearest][place]
+        there = np.abs(time[nearest] - time) <= reach
+        yield order[np.where(there, nearest, np.arange(len(order)))][place]
 
 
 def null(statistic: Callable[[np.ndarray], np.ndarray], label: np.ndarray, orders: Iterable[np.ndarray]) -> np.ndarray:
