@@ -93,8 +93,8 @@ MAY_IMPORT = {
                  "recipes", "spoken", "store", "targets"},
     "erasing": {"activations", "causal", "controls", "dictionaries", "edits", "erasure", "patching", "phonetics",
                 "probes", "profiles", "recipes", "scoring", "store"},
-    "hallucination": {"causal", "dictionaries", "intervals", "model", "nonspeech", "patching", "probes", "profiles",
-                      "recipes", "scoring", "speech", "store"},
+    "hallucination": {"causal", "dictionaries", "intervals", "languages", "model", "nonspeech", "patching", "probes",
+                      "profiles", "recipes", "scoring", "speech", "store"},
     "steering": {"edits", "patching"},
     "figures_of_patching": {"figures", "speech"},
     "faithfulness": {"causal", "dictionaries", "intervals", "losses", "measure", "model", "patching", "profiles",
@@ -108,7 +108,7 @@ MAY_IMPORT = {
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
     "catalogue": {"excerpts", "logmel", "media", "speaker_labels"},
-    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no browser, no model
+    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no browser
     "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},
