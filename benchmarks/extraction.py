@@ -26,7 +26,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("WHISPER_SAE_SHARED") or PROJECT.parent / "shared" / "data")
-MODEL = SHARED / "whisper-tiny.en-small-vocabulary"
+MODEL = SHARED / "whisper-tiny.en"
 CORPUS = SHARED / "speech" / "speechocean762"
 
 

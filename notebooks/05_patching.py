@@ -381,7 +381,8 @@ else:
 surest = table.feature.tolist()[0] if len(table) else int(coded.rates.argmax())
 around = patching.tokens(heard, {"": coded.edit(edits.scale({surest: -1.0}))})[""]
 row = next((n for n, tokens in enumerate(around) if tokens != heard.plain[n]), 0)  # the first that is written otherwise
-hand = steering.steer(heard.whisper, coder, site, some.sound(row), {surest: -1.0})
+language = heard.languages[row]
+hand = steering.steer(heard.whisper, coder, site, some.sound(row), {surest: -1.0}, language=language)
 figures.show(
     drawn.tracks(hand.tracks, hand.after, hand.frame_seconds),
     alt=f"Feature {surest} peaks at {hand.tracks[surest].max():.1f} and is turned around.",

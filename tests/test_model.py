@@ -145,7 +145,7 @@ def test_identity_changes_with_the_weights(small_whisper, tmp_path):
     assert model.identity(str(other)) != model.identity(str(small_whisper))
 
 
-@pytest.mark.parametrize("folder", ["whisper-tiny.en-encoder", "whisper-tiny.en-small-vocabulary"])
+@pytest.mark.parametrize("folder", ["whisper-tiny.en-encoder", "whisper-tiny.en"])
 def test_real_whisper_hidden_states(shared, folder):
     """The same equality on OpenAI's weights, every layer; the encoder-only directory says what it cannot do."""
     whisper = model.load(str(shared / folder))
@@ -370,7 +370,7 @@ def test_attention_says_what_it_says_in_transformers(small_whisper, loaded, mels
 
 
 def test_real_attention_says_what_it_says_in_transformers(shared):
-    folder = shared / "whisper-tiny.en-small-vocabulary"
+    folder = shared / "whisper-tiny.en"
     whisper = model.load(str(folder), "cpu")
     paths = sorted((shared / SPEECH).glob("*"))[:2]
     mels = model.mel(whisper, [soundfile.read(path, dtype="float32")[0] for path in paths])

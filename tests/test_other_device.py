@@ -56,6 +56,9 @@ def everything(whisper, coder, sounds, texts) -> dict:
         }
         if coded.codes is not None:
             found[site] |= {"rates": coded.rates, "fires": coded.fires([3])}
+        outcome = patching.outcomes(one, {"held": changes["held"]})["held"]
+        found[site]["wrote"]["allowing empty"] = outcome.wrote_or_empty.tolist()
+        found[site]["confidence"] = outcome[["no_speech", "mean_logprob"]].to_numpy()
     one = patching.some(heard[SITES[0]], np.array([1]))
     spliced = patching.write(one, {"": patching.Coded(one, coder).spliced()})[""]
     steered = steering.steer(whisper, coder, SITES[0], sounds[0], {3: -2.0}, seconds=(0.2, 0.6))

@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from whisper_sae import causal, intervals, model, nonspeech, patching, probes, scoring, speech
+from whisper_sae import causal, intervals, languages, model, nonspeech, patching, probes, scoring, speech
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips as clips_of
@@ -65,7 +65,9 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         whisper = model.load(run.model, run.device, precision=run.precision)
         learnt = causal.gathered(run, seed, (site,), ("train",), most=2 * spoken)
         asked = causal.gathered(run, seed, causal.sites_of(run)).fewer(most=spoken, seed=seed)
-        heard = {"sound": patching.hear(whisper, sounds, [site])[site], "train": learnt.heard[site],
+        language = languages.code_of(run.language) or languages.ENGLISH
+        sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]
+        heard = {"sound": sound, "train": learnt.heard[site],
                  "speech": asked.heard[site]}  # fmt: skip
         nothing = {"": patching.Change(lambda x, _: x)}
         spoken_by = pd.DataFrame({"speaker": asked.speakers, "is": "speech"})
