@@ -1,12 +1,18 @@
 """The table of `make test-anywhere`: the worst margin of each calibration, and every notebook that failed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import anywhere
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from coders import CLOSE, flipped, off
 
+from whisper_sae import devices, model, profiles, sae, speech
 from whisper_sae.calibrations import Calibrations
 
 
@@ -34,10 +40,6 @@ def test_the_smallest_margin_of_each_calibration_is_told_with_its_place(tmp_path
 @pytest.mark.parametrize("name", anywhere.SETS)
 def test_an_instruction_set_is_one_that_this_processor_can_do(name):
     """Each set is at most what the processor has: numpy and PyTorch import, multiply, and say that they obey."""
-    import os
-    import subprocess
-    import sys
-
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor has no AVX2")
     code = (
@@ -50,3 +52,51 @@ def test_an_instruction_set_is_one_that_this_processor_can_do(name):
     assert told.returncode == 0, told.stderr[-500:]
     wanted = {"avx2": "AVX2 False", "baseline": "DEFAULT False"}
     assert told.stdout.strip() == wanted.get(name, told.stdout.strip())
+
+
+def encoded(whisper) -> torch.Tensor:
+    """Activations of two of the demo's clips at its second layer, as a batch: (frame, width)."""
+    found = speech.read(profiles.DEMO / "corpus")
+    sounds = [speech.samples(path) for path in found[found.kind == "speech"].path.iloc[:400:200]]
+    return model.record(whisper, model.mel(whisper, sounds), ["encoder.1.resid"])["encoder.1.resid"].flatten(0, 1)
+
+
+def test_another_instruction_set_gives_the_same_up_to_rounding(demo, tmp_path):
+    """As another processor would: activations are equal to CLOSE, and fewer than 0.1 % of an SAE's flip."""
+    code = (
+        "import sys, numpy, test_anywhere; from whisper_sae import model, profiles;"
+        "whisper = model.load(str(profiles.DEMO / 'whisper'), 'cpu');"
+        "numpy.save(sys.argv[1], test_anywhere.encoded(whisper).numpy())"
+    )
+    paths = os.pathsep.join([str(anywhere.PROJECT / "tests"), str(anywhere.PROJECT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | anywhere.SETS["baseline"] | {"PYTHONPATH": paths}
+    command = [sys.executable, "-c", code, str(tmp_path / "x.npy")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    here, there = encoded(demo), torch.from_numpy(np.load(tmp_path / "x.npy"))
+    assert off(there, here) < CLOSE
+    coder = sae.create("batchtopk", here.shape[1], 1024, 16)
+    coder.start_on(here)
+    coder.calibrate([here])
+    with torch.no_grad():
+        assert flipped(coder.eval().encode(here), coder.encode(there)) < 0.001
+
+
+def test_bfloat16_is_not_used_where_the_library_refuses_it(monkeypatch):
+    """A processor that can, and oneDNN limited to AVX2: one product is tried and fails, so float32 is used."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+    def refuse(*_):
+        raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
+
+    devices._one_product.cache_clear()
+    try:
+        assert devices.multiplies_bfloat16(torch.device("cpu"))
+        devices._one_product.cache_clear()
+        monkeypatch.setattr(torch.Tensor, "__matmul__", refuse)
+        assert not devices.multiplies_bfloat16(torch.device("cpu"))
+        with pytest.raises(model.BadModel, match="use float32"):
+            model.require_precision("bfloat16", torch.device("cpu"))
+    finally:
+        devices._one_product.cache_clear()
