@@ -252,7 +252,8 @@ def by_controls(run: Profile, seed: int, step: Step, ks: Sequence[int] = (8, 10,
         rows.append({
             "k": k, "phones": len(p), "left out": len(tested.unmatched), "rate": apart["rate"],
             "rate × size": apart["rate × size"], "p ≤ 0.05": int((p <= 0.05).sum()), "q ≤ 0.05": int((q <= 0.05).sum()),
-            "q ≤ 0.1": int((q <= 0.1).sum()), "effect": tested.table.effect.mean(), "controls": tested.table.controls.mean(),
+            "q ≤ 0.1": int((q <= 0.1).sum()), "effect": tested.table.effect.mean(),
+            "controls": tested.table.controls.mean(),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -269,7 +270,7 @@ class Overall(NamedTuple):
 
 def overall(tested: Tested) -> Overall:
     """Do the phones' features cost the words that hold them more than matched controls do, on average? A speaker's mean
-    is over the phones that the speaker's words hold and lack, so frequent phones weigh more than in a mean of phones."""
+    is over the phones that the speaker's words hold and lack: frequent phones weigh more than in a mean of phones."""
     each = tested.each.mean(axis=0).to_numpy(float)
     mean, half = float(np.nanmean(each)), controls.reach(each[np.isfinite(each)])
     return Overall(mean, mean - half, mean + half, controls.flipped(each), int(np.isfinite(each).sum()))
