@@ -286,7 +286,7 @@ if concept:
 # %% tags=["hide-input"]
 if concept:
     ends = wide[[count for count in (0, *erasing.IN_WORDS) if count in wide]]
-    ends = ends.loc[[*ways[:2], "random removed", *ways[2:]]]
+    ends = ends.reindex([*ways[:2], "random removed", *ways[2:]])
     figures.table(ends.reset_index(), caption="Share right by number of features; chance is 0.5.")
     apart = erased.table("controls.csv")
     figures.table(
