@@ -146,7 +146,7 @@ if reason:
 # %% tags=["figure"]
 if len(table):
     fig = drawn.beside_controls(table.head(20))
-    fig.axes[0].set(title="What words that hold the phone lose", xlabel="log-odds above other words, nats")
+    fig.axes[0].set(title="What words that hold the phone lose", xlabel="above other words, nats")
     figures.show(
         fig,
         alt=f"Effects of {len(table)} phones from {table.effect.min():.2f} to "
@@ -158,8 +158,9 @@ if len(table):
 
 # %% tags=["hide-input"]
 if len(table):
+    outcome = ["effect", "controls", "random", "q"]
     figures.table(
-        table[["phone", "feature", "words", "speakers", "effect", "controls", "random", "q"]].head(10),
+        table[["phone", "feature", "words", "speakers", *outcome]].head(10),
         caption="Log-odds lost by words that hold the phone above other words, in nats.",
     )
     ratios = table[["phone", *targeted.RATIOS]].rename(columns=targeted.RATIOS)
@@ -170,21 +171,24 @@ if len(table):
     )
 
 # %% [markdown]
-# Few controls make a coarse p, so the number of phones that pass depends on how many controls each gets. The average
-# over phones does not: for each speaker, the mean over phones of the effect less that of the controls.
+# Few controls make a coarse p, no smaller than 1 / (1 + controls of all phones), so the number of phones that pass
+# depends on how many controls each gets. The average does not: for each speaker, the mean over the speaker's phones of
+# the effect less that of the controls. Frequent phones weigh more there than in the table.
 
 # %% tags=["hide-input"]
 many, total = pd.DataFrame(), None
 if len(table):
     many, total = targeted.by_controls(run, seed, features), targeted.overall(tested)
     figures.table(
-        many[["k", "phones", "effect", "controls", "p ≤ 0.05", "q ≤ 0.05", "q ≤ 0.1", "Holm"]],
-        caption="By the number of controls k: phones tested, mean effects in nats, and phones that pass "
-        "uncorrected, at false discovery rates of 5 and 10 %, and at a family-wise error rate of 5 %.",
+        many[["k", "phones", "left out", "effect", "controls", "p ≤ 0.05", "q ≤ 0.05", "q ≤ 0.1"]],
+        caption="By the number of controls k: phones tested and left out for want of controls, "
+        "mean effects over phones in nats, and phones that pass uncorrected and at false discovery "
+        "rates of 5 and 10 %.",
     )
     figures.say(
-        f"Above matched controls the features cost {total.mean:.2f} nats on average over phones (95 % interval "
-        f"{total.low:.2f} to {total.high:.2f}, {total.speakers} speakers, p = {total.p:.2g}). "
+        f"Above matched controls the features cost {total.mean:.2f} nats on average over "
+        f"{total.speakers} speakers (95 % interval {total.low:.2f} to {total.high:.2f}, "
+        f"p = {total.p:.2g}). "
         f"Phones left out for want of controls: {', '.join(tested.unmatched) or 'none'}. "
         f"p of {len(tested.null)} features that are no phone's best is uniform "
         f"(Kolmogorov–Smirnov, p = {controls.evenness(tested.null):.2f})."
@@ -213,23 +217,25 @@ if dose and dose.facts["phones"]:
         alt="At the lowest scale: "
         + "; ".join(f"/{row.phone}/ {'control ' * row.control}{row.effect:.0f}" for row in most.itertuples()),
         caption=f"Phones chosen on {dose.facts['chosen_on']} validation speakers, measured in "
-        f"{dose.facts['clips']} clips of {dose.facts['speakers']} test speakers. Bands are 95 % intervals over speakers.",
+        f"{dose.facts['clips']} clips of {dose.facts['speakers']} test speakers. "
+        "Bands are 95 % intervals over speakers.",
     )
 elif dose:
-    figures.say("No phone can be chosen on the validation speakers and measured on the test speakers.")
+    figures.say("No phone can be chosen on validation speakers and measured on test speakers.")
 
 # %% tags=["hide-input"]
 if len(doses):
-    at = doses[doses.scale.isin([-1.0, 0.0])].assign(feature=lambda t: t.control.map({True: "control", False: "own"}))
+    at = doses[doses.scale.isin([-1.0, 0.0])]
+    at = at.assign(feature=at.control.map({True: "control", False: "own"}))
     at = at.pivot(index="phone", columns=["feature", "scale"], values="effect")
     at.columns = [f"{who}, × {scale:g}" for who, scale in at.columns]
     flipped = doses[(doses.scale == -1) & ~doses.control].set_index("phone")[["speakers", "p"]]
-    pairs = dose.table("features.csv", dtype={"phone": str}).set_index("phone")[["rate_ratio", "mass_ratio"]]
-    shown = at.join(flipped).join(pairs).reset_index()
+    pairs = dose.table("features.csv", dtype={"phone": str}).set_index("phone")
+    shown = at.join(flipped).join(pairs[["rate_ratio", "mass_ratio"]]).reset_index()
     figures.table(
         shown.rename(columns={"p": "p, own × -1", **targeted.RATIOS}).head(10),
-        caption="Words missed, % above other words, by phone. p: signs of speakers, none for fewer than six. "
-        "rate and rate × size: the feature's over its control's.",
+        caption="Words missed, % above other words, by phone. p: signs of speakers, none for fewer "
+        "than six. rate and rate × size: the feature's over its control's.",
     )
 
 # %% tags=["hide-input"]
@@ -251,7 +257,8 @@ if len(turned):
 # phones have times, else a label of the speakers.
 
 # %%
-concept = erasing.concept(recipes.table(run, clips), voices.labels_of(recipes.table(run, clips)), told)
+every = recipes.table(run, clips)
+concept = erasing.concept(every, voices.labels_of(every), told)
 erased, left, words = None, pd.DataFrame(), pd.DataFrame()
 if concept:
     erased = store.make(erasing.erased(run, seed, site, concept))
@@ -274,18 +281,19 @@ if concept:
         fig,
         alt=f"With {top} features removed {wide.loc['best removed', top]:.2f} are right, "
         f"with {top} matched ones {wide.loc['matched removed', top]:.2f}.",
-        caption=f"{erased.facts['speakers']} held-out speakers; bands are 95 % intervals over them. The SAE's error "
-        "stays when features are removed, and is left out when they are kept alone.",
+        caption=f"{erased.facts['speakers']} held-out speakers; bands are 95 % intervals over them. "
+        "The SAE's error stays when features are removed, and is left out when they are kept alone.",
     )
 
 # %% tags=["hide-input"]
 if concept:
-    ends = wide[[count for count in (0, 4, 16, 64, 256) if count in wide]].loc[[*ways[:2], "random removed", *ways[2:]]]
-    figures.table(ends.reset_index(), caption="Share right by the number of features; chance is 0.5.")
+    ends = wide[[count for count in (0, *erasing.IN_WORDS) if count in wide]]
+    ends = ends.reindex([*ways[:2], "random removed", *ways[2:]])
+    figures.table(ends.reset_index(), caption="Share right by number of features; chance is 0.5.")
     apart = erased.table("controls.csv")
     figures.table(
         apart[apart["count"].isin(erasing.IN_WORDS)],
-        caption="How well controls are matched: sums over the best features over those of as many controls.",
+        caption="How well controls are matched: sums over the best features over those of controls.",
     )
     shown = words[["way", "count", "WER", "WER_low", "WER_high", "more", "more_low", "more_high"]]
     figures.table(
@@ -440,8 +448,8 @@ answers = [
 if total:
     answers.insert(
         0,
-        f"Without their phone's feature words lose {total.mean:.2f} nats of log-odds more than without matched "
-        f"controls ({total.low:.2f} to {total.high:.2f}, {total.speakers} speakers, mean of {len(table)} phones).",
+        f"Without their phone's feature words lose {total.mean:.2f} nats of log-odds more than without "
+        f"matched controls ({total.low:.2f} to {total.high:.2f}, {total.speakers} speakers).",
     )
 findings.save(
     "05_patching",

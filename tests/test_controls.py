@@ -57,10 +57,6 @@ def test_no_control_is_beyond_the_caliper():
     assert controls.covering(rate, size, [], 2).tolist() == []
 
 
-def test_holm_is_bonferroni_step_by_step():
-    assert controls.holm([0.01, 0.04, 0.02]).tolist() == [0.03, 0.04, 0.04]
-
-
 @pytest.mark.parametrize("kind", ["normal", "skewed"])
 def test_p_is_even_where_targets_are_like_their_controls(kind):
     """Tests of unlike size, as phones are, and effects with long tails, as features have."""

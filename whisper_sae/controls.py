@@ -142,15 +142,6 @@ def discoveries(p: np.ndarray) -> np.ndarray:
     return q
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """p adjusted for a family-wise error rate (Holm 1979): (test,)."""
-    p = np.asarray(p, float)
-    order = np.argsort(p, kind="stable")
-    found = np.empty(len(p))
-    found[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1)
-    return found
-
-
 def evenness(p: np.ndarray) -> float:
     """The probability of p-values as uneven as these where they should be even on 0 to 1 (Kolmogorov and Smirnov)."""
     return float(stats.kstest(np.asarray(p, float), "uniform").pvalue)
