@@ -166,9 +166,12 @@ wrote, wer = pd.DataFrame(), pd.DataFrame()
 if whisper.tokenizer is not None:
     transcripts = store.make(instrument.transcripts(run, seed))
     wrote = transcripts.table("transcripts.csv", dtype={"id": str}).merge(heard.drop(columns="text"), on="id")
+counted = len(wrote) > 0 and bool(((wrote.split != "train") & (wrote.words > 0)).any())
 
 # %% tags=["hide-input"]
-if len(wrote):
+if not counted:
+    figures.say("No held-out clip has a transcript (or the model has no decoder), so no word errors are counted.")
+else:
     spoken_in = instrument.decoded_languages(run, whisper, speaking)
     figures.table(spoken_in, caption="Clips with a transcript: their language, and how they are decoded.")
     for caution in instrument.language_cautions(run, whisper, speaking):
@@ -180,7 +183,7 @@ if len(wrote):
         )
 
 # %% tags=["hide-input"]
-if len(wrote):
+if counted:
     held = wrote[(wrote.split != "train") & (wrote.words > 0)]
     quiet = wrote[wrote.id.isin(heard.id[silent])]
     wer = pd.concat([instrument.word_errors(held), *[instrument.word_errors(wrote, by) for by in ["split", *labels]]])
@@ -191,7 +194,7 @@ if len(wrote):
     )
 
 # %% tags=["hide-input"]
-if len(wrote):
+if counted:
     all_held = wer.iloc[0]
     figures.say(
         f"Held-out word error rate {all_held.WER:.1%} ({figures.between(all_held.WER_low, all_held.WER_high)}, {all_held.speakers} "

@@ -1,10 +1,12 @@
 """Which labels of speakers are asked about: nothing is left out without its name and the reason."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from whisper_sae import contrasts, effects, intervals, speaker_labels, voices
+from whisper_sae import contrasts, corpora, effects, intervals, relabelling, speaker_labels, voices
 
 
 def clips(speakers=20, each=4, **labels) -> pd.DataFrame:
@@ -130,12 +132,12 @@ def test_found_is_over_all_pairs_together():
     """Of 15 pairs in which nothing differs one in twenty has something at 5 % within it; over all, one study in 20."""
     hits = within = 0
     for seed in range(20):
-        rng = np.random.default_rng(seed)
-        labels = pd.DataFrame({"accent": np.repeat([*"abcdef"], 7)})
-        cast = effects.Voices(rng.normal(size=(42, 8)), labels, np.ones(42, int), 0)
-        table = contrasts.pairs(cast, "accent", 0, seed=seed, deals=300)
-        hits += bool(table.beyond.sum())
-        within += bool((table.greatest > table.threshold).any())
+        x, told = np.random.default_rng(seed).normal(size=(42, 8)), np.repeat([*"abcdef"], 7)
+        pairs = itertools.combinations("abcdef", 2)
+        chances = [relabelling.relabelled(x, told, pair, seed=seed, deals=300) for pair in pairs]
+        counts = np.array(contrasts._over_all(chances))
+        hits += counts[:, 1].any()
+        within += any(chance.beyond.any() for chance in chances)
     assert hits <= 4 < within
 
 
@@ -145,3 +147,26 @@ def test_few_speakers_have_no_interval_within_corpora():
     assert not voices.answerable(few, "gender")  # four men
     with pytest.raises(ValueError, match="4 speakers are 'male'"):
         intervals.enough(("female", "male"), [16, 4])
+
+
+def test_a_release_of_common_voice_is_asked_what_it_can_answer(tmp_path):
+    """14 accents in lists and several spellings, a speaker of two genders; another release without any accent."""
+    accents = [f"Accent {n // 3}" for n in range(36)] + ["Rare English,Loud", "Rarer (here, there)"]
+    lines = ["client_id\tpath\tsentence\tgender\taccents\tup_votes"]
+    for n, accent in enumerate(accents):
+        listed = [accent, f"{accent.upper()},Slow"]
+        for clip in range(2):
+            gender = ("female_feminine", "male_masculine")[(n + (clip if n == 5 else 0)) % 2]
+            lines.append(f"{n:03d}{'f' * 125}\t{n}_{clip}.mp3\ta sentence\t{gender}\t{listed[clip]}\t2")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "validated.tsv").write_text("\n".join(lines))
+    found = speaker_labels.choose(corpora.rows(tmp_path))
+    report = found.report.set_index("label")
+    assert list(found.values) == ["gender", "accent"] and report.groups["accent"] == 12
+    assert report.note["accent"].endswith("left out: rare english (1), rarer (here, there) (1)")
+    assert report.note["gender"] == "left out, since they have two values: 005fffffffff… (female and male)"
+    assert report.speakers["gender"] == 37 and report.speakers["accent"] == 36
+    empty = [line if n == 0 else line.rsplit("\t", 2)[0] + "\t\t2" for n, line in enumerate(lines)]
+    (tmp_path / "validated.tsv").write_text("\n".join(empty) + "\n")
+    report = speaker_labels.choose(corpora.rows(tmp_path)).report.set_index("label")
+    assert report.asked["accent"] == "no" and report.note["accent"] == "no clip of a named speaker has a value"
