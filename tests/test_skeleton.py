@@ -206,16 +206,16 @@ def _measures(text, cells):
     read = [[line for line in c.source.splitlines() if line.strip()] for c in cells
             if c.cell_type == "code" and "checks" not in _tags(c)]  # fmt: skip
     words = sum(len(re.findall(r"\w+", c.source)) for c in cells if c.cell_type == "markdown")
-    if not 12 <= len(code) <= 28:
-        yield f"{len(code)} code cells; 12 to 28 can be followed"
+    if not 12 <= len(code) <= 30:
+        yield f"{len(code)} code cells; 12 to 30 can be followed"
     for lines in code:
         if len(lines) > 25:
             yield f"a cell of {len(lines)} lines ({lines[0]!r}); 25 at most"
     median = statistics.median(map(len, code)) if code else 0
-    if median > 8:
-        yield f"the median cell has {median:.0f} lines; 8 at most"
-    if words < 5 * sum(map(len, read)):
-        yield f"{words} words for {sum(map(len, read))} lines of code; 5 a line at least"
+    if median > 12:
+        yield f"the median cell has {median:.0f} lines; 12 at most"
+    if words < 4.5 * sum(map(len, read)):
+        yield f"{words} words for {sum(map(len, read))} lines of code; 4.5 a line at least"
     if len(text.encode()) > 32_000:
         yield f"{len(text.encode()):,} bytes; 32,000 at most"
 
@@ -256,7 +256,7 @@ def test_no_two_notebooks_have_one_number():
         (r'^# %% tags=\["save"\]', "# %%", "parameters, setup, nbval-check-output, save"),
         (r"aside class=.doubt", "aside class='sure", "what would change your mind"),
         (r"^import pandas as pd$", "\n".join(f"a{i} = 1" for i in range(26)), "25 at most"),
-        (r"\Z", "\n\n# %%\n1\n" * 20, "12 to 28 can be followed"),
+        (r"\Z", "\n\n# %%\n1\n" * 20, "12 to 30 can be followed"),
         (r"^# [^#>%*<|].*$", "#", "words for"),
         (r"\Z", "\n# " + "x" * 32_000, "32,000 at most"),
     ],
