@@ -334,8 +334,8 @@ steered = hallucination.steered(bench, seed)
 rules = [rule for rule in hallucination.RULES if rule in kinds]
 
 # %% tags=["hide-input"]
-total = pd.DataFrame([{"kind": "all", "source": "", "sounds": kinds.sounds.sum(), **kinds[rules].sum()}])
-shown = pd.concat([total, kinds.head(9)]).fillna({"example": ""})
+of_all = pd.DataFrame([{"kind": "all", "source": "", "sounds": kinds.sounds.sum(), **kinds[rules].sum()}])
+shown = pd.concat([of_all, kinds.head(9)]).fillna({"example": ""})
 figures.table(
     shown[["kind", "source", "sounds", *rules, "no_speech", "mean_logprob"]],
     caption="Sounds of each kind of which words are written, by rule; medians of p(no speech) "

@@ -126,6 +126,8 @@ def test_counterparts_of_another_seed():
     directions = torch.nn.functional.normalize(torch.randn(40, 24, generator=torch.Generator().manual_seed(1)), dim=1)
     same = measure.counterparts(directions, directions.flip(0), np.ones(40))
     assert same["found"] == 1 == same["found_by_firing"] and same["chance"] < 0.1
+    start = torch.randn(24 * 9, 24, generator=torch.Generator().manual_seed(0))  # as a dictionary of seed 0 begins
+    assert measure.counterparts(start, -start, np.ones(len(start)))["chance"] < 0.3
     half = torch.cat([directions[:20], -directions[20:]])
     rates = np.r_[np.full(20, 3.0), np.ones(20)]
     found = measure.counterparts(directions, half, rates)

@@ -301,7 +301,7 @@ def counterparts(directions: Tensor, others: Tensor, rates: np.ndarray, alike: f
     of the highest cosines; and `chance`: the same share for random directions, as many as the others.
     """
     unit = torch.nn.functional.normalize(directions.float(), dim=1)
-    random = torch.randn(others.shape, generator=torch.Generator().manual_seed(0))
+    random = torch.randn(others.shape, generator=torch.Generator().manual_seed(2**31 - 1))  # nobody's first directions
     best, by_chance = (
         (unit @ torch.nn.functional.normalize(every.float(), dim=1).T).max(dim=1).values.numpy()
         for every in (others, random)
