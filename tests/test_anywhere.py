@@ -30,11 +30,27 @@ def test_the_smallest_margin_of_each_calibration_is_told_with_its_place(tmp_path
     for seed, value in enumerate((30, 9, 50)):
         saved(tmp_path / str(seed), value, "failed" if value < 10 else "done")
     parts = [anywhere.calibrations(tmp_path / str(seed)).assign(set="avx2", seed=seed) for seed in range(3)]
-    table = anywhere.smallest(pd.concat(parts, ignore_index=True)).set_index("calibration")
-    assert table["where"]["planted"] == "avx2, seed 1" and table.passed["planted"] == "2 of 3"
-    assert table["smallest margin"]["planted"] == "-0.1 × bound" and table.passed["null"] == "3 of 3"
+    table = anywhere.smallest(pd.concat(parts, ignore_index=True), runs=4).set_index("calibration")
+    assert table["where"]["planted"] == "avx2, seed 1" and table.passed["planted"] == "2 of 4"
+    assert table["smallest margin"]["planted"] == "-0.1 × bound" and table.passed["null"] == "3 of 4", (
+        "the fourth saved nothing"
+    )
     assert anywhere.failures(tmp_path / "1", []) == {"04_voices": "CalibrationError: planted"}
     assert anywhere.failures(tmp_path / "1", ["00"]) == {} == anywhere.failures(tmp_path / "0", [])
+
+
+def test_what_was_saved_last_time_does_not_count(tmp_path, monkeypatch):
+    """A run that ends before its notebook saves: no calibration is collected, and the run has failed."""
+    reports = tmp_path / "native-1" / "reports" / "demo"
+    saved(reports, 30)
+
+    def stops(command, stdout, **_):
+        stdout.write("stopped")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(anywhere.subprocess, "run", stops)
+    assert anywhere.run(tmp_path, "native", 1, ["04"])["failed"] == {"run": "stopped"}
+    assert anywhere.calibrations(reports).empty
 
 
 @pytest.mark.parametrize("name", anywhere.SETS)
