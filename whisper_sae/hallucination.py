@@ -300,10 +300,10 @@ def steered(step: Step, seed: int = 0) -> pd.DataFrame:
             share, low, high = proportion(int(wrote[number].sum()), wrote.shape[1])
             rows.append({
                 "direction": name, "strength": strength, "rule": rule, "hallucinated": share, "hallucinated_low": low,
-                "hallucinated_high": high, "fewer": -drop.more[number], "fewer_low": -drop.more_high[number],
-                "fewer_high": -drop.more_low[number], "sounds": wrote.shape[1], "kinds": drop.speakers, "WER": rate.WER,
-                "WER_low": rate.WER_low, "WER_high": rate.WER_high, "more": rate.more, "more_low": rate.more_low,
-                "more_high": rate.more_high, "clips": rate.clips, "speakers": rate.speakers,
+                "hallucinated_high": high, "fewer": 0 - drop.more[number], "fewer_low": 0 - drop.more_high[number],
+                "fewer_high": 0 - drop.more_low[number], "sounds": wrote.shape[1], "kinds": drop.speakers,
+                "WER": rate.WER, "WER_low": rate.WER_low, "WER_high": rate.WER_high, "more": rate.more,
+                "more_low": rate.more_low, "more_high": rate.more_high, "clips": rate.clips, "speakers": rate.speakers,
             })  # fmt: skip
     return pd.DataFrame(rows)
 

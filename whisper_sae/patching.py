@@ -294,7 +294,8 @@ def outcomes(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, pr
         run = run_of(heard, [(changes[name], clips)])
         tokens = run.write()
         silent, mean = run.confidence(tokens)
-        columns = {"wrote": said(heard, tokens), "wrote_or_empty": said(heard, run.write(empty, tokens))}
+        other = run.write(empty, tokens) if len(heard.decoder.not_first) else tokens
+        columns = {"wrote": said(heard, tokens), "wrote_or_empty": said(heard, other)}
         parts[name].append(pd.DataFrame(columns | {"no_speech": silent.numpy(), "mean_logprob": mean.numpy()}))
     return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
 
