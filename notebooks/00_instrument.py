@@ -198,7 +198,7 @@ if counted:
     all_held = wer.iloc[0]
     figures.say(
         f"Held-out word error rate {all_held.WER:.1%} ({figures.between(all_held.WER_low, all_held.WER_high)}, {all_held.speakers} "
-        f"speakers, {all_held.words} words). Of {quiet.heard.map(nonspeech.has_words).sum()} of {len(quiet)} clips without "
+        f"speakers, {all_held.words} words). In {sum(map(nonspeech.has_words, quiet.heard))} of {len(quiet)} clips without "
         "speech words are written (hallucinations; notebook 5 tells how Whisper itself decides)."
     )
     wrong = held[held.errors > 0].sort_values("errors", ascending=False, kind="stable").head(8)

@@ -81,7 +81,7 @@ def decoded_languages(run: Profile, whisper: model.Whisper, heard: pd.DataFrame)
 def language_cautions(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> list[str]:
     """What is wrong with the languages in which clips are decoded, a sentence each; none if nothing is."""
     known, used = text.languages_of(whisper), languages.of_clips(heard, run.language)
-    recorded = languages.recorded(heard)
+    recorded, name = languages.recorded(heard), Path(whisper.name).name
 
     def named(which: np.ndarray, codes: np.ndarray) -> str:
         counts = pd.Series(codes[which]).value_counts()
@@ -95,10 +95,10 @@ def language_cautions(run: Profile, whisper: model.Whisper, heard: pd.DataFrame)
     cautions = {
         f"The profile sets language = {run.language!r}, and the corpus records another one for {against.sum():,} {of}: "
         f"{named(against, recorded)}. They are decoded and scored as the profile says.": against,
-        f"{whisper.name} is an English-only model, and {foreign.sum():,} {of} are in another language: "
+        f"{name} is an English-only model, and {foreign.sum():,} {of} are in another language: "
         f"{named(foreign, used)}. Their transcripts, word errors and all that the decoder is made to say mean "
         "little; take a multilingual model.": foreign,
-        f"{whisper.name} has no token for the language of {unknown.sum():,} {of}: {named(unknown, used)}. They are "
+        f"{name} has no token for the language of {unknown.sum():,} {of}: {named(unknown, used)}. They are "
         "decoded as English.": unknown,
         f"For {assumed.sum():,} {of} no language is recorded: they are decoded as English; the field `language` of "
         "a profile sets another one.": assumed,
