@@ -277,6 +277,13 @@ def test_only_labels_that_can_be_asked_about_are(rows, found, refused):
     assert asked == found and tuple(why) == refused
 
 
+def test_four_labels_are_asked_and_the_others_named():
+    heard = cast(*BALANCED)
+    more = {name: heard.gender.to_numpy() for name in "pqr"}
+    asked, why = instrument.askable(heard.assign(**more))
+    assert list(asked) == ["gender", "accent", "p", "q"] and list(why) == ["r"]
+
+
 def test_with_several_corpora_likes_are_those_of_a_corpus():
     heard = cast(*BALANCED)
     halves = heard.assign(corpus=np.where(heard.speaker.str[-1] == "0", "one", "two"))

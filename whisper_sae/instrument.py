@@ -221,22 +221,29 @@ def _mel_rows(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame
     return np.concatenate(found)
 
 
+MOST_LABELS = 4
+"""A probe is asked about so many labels, for the sake of time."""
+
+
 def askable(heard: pd.DataFrame, likes: dict[str, list[str]] | None = None) -> tuple[dict[str, list[str]], dict]:
     """The labels that a probe can be asked about, with what else makes speakers alike; and why others cannot.
 
-    Labels are those of `speaker_labels.choose`, with two groups of two speakers. Where speakers come from several
+    Labels are those of `speaker_labels.choose` with two groups of two speakers, MOST_LABELS of them: the first of those
+    that are asked by tests, too, then of the others. Where speakers come from several
     corpora, likes are those of a corpus. Else they are those of `likes`, a label's others, where each of its groups
     has two speakers in every such group.
     """
     chosen, found, refused = speaker_labels.choose(heard), {}, {}
     who = effects.named_as(heard.speaker)
-    for label, column in chosen.values.items():
+    rank = dict(zip(chosen.report.label, chosen.report.asked != "yes", strict=True))
+    for label in sorted(chosen.values, key=rank.get):
+        column = chosen.values[label]
         value, why = speaker_labels.for_probe(column.to_numpy(), who, chosen.corpus)
         others = ["corpus"] if chosen.corpus is not None else [o for o in (likes or {}).get(label, []) if o in heard]
         cast = heard.assign(**{label: value})[value != ""].drop_duplicates("speaker")
         crossed = cast.groupby([*others, label]).size().unstack(label, fill_value=0) if others else None
-        if why:
-            refused[label] = why
+        if why or len(found) == MOST_LABELS:
+            refused[label] = why or f"{MOST_LABELS} labels are asked, for the sake of time"
         else:
             found[label] = others if chosen.corpus is not None or (others and crossed.min(axis=None) > 1) else []
     return found, refused

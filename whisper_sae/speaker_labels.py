@@ -90,7 +90,7 @@ def one_label(column: np.ndarray, who: np.ndarray, corpus=None, most: int = MOST
     groups = speakers_of(column, who)
     if len(groups) > most:
         rest = [f"{name} ({count})" for name, count in groups[most:].items()]
-        notes.append(f"the {most} groups with most speakers; left out: " + _listed(rest, 12))
+        notes.append(f"the {most} groups with most speakers; left out: " + _listed(rest, 8))
         column, more = _comparable(np.where(np.isin(column, groups.index[:most]), column, ""), who, corpus)
         notes += ["then a single group in " + _listed(more)] if more else []
         groups = speakers_of(column, who)
