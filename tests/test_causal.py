@@ -81,11 +81,11 @@ def test_faithfulness_of_what_is_left_alone_is_whole(run):
 
 
 def test_recovered_shares_by_hand():
-    lost = np.array([[1.0, 1.0], [5.0, 5.0], [2.0, 2.0], [9.0, 9.0]])
-    found = faithfulness.recovered(lost, 0, 1, ["a", "b"])
+    lost = np.array([[1.0] * 6, [5.0] * 6, [2.0] * 6, [9.0] * 6])
+    found = faithfulness.recovered(lost, 0, 1, list("abcdef"))
     assert found[:, 0].tolist() == [100, 0, 75, -100]
     np.testing.assert_allclose(found[2], 75)
-    assert np.isnan(faithfulness.recovered(lost[[0, 0]], 0, 1, ["a", "b"])).all()
+    assert np.isnan(faithfulness.recovered(lost[[0, 0]], 0, 1, list("abcdef"))).all()
 
 
 def test_effects_of_silenced_features_are_measured_where_they_fire(run):
@@ -154,7 +154,7 @@ def test_what_cannot_be_patched_is_said_at_the_top(run):
     reason = causal.lacking(run, 0, causal.sites_of(run))
     patch.undo()
     causal.gathered.cache_clear()
-    assert reason.startswith("Nothing can be patched here: clips: none with words of validation or test")
+    assert reason.startswith("Nothing can be patched here: clips: none with a transcript of validation or test")
 
 
 def test_a_concept_to_erase_is_on_both_sides_or_there_is_none(run):

@@ -356,7 +356,7 @@ def test_a_copy_of_librispeech_has_its_readers_gender(dataset, tmp_path):
     told = {"id": [f"{84 + n // 2}-121123-{n:04d}" for n in range(5)], "chapter_id": [121123] * 5}
     hub.fetch(str(dataset(features=kinds, **told)), tmp_path / "out")
     clips = corpora.rows(tmp_path / "out")
-    assert clips.gender.tolist() == ["female", "female", "male", "male", "male"]
-    assert set(clips.gender_from) == {"LibriSpeech's list of readers"}
+    assert clips.gender.tolist() == ["female", "female", "male", "male", ""], "86 is nobody of the list"
+    assert set(clips.gender_from[:4]) == {"LibriSpeech's list of readers"}
     hub.fetch(str(dataset("other", features=kinds, **told | {"id": [f"x{n}" for n in range(5)]})), tmp_path / "no")
     assert (corpora.rows(tmp_path / "no").gender == "").all() and "gender_from" not in corpora.rows(tmp_path / "no")

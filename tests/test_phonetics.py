@@ -67,7 +67,7 @@ def test_the_recipes_say_what_the_leaves_say(prepared, of):
     right = detectors.dictionary_score(every, known.frames, known.choosing)
     got = phonetics.score_of(step)
     assert (got.f1, got.low, got.high) == pytest.approx((right.f1, right.low, right.high), nan_ok=True)
-    pd.testing.assert_frame_equal(got.table, right.table, check_dtype=False)
+    pd.testing.assert_frame_equal(got.table[list(right.table)], right.table, check_dtype=False)
     told = phonetics.read(store.make(phonetics.answers(run, 0, SITE, of)), "features.csv")
     scores = selectivity.scores(every, known.frames, known.choosing)
     np.testing.assert_allclose(told.auc, scores.best().auc)

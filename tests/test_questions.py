@@ -51,7 +51,7 @@ def test_a_feature_is_answered_with_the_clips_in_which_it_peaks(asked):
     for row in told["found"]:
         clip = row["clip"]["clip"]
         np.testing.assert_allclose(track(row["track"]), asked.codes[clip][:, 0], rtol=1e-3)
-        assert row["at"] == pytest.approx(0.07) and row["word"] == (NASTY if clip == 3 else "two")
+        assert row["at"] == pytest.approx(0.06) and row["word"] == (NASTY if clip == 3 else "two")
         assert row["first"] == 0 and row["seconds"] == pytest.approx(len(asked.codes[clip]) * 0.02)
     assert told["rate"] == pytest.approx(np.mean(np.concatenate(asked.codes)[:, 0] > 0))
 

@@ -107,7 +107,7 @@ MAY_IMPORT = {
                   "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"effects"},
-    "catalogue": {"excerpts", "logmel", "media", "speaker_labels"},
+    "catalogue": {"excerpts", "logmel", "media", "speaker_labels", "speech"},
     "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no model
     "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},

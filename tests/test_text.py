@@ -215,9 +215,7 @@ def test_word_errors_are_summed_before_they_are_divided():
     found = instrument.word_errors(wrote).iloc[0]
     assert (found.group, found.speakers, found.clips, found.words) == ("all", 5, 6, 25)
     assert found["WER"] == pytest.approx(5 / 25)
-    assert (found.WER_low, found.WER_high) == measure.ratio_interval(
-        np.array([1, 2, 0, 2, 0]), np.array([15, 2, 3, 4, 1])
-    )
+    assert np.isnan([found.WER_low, found.WER_high]).all(), "five speakers"
     by = instrument.word_errors(wrote, "gender").set_index("group")
     assert by.WER.to_dict() == pytest.approx({"female": 1 / 18, "male": 1.0})
     assert by.speakers.to_dict() == {"female": 2, "male": 1} and np.isnan(by.WER_low["male"])

@@ -15,6 +15,7 @@ from scipy.sparse import csc_array
 
 from whisper_sae import excerpts, logmel, media, speaker_labels
 from whisper_sae.media import FRAME, RATE
+from whisper_sae.speech import moments
 
 LONGEST = 30.0
 """Seconds of a clip that are shown and played at a time."""
@@ -78,14 +79,14 @@ class Catalogue:
         rows = pd.DataFrame({"feature": feature, "value": codes.data.astype(float), "frame": frame})
         rows = rows[rows.value != 0].iloc[np.lexsort([frame, -np.abs(codes.data)])] if len(rows) else rows
         rows = rows.drop_duplicates("feature").reset_index(drop=True)
-        return rows.assign(seconds=(rows.frame * FRAME + FRAME // 2) / RATE)
+        return rows.assign(seconds=moments(rows.frame))
 
     def _peaks_of_clip(self, which: int) -> pd.DataFrame:
         parts = []
         for piece in np.flatnonzero(self.drawn.clip_of == which):
             found = self.index.of_piece(piece)
             position = found.row - self.index.starts[piece]
-            seconds = (self.drawn.first[piece] + FRAME * position + FRAME // 2) / RATE
+            seconds = moments(position, self.drawn.first[piece])
             parts.append(found.assign(seconds=seconds, far=found.value.abs()))
         if not parts:
             return pd.DataFrame({"feature": np.zeros(0, int), "value": np.zeros(0), "seconds": np.zeros(0)})

@@ -140,7 +140,7 @@ def _told(coder: sae.SAE, rows: Rows, voices: np.ndarray, which: np.ndarray) -> 
     """The scores of some of the rows, and on how many of them each latent fires, (latent,)."""
     fired, chosen = np.zeros(coder.d_sae), np.flatnonzero(which)
     some = np.sort(np.random.default_rng(0).permutation(chosen)[:65_536])
-    close = measure.Closeness(voices[which], rows.take(some).mean(dim=0))
+    close = measure.Closeness(voices[which], rows.take(some).mean(dim=0) if len(some) else None)
     for first in range(0, len(chosen), 4096):
         x = rows.take(chosen[first : first + 4096])
         with torch.no_grad():

@@ -108,7 +108,7 @@ def _balanced(read: pd.DataFrame, level: float) -> tuple[float, float, float]:
     inside = parts.groupby(level="stratum")
     weight = inside["size"].transform("sum") / len(read) / inside["size"].transform("count")
     middle, spread = float((weight * parts["mean"]).sum()), np.square(weight) * parts["var"] / parts["size"]
-    if len(read) < LEAST:
+    if read.groupby("told").size().min() < LEAST:
         return middle, np.nan, np.nan
     total = spread.sum()
     free = total**2 / (np.square(spread) / (parts["size"] - 1)).sum() if total > 0 else 1.0
