@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from whisper_sae import instrument, measure, model, profiles, recipes, scoring, speech, store, text
+from whisper_sae import instrument, model, profiles, recipes, scoring, speech, store, text
 
 WHISPER, CORPUS = profiles.DEMO / "whisper", profiles.DEMO / "corpus"
 PROMPT = ["<|startoftranscript|>", "<|notimestamps|>"]
