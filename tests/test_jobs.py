@@ -80,7 +80,9 @@ def test_pages_do_not_depend_on_jobs(folder):
 
 
 INTERRUPTED = """
+import signal
 from whisper_sae import __main__, report
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
 report.NOTEBOOKS = report.Path({!r})
 raise SystemExit(__main__.main(["--jobs", "2"]))
 """
@@ -98,7 +100,7 @@ def test_ctrl_c_kills_what_runs_and_keeps_what_is_done(folder):
         if len(begun) == 3:
             break
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=60)
+    _, said = child.communicate(timeout=120)
     assert child.returncode == 130 and said.endswith("whisper_sae: interrupted; what was finished is published\n")
     assert len(begun) == 3 and "Traceback" not in said
     for process in map(int, begun):

@@ -220,10 +220,12 @@ def of_items(coder: sae.SAE, held: frames.Activations, site: str) -> tuple[np.nd
     fires, mean = (np.zeros((len(ends), coder.d_sae), dtype=np.float32) for _ in range(2))
     for first in range(0, len(ends), 128):
         last = min(first + 128, len(ends))
-        rows = np.arange(ends[first] - held.counts[first], ends[last - 1])
-        f = coder.encode(every.take(rows)).numpy()
-        begins = np.concatenate([[0], np.cumsum(held.counts[first : last - 1])])
-        count = held.counts[first:last, None]
-        fires[first:last] = np.add.reduceat((f > 0).astype(np.float32), begins, axis=0) / count
-        mean[first:last] = np.add.reduceat(f, begins, axis=0) / count
+        count = held.counts[first:last]
+        pre = coder.pre(every.take(np.arange(ends[first] - held.counts[first], ends[last - 1])))
+        row, latent = coder.chosen(pre)  # few of many: sums over these alone are three times as fast
+        value = coder.answer(pre[row, latent], latent).numpy().astype(np.float64)
+        place = np.repeat(np.arange(len(count)), count)[row.numpy()] * coder.d_sae + latent.numpy()
+        for told, weight in ((fires, value > 0), (mean, value)):
+            total = np.bincount(place, weight, len(count) * coder.d_sae)
+            told[first:last] = total.reshape(-1, coder.d_sae) / count[:, None]
     return fires, mean

@@ -121,8 +121,9 @@ class KernelManager(AsyncKernelManager):
     def kill_all(cls) -> None:
         """Kill every kernel, and what it started."""
         for process in [one.provisioner.process for one in list(cls.running) if one.has_kernel]:
-            if process and process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+            with suppress(ProcessLookupError):  # it has just ended
+                if process and process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
 
     def _transport_encryption_default(self):
         return "auto" if zmq.has("curve") else "disabled"

@@ -166,11 +166,10 @@ def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_00
         if not len(fit_on) or not len(ask):
             raise phones.BadPhones("phones: no corpus of this profile tells the phones of both kinds of speakers")
         mels = _mel_rows(whisper, heard, windows)
-        wide = probes.with_context(mels, window, 4)
-        turned = PCA(whisper.config.d_model, random_state=seed).fit(wide[fit_on])
+        turned = PCA(whisper.config.d_model, random_state=seed).fit(probes.with_context(mels, window, 4, fit_on))
         inputs = {
             ("log-mel", "this frame"): lambda rows: mels[rows],
-            ("log-mel", "±80 ms"): lambda rows: turned.transform(wide[rows]),
+            ("log-mel", "±80 ms"): lambda rows: turned.transform(probes.with_context(mels, window, 4, rows)),
         }
         for label, held in (("trained", store), ("untrained", nothing)):
             for site in store.sites:

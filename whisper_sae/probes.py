@@ -133,13 +133,14 @@ def summary(read: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "right", "right_low", "right_high", "speakers"])
 
 
-def with_context(x: np.ndarray, clip: np.ndarray, reach: int) -> np.ndarray:
-    """Each row beside its `reach` neighbours on either side, (row, (2 reach + 1) · width).
+def with_context(x: np.ndarray, clip: np.ndarray, reach: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """Each row beside its `reach` neighbours on either side, (row, (2 reach + 1) · width); of `rows`, or else of all.
 
     Rows are in order; where a clip (its number a row) ends, its first or last row is repeated.
     """
     edges = np.flatnonzero(np.diff(clip)) + 1
     first = np.repeat(np.r_[0, edges], np.diff(np.r_[0, edges, len(clip)]))
     last = np.repeat(np.r_[edges, len(clip)] - 1, np.diff(np.r_[0, edges, len(clip)]))
-    here = np.arange(len(x))
-    return np.concatenate([x[np.clip(here + shift, first, last)] for shift in range(-reach, reach + 1)], axis=1)
+    here = np.arange(len(x)) if rows is None else rows
+    near = (np.clip(here + shift, first[here], last[here]) for shift in range(-reach, reach + 1))
+    return np.concatenate([x[row] for row in near], axis=1)
