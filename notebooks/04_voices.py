@@ -191,7 +191,9 @@ if many:
     for row in apart[apart.why != ""].head(3).itertuples():
         figures.say(f"{row.one} and {row.other} are not compared: {row.why}.")
     apart = apart[apart.why == ""]
-    apart["d (95 %)"] = [f"{row.d:.1f} ({row.low:.1f} to {row.high:.1f})" for row in apart.itertuples()]
+    apart["d (95 %)"] = [
+        f"{row.d:.1f} ({row.low:.1f} to {row.high:.1f})".replace("nan (nan to nan)", "–") for row in apart.itertuples()
+    ]
     apart["n"] = [f"{row.n_one} + {row.n_other}" for row in apart.itertuples()]
     figures.table(apart[["one", "other", "n", "found", "beyond", "threshold", "visible", "d (95 %)"]].head(8), caption=f"Any two groups, those with most found: speakers; features found at an FDR of 5 % over all pairs together, and beyond chance at a family-wise error of 5 % over all pairs (Holm); the |d| that chance alone exceeds in 5 % within the pair; the d that is seen in four of five such corpora; and d of feature {first}.")  # fmt: skip
 

@@ -22,6 +22,14 @@ def test_effects_are_in_falling_order_and_those_beyond_are_dots():
     assert set(threshold.get_ydata()) == {0.9}
 
 
+def test_a_threshold_without_bounds_is_not_drawn():
+    """Of features with few values, a permutation may leave no spread, and then d is infinite."""
+    axis = draw.ordered({"rate": np.array([0.5, -2.0, np.inf])}, {"rate": np.inf}).axes[0]
+    assert len(axis.lines) == 2 and axis.get_ylim() == pytest.approx((0, 2.16))
+    rows = pd.DataFrame({"feature": [7], "d": [1.5], "low": [1.0], "high": [2.0]})
+    assert draw.forest(rows, ("female", "male"), np.inf).axes[0].lines
+
+
 def test_a_mark_is_filled_where_it_lies_beyond_the_threshold():
     rows = pd.DataFrame({"feature": [7, 3, 5], "d": [1.5, -1.2, 0.4], "low": [1, -2, 0.1], "high": [2, -0.5, 0.6]})
     axis = draw.forest(rows, ("female", "male"), 1.3, most=2).axes[0]

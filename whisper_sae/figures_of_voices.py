@@ -10,7 +10,7 @@ from whisper_sae.figures import BLUE, DIFFERENCE, GREY, INK, ORANGE
 
 
 def ordered(lines: dict[str, np.ndarray], thresholds: dict[str, float], ylabel: str = "|d| of speakers") -> Figure:
-    """|effect| of all features in falling order, a curve a name; dotted: the threshold of each."""
+    """|effect| of all features in falling order, a curve a name; dotted: the threshold of each, where it is finite."""
     fig, axis = plt.subplots()
     looks = [(BLUE, "-"), (ORANGE, "--"), (INK, "-."), (GREY, "-")]
     for (name, values), (colour, style) in zip(lines.items(), looks, strict=False):
@@ -18,10 +18,11 @@ def ordered(lines: dict[str, np.ndarray], thresholds: dict[str, float], ylabel: 
         axis.plot(np.arange(1, len(size) + 1), size, color=colour, linestyle=style, label=name)
         beyond = size[: int((size > thresholds[name]).sum())]
         axis.plot(np.arange(1, len(beyond) + 1), beyond, "o", color=colour, markersize=4)
-        axis.axhline(thresholds[name], color=colour, linestyle=":", linewidth=0.9)
-    most = max(np.nanmax(np.abs(values[np.isfinite(values)]), initial=0) for values in lines.values())
-    axis.set(xscale="log", ylim=(0, 1.08 * max(most, *thresholds.values())), xlabel="features, the greatest first",
-             ylabel=ylabel)  # fmt: skip
+        if np.isfinite(thresholds[name]):
+            axis.axhline(thresholds[name], color=colour, linestyle=":", linewidth=0.9)
+    sizes = np.abs(np.concatenate([*lines.values(), list(thresholds.values())]))
+    axis.set(xscale="log", ylim=(0, 1.08 * sizes[np.isfinite(sizes)].max(initial=0.1)))
+    axis.set(xlabel="features, the greatest first", ylabel=ylabel)
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.legend()
     return fig
@@ -36,7 +37,8 @@ def forest(frame: pd.DataFrame, groups: tuple[str, str], threshold: float, most:
         colour, marker = (BLUE, "o") if row.d > 0 else (ORANGE, "^")
         axis.plot([row.low, row.high], [at, at], color=colour, linewidth=1.4)
         axis.plot(row.d, at, marker, color=colour, markersize=6, fillstyle="full" if abs(row.d) > threshold else "none")
-    axis.axvspan(-threshold, threshold, color=GREY, alpha=0.12, linewidth=0)
+    if np.isfinite(threshold):
+        axis.axvspan(-threshold, threshold, color=GREY, alpha=0.12, linewidth=0)
     axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set(yticks=place, yticklabels=shown.feature, ylim=(len(shown) - 0.4, -0.6), ylabel="feature",
              xlabel=f"Cohen's d: below 0 more in {groups[1]}, above 0 more in {groups[0]}")  # fmt: skip
