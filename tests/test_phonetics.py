@@ -193,3 +193,50 @@ def test_too_few_words_are_refused(prepared):
     run = prepared(voices=4, clips=1, labels=())
     with pytest.raises(ValueError, match="fewer than two words"):
         store.make(wording.words(run, 0, SITE))
+
+
+def spoken_by(speakers, texts, seed=0):
+    """Frames of which a speaker reads each of some texts, 30 a clip: chosen on (the first half of the speakers), what
+    is known of them, and the number of their text."""
+    clips = [(speaker, text) for speaker in range(speakers) for text in texts(speaker)]
+    speaker, text = (np.repeat(part, 30) for part in zip(*clips, strict=True))
+    clip = np.repeat(np.arange(len(clips)), 30)
+    known = phonetics.codes.Frames(np.zeros(len(clip), int), np.array(["a"]), speaker, clip)
+    return speaker < speakers / 2, known, text
+
+
+def sides(choosing, known, text):
+    """What is kept: the texts chosen on and scored on, and the speakers of both."""
+    kept = phonetics._other_texts(choosing, known, text, seed=0)
+    return [set(part[side & kept]) for part in (text, known.speaker) for side in (choosing, ~choosing)]
+
+
+def test_sentences_that_were_chosen_on_are_not_scored():
+    """Everyone reads text 0 and four of their own: text 0 is left out where it is scored."""
+    chosen, scored, *speakers = sides(*spoken_by(16, lambda speaker: [0, *range(4 * speaker + 1, 4 * speaker + 5)]))
+    assert 0 in chosen and 0 not in scored and not chosen & scored and len(scored) == 32
+    assert [len(side) for side in speakers] == [8, 8]
+
+
+def test_where_all_read_the_same_sentences_half_of_them_are_for_choosing():
+    chosen, scored, *speakers = sides(*spoken_by(16, lambda speaker: range(10)))
+    assert not chosen & scored and chosen | scored == set(range(10)) and len(chosen) == 5
+    assert [len(side) for side in speakers] == [8, 8]
+
+
+@pytest.mark.parametrize("texts", [lambda speaker: [0], lambda speaker: [speaker % 8 // 4]], ids=["one", "a few each"])
+def test_sentences_are_not_held_out_where_too_few_speakers_are_left(texts):
+    known = spoken_by(16, texts)
+    assert phonetics._other_texts(*known, seed=0).all()
+    told = phonetics._overlap(known[0], known[2], known[1].clip)
+    assert told == {"scored": 8, "shared": 8}, "and that is said"
+
+
+def test_where_no_sentence_is_said_twice_all_are_kept():
+    assert phonetics._other_texts(*spoken_by(12, lambda speaker: [speaker]), seed=0).all()
+
+
+def test_texts_are_compared_without_case_and_punctuation():
+    heard = pd.DataFrame({"text": ["She had it.", "she  HAD it", "", "", "…"], "id": list("abcde")})
+    first, second, *others = phonetics._texts(heard)
+    assert first == second == "she had it" and len(set(others)) == 3, "nobody told: each is its own"
