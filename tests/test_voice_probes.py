@@ -37,6 +37,7 @@ def test_the_few_are_chosen_without_those_who_are_asked_about():
     x[:, 7] += 3.0 * (y == "f")
     right = voice_probes.few(x, y, speaker, counts=(1, 5_000))
     assert list(right) == [1] and right[1].mean() > 0.85
+    assert voice_probes.few(x[:16], y[:16], speaker[:16]) == {}  # two of each: of others there is one
     with pytest.raises(ValueError, match="a single speaker"):
         voice_probes.few(x[:8], ["f"] * 4 + ["m"] * 4, speaker[:8])
 

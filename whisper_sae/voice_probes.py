@@ -73,8 +73,11 @@ def few(x, y, speakers, alike=None, *, counts=FEW, folds: int = probes.FOLDS, re
 
     The best are those with the greatest η² among the speakers that the probe is fitted on, so those it is asked about
     have no say; with `alike` η² is of what its groups leave. The strength is chosen once for all k, at the greatest.
+    Empty where a label has fewer than three speakers: no feature could be chosen without those it is asked about.
     """
     rows = probes.rows_of(y, speakers, alike)
+    if rows.drop_duplicates("speaker").label.value_counts().min() < 3:
+        return {}
     right = {k: np.zeros(len(rows)) for k in counts if k < x.shape[1]}
     for repeat in range(repeats):
         fold = probes.folds_of(rows, folds, np.random.default_rng([seed, repeat]))
