@@ -78,7 +78,11 @@ parts = [voices.sampled(run, seed, said, heard, name).assign(label=name) for nam
 balance = pd.concat(parts)[["label", *parts[0].columns[:-1]]]
 shown = balance[balance.group != ""].sort_values("speakers", ascending=False, kind="stable")
 if len(shown):
-    figures.table(shown.groupby("label", sort=False).head(12), caption="Who counts. Clips and speakers that the corpora have, clips kept and dropped, speakers kept, and the fewest and most clips of one. A profile's fields balance and clips_per_speaker make them even.")  # fmt: skip
+    figures.table(
+        shown.groupby("label", sort=False).head(12),
+        caption="Who counts. Clips and speakers that the corpora have, clips kept and dropped, speakers kept, and "
+        "the fewest and most clips of one. The profile's balance and clips_per_speaker make them even.",
+    )
 
 # %% [markdown]
 # ## How far apart are two groups?
@@ -195,7 +199,14 @@ if many:
         f"{row.d:.1f} ({row.low:.1f} to {row.high:.1f})".replace("nan (nan to nan)", "–") for row in apart.itertuples()
     ]
     apart["n"] = [f"{row.n_one} + {row.n_other}" for row in apart.itertuples()]
-    figures.table(apart[["one", "other", "n", "found", "beyond", "threshold", "visible", "d (95 %)"]].head(8), caption=f"Any two groups, those with most found: speakers; features found at an FDR of 5 % over all pairs together, and beyond chance at a family-wise error of 5 % over all pairs (Holm); the |d| that chance alone exceeds in 5 % within the pair; the d that is seen in four of five such corpora; and d of feature {first}.")  # fmt: skip
+    columns = ["one", "other", "n", "found", "beyond", "threshold", "visible", "d (95 %)"]
+    figures.table(
+        apart[columns].head(8),
+        caption="Any two groups, those with most found: speakers; features significant at an FDR of 5 % over all "
+        "pairs together (found), and at a family-wise error of 5 % over all pairs (beyond; Holm); the |d| that "
+        "permuted labels exceed in 5 % within the pair; the d that has 80 % power; "
+        f"and d of feature {first}.",
+    )
 
 # %% [markdown]
 # ## Is it the label, or what goes along with it?
@@ -252,7 +263,11 @@ if len(covered):
     sums = sums.assign(
         features=covered.groupby(["label", "one", "other"]).size(), share=sums.inside / sums.drawn
     ).reset_index()
-    figures.table(sums[["label", "one", "other", "features", "drawn", "share", "right", "wrong"]], caption="Intervals of 95 % in drawn corpora: the share that holds the true d, and how many exclude 0 on the right side and on the wrong one.")  # fmt: skip
+    figures.table(
+        sums[["label", "one", "other", "features", "drawn", "share", "right", "wrong"]],
+        caption="Intervals of 95 % in drawn corpora: the share that holds the true d, and how many "
+        "exclude 0 on the right side and on the wrong one.",
+    )
 if run.name == "demo":
     genders, given = ("female", "male"), [("tilt_db", "mic", ("far", "near"), 3.8 / np.sqrt(2.6**2 / 12))]
     given += [("tract", "gender", genders, 50.5 / np.sqrt((59**2 + 60**2 - 2) / 24))]

@@ -213,3 +213,12 @@ def test_a_random_dictionary_passes_the_roadmap_and_not_this(stored):
     assert classes.naive(codes, y) > 2000
     units = classes.by_unit(codes, y, np.arange(100))
     assert not classes.discoveries(classes.tested(units, classes.halves(units)), [], units.classes).found.any()
+
+
+def test_counterparts_of_another_dictionary():
+    directions = np.random.default_rng(1).normal(size=(40, 24))
+    same = classes.counterparts(directions, directions[::-1], np.ones(40))
+    assert same["found"] == 1 == same["found_by_firing"] and same["chance"] < 0.2
+    half, rates = np.concatenate([directions[:20], -directions[20:]]), np.r_[np.full(20, 3.0), np.ones(20)]
+    found = classes.counterparts(directions, half, rates)
+    assert found["found"] == pytest.approx(0.5, abs=0.1) and found["found_by_firing"] > 0.7

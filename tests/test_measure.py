@@ -122,18 +122,6 @@ def test_the_cosine_is_about_the_mean_that_is_handed_over():
     assert about == pytest.approx(whole, abs=1e-5) != measure.reconstruction(say, x.split(200))["cosine"]
 
 
-def test_counterparts_of_another_seed():
-    directions = torch.nn.functional.normalize(torch.randn(40, 24, generator=torch.Generator().manual_seed(1)), dim=1)
-    same = measure.counterparts(directions, directions.flip(0), np.ones(40))
-    assert same["found"] == 1 == same["found_by_firing"] and same["chance"] < 0.1
-    start = torch.randn(24 * 9, 24, generator=torch.Generator().manual_seed(0))  # as a dictionary of seed 0 begins
-    assert measure.counterparts(start, -start, np.ones(len(start)))["chance"] < 0.3
-    half = torch.cat([directions[:20], -directions[20:]])
-    rates = np.r_[np.full(20, 3.0), np.ones(20)]
-    found = measure.counterparts(directions, half, rates)
-    assert found["found"] == pytest.approx(0.5, abs=0.1) and found["found_by_firing"] > 0.7
-
-
 def test_constant_activations_are_refused():
     with pytest.raises(ValueError, match="constant"):
         measure.reconstruction(lambda x: x, [torch.ones(10, 4)])

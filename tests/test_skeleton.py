@@ -40,10 +40,11 @@ MAY_IMPORT = {
     "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "intervals", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
-    "effects": {"tables"},  # what is no label
+    "tables": {"effects"},  # how a label is spelt
     "intervals": {"effects"},  # of the effect sizes there
     "forest": {"intervals"},  # what a bootstrap over units needs; from how many units on
     "probes": {"intervals"},
+    "measure": {"intervals"},  # how few units are too few
     "by_label": {"intervals"},
     "controls": {"intervals"},
     "relabelling": {"effects"},
@@ -73,7 +74,8 @@ MAY_IMPORT = {
     "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
     "emotions": {"activations", "classes", "elsewhere", "encoders", "index", "interventions", "probes", "profiles",
                  "sae", "store", "verdicts"},
-    "dictionaries": {"cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
+    "dictionaries": {"classes", "cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae",
+                     "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
     "instrument": {"activations", "decoding", "effects", "excerpts", "languages", "listening", "measure", "model",

@@ -237,6 +237,21 @@ def matched(one: np.ndarray, other: np.ndarray, near: float = 0.7) -> tuple[floa
     return float((best >= near).mean()), best
 
 
+def counterparts(directions: np.ndarray, others: np.ndarray, rates: np.ndarray, near: float = 0.7) -> dict:
+    """How many of a dictionary's directions, (latent, width), another one has, too: those of `matched`.
+
+    `found`: a share of the latents; `found_by_firing`: weighted by how often each fires, `rates` (latent,); `median` of
+    the largest cosines; and `chance`: the same share for as many random directions as the others are.
+    """
+    found, best = matched(directions, others, near)
+    random = np.random.default_rng(0).normal(size=others.shape)
+    return {
+        "latents": len(best), "found": found, "median": float(np.median(best)),
+        "found_by_firing": float(((best >= near) * rates).sum() / rates.sum()),
+        "chance": matched(directions, random, near)[0],
+    }  # fmt: skip
+
+
 def correlations(values: np.ndarray, groups) -> np.ndarray:
     """|r| of every pair of features, (item, feature), of two different groups, (feature,): (pair,)."""
     groups = np.asarray(groups)

@@ -19,15 +19,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import cluster, feeding, measure, sae
+from whisper_sae import classes, cluster, feeding, measure, sae
 from whisper_sae.fitting import CODE, HALVES, fitted
 from whisper_sae.profiles import Profile, checked, fault
 from whisper_sae.recipes import made_by
 from whisper_sae.rows import Rows
 from whisper_sae.store import Recipe, Step, make, where
-
-RANDOM_SAE_SEED_OFFSET = 1_000_003
-"""Added to the seed of a random dictionary, which else would be the trained one's own first directions."""
 
 # ------------------------------------------------------------------------------------------ one dictionary
 
@@ -172,20 +169,20 @@ def rivals(run: Profile, seed: int, site: str, frozen: tuple[str, ...] = ()) -> 
 
 def stability(run: Profile, seed: int, site: str) -> Recipe:
     """How many of a dictionary's latents another training finds, which differs by its seed alone: `facts` are those of
-    `measure.counterparts` for the latents that are active on held-out frames, and `fvu` of either."""
+    `classes.counterparts` for the latents that are active on held-out frames, and `fvu` of either."""
     trained = dictionary(run, seed, site)
     again = dictionary(run, seed, site, own_seed=seed + 1)
 
     def compare(folder: Path, trained: Step, again: Step) -> dict:
         rates = trained.array("firing.npy")
-        mine, others = (sae.load(step.path).W_dec.detach() for step in (trained, again))
+        mine, others = (sae.load(step.path).W_dec.detach().numpy() for step in (trained, again))
         alive = np.flatnonzero(rates)
-        found = measure.counterparts(mine[alive], others[again.array("firing.npy") > 0], rates[alive])
+        found = classes.counterparts(mine[alive], others[again.array("firing.npy") > 0], rates[alive])
         return found | {"fvu": trained.facts["frame_fvu"], "fvu_again": again.facts["frame_fvu"]}
 
     return Recipe(
         "stability", compare, {"site": site}, needs={"trained": trained, "again": again}, by=made_by(run, "02"),
-        code=(stability, measure), label=f"latents that another seed finds at {site}",
+        code=(stability, classes.counterparts, classes.matched), label=f"latents that another seed finds at {site}",
     )  # fmt: skip
 
 
@@ -210,7 +207,7 @@ def simple_ways(x: torch.Tensor, run: Profile, numbers: int, seed: int) -> dict[
     """
     known, width = measure.moments([x]), x.shape[1]
     latents = run.expansion * width
-    random = sae.create("topk", width, latents, min(numbers, latents), seed + RANDOM_SAE_SEED_OFFSET)
+    random = sae.create("topk", width, latents, min(numbers, latents), seed + sae.RANDOM_SEED_OFFSET)
     random.start_on(x[:4096])
     centroids = measure.centroids(x[:32_768], min(latents, 2048), seed)
     few = min(numbers, width)

@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-from whisper_sae.tables import tidy
+MISSING = {"", "nan", "none", "null", "unknown", "n/a", "na", "?", "-"}
+"""What stands for no label, stray spaces and case aside."""
+
+
+def tidy(labels) -> np.ndarray:
+    """Labels without stray spaces and in lower case, "" where they say nothing (see MISSING): an array of str."""
+    told = pd.Series(np.asarray(labels, dtype=object))
+    told = told.where(told.notna(), "").astype(str).str.split().str.join(" ").str.casefold()
+    return told.mask(told.isin(MISSING), "").to_numpy(dtype=str)
+
 
 ROUNDING = 1e-24
 """A variance below so many times the feature's greatest square is what rounding leaves of a constant."""

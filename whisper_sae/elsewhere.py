@@ -25,9 +25,6 @@ from whisper_sae import fitting, measure, modules, sae, transpose
 from whisper_sae.rows import Rows
 from whisper_sae.store import Recipe, Step, digest_of
 
-APART = 1_000_003
-"""Added to the seed of random directions: those of the seed itself are where trained ones began."""
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -162,7 +159,7 @@ def dictionary(recording: Recipe, how: Training, seed: int, site: str) -> Recipe
 def random_like(trained: Step, sample: torch.Tensor, seed: int) -> sae.SAE:
     """A dictionary of random directions that was never trained, of which as many fire on a row as of a trained one."""
     told = sae.load(trained.path)
-    coder = sae.create("topk", told.d_in, told.d_sae, max(1, round(trained.facts["l0"])), seed + APART)
+    coder = sae.create("topk", told.d_in, told.d_sae, max(1, round(trained.facts["l0"])), seed + sae.RANDOM_SEED_OFFSET)
     coder.start_on(sample)
     return coder.eval()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import examples, index, measure, model, sae, speech, transpose
-from whisper_sae.dictionaries import RANDOM_SAE_SEED_OFFSET, dictionary, frames_of
+from whisper_sae.dictionaries import dictionary, frames_of
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded, table, windows_of
 from whisper_sae.spoken import words_of
@@ -79,7 +79,7 @@ def _encoder(folder: Path, of: str, learnt: frames.Rows, trained: Step | None, s
     if of == "random dictionary":
         d_sae = sae.load(trained.path).d_sae
         coder = sae.create(
-            "topk", learnt.width, d_sae, max(1, round(trained.facts["l0"])), seed + RANDOM_SAE_SEED_OFFSET
+            "topk", learnt.width, d_sae, max(1, round(trained.facts["l0"])), seed + sae.RANDOM_SEED_OFFSET
         )
         coder.start_on(learnt.sample(4096, seed))
         return Calls(coder.eval()), d_sae

@@ -15,12 +15,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from whisper_sae.intervals import LEAST
+
 MASSIVE = 4.0
 """A frame is massive when its norm is more than MASSIVE medians. In Whisper, as in language models (Sun et al. 2024,
 arXiv 2402.17762), a few such frames can hold most of the variance of a layer."""
-
-LEAST = 6
-"""No interval is given over fewer units."""
 
 
 @torch.no_grad()
@@ -292,23 +291,3 @@ def pareto(cost, loss) -> np.ndarray:
     no_worse = (cost <= cost[:, None]) & (loss <= loss[:, None])  # (point, other)
     better = (cost < cost[:, None]) | (loss < loss[:, None])
     return ~(no_worse & better).any(axis=1) & np.isfinite(cost + loss)
-
-
-def counterparts(directions: Tensor, others: Tensor, rates: np.ndarray, alike: float = 0.7) -> dict:
-    """Which share of directions, (latent, d_in), has one among `others` with a cosine of at least `alike`.
-
-    `found`: a share of the latents; `found_by_firing`: weighted by how often each fires, `rates` (latent,); `median`
-    of the highest cosines; and `chance`: the same share for random directions, as many as the others.
-    """
-    unit = torch.nn.functional.normalize(directions.float(), dim=1)
-    random = torch.randn(others.shape, generator=torch.Generator().manual_seed(2**31 - 1))  # nobody's first directions
-    best, by_chance = (
-        (unit @ torch.nn.functional.normalize(every.float(), dim=1).T).max(dim=1).values.numpy()
-        for every in (others, random)
-    )
-    rates = np.asarray(rates, dtype=np.float64)
-    return {
-        "latents": len(best), "found": float((best >= alike).mean()), "median": float(np.median(best)),
-        "found_by_firing": float(((best >= alike) * rates).sum() / rates.sum()),
-        "chance": float((by_chance >= alike).mean()),
-    }  # fmt: skip

@@ -36,6 +36,9 @@ from whisper_sae.sparse import (
     strongest_of_each,
 )
 
+RANDOM_SEED_OFFSET = 1_000_003
+"""Added to the seed of a random SAE, which else would have the first directions of the trained one."""
+
 
 class SAE(nn.Module):
     """x ≈ f W_dec + b_dec with f = sparsify((x - b_dec) W_enc + b_enc).

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-MISSING = {"", "nan", "none", "null", "unknown", "n/a", "na", "?", "-"}
-"""What stands for no label, stray spaces and case aside."""
+from whisper_sae.effects import tidy
 
 
 class BadSpeech(ValueError):
@@ -61,15 +60,8 @@ def lines(path: Path, newline: str | None = None) -> Iterable[str]:
         raise BadSpeech(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def tidy(labels) -> np.ndarray:
-    """Labels without stray spaces and in lower case, "" where they say nothing (see MISSING): an array of str."""
-    told = pd.Series(np.asarray(labels, dtype=object))
-    told = told.where(told.notna(), "").astype(str).str.split().str.join(" ").str.casefold()
-    return told.mask(told.isin(MISSING), "").to_numpy(dtype=str)
-
-
 def is_missing(labels) -> np.ndarray:
-    """Whether a label says nothing, see MISSING: an array of bool."""
+    """Whether a label says nothing, see `effects.MISSING`: an array of bool."""
     return tidy(labels) == ""
 
 
