@@ -43,7 +43,7 @@ def run(where: Path, instructions: str, seed: int, notebooks: list[str]) -> dict
     places = {"WHISPER_SAE_DATA": str(where / "data"), "WHISPER_SAE_REPORTS": str(where / "reports")}
     paths = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | THREADS | places | SETS[instructions] | {"PYTHONPATH": paths}
-    command = [sys.executable, "-m", "whisper_sae", "demo", "--seed", str(seed), *notebooks]
+    command = [sys.executable, "-m", "whisper_sae", "demo", "--seed", str(seed), "--jobs", "1", *notebooks]
     begun = time.monotonic()
     with open(where / "log.txt", "w") as log:
         code = subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=PROJECT).returncode
