@@ -82,7 +82,7 @@ def test_no_speaker_is_on_both_sides(watched, likes):
     x[:, 0] = pd.factorize(speaker)[0]
     probes.unheard(x, label, speaker, group if likes else None, repeats=3)
     assert all(met.isdisjoint(asked) for met, asked in watched)
-    tried = len(probes.FEWER) + 1  # the strengths, each asked about one fold, and the chosen one about another
+    tried = len(probes.STRENGTHS) + 1  # the strengths, each asked about one fold, and the chosen one about another
     assert len(watched) == 3 * probes.FOLDS * tried
     asked = pd.Series([number for _, some in watched[tried - 1 :: tried] for number in some])
     assert asked.value_counts().tolist() == [3 * 4] * 16, "every clip in every dealing"

@@ -200,8 +200,10 @@ class Examples:
     def _word(self, clip: int, moment: float) -> str:
         """The word of a clip that sounds at a moment in seconds; it holds [start, end)."""
         told = self.words.get(clip)
-        here = None if told is None else told[(told.start <= moment) & (moment < told.end)]
-        return "" if here is None or here.empty else str(here.word.iloc[-1])
+        if told is None:
+            return ""
+        here = np.flatnonzero((told.start.to_numpy() <= moment) & (moment < told.end.to_numpy()))
+        return str(told.word.iloc[here[-1]]) if len(here) else ""
 
 
 def excerpt(sound: np.ndarray, seconds: float, length: float = 2.0) -> np.ndarray:

@@ -24,13 +24,13 @@ from whisper_sae.recipes import clips as clips_of
 from whisper_sae.recipes import made_by, table
 from whisper_sae.store import Recipe, Step, need
 
-EACH = 8
+EACH = 6
 """Sounds of each kind that are made."""
 
 OF_CORPUS = 80
 """The most sounds of the corpora: as many of each kind as there can be."""
 
-STRENGTHS = (0.0, 0.1, 0.2, 0.5)
+STRENGTHS = (0.0, 0.2, 0.5)
 """How much of the way from speech to non-speech is added; 0 changes nothing."""
 
 DIRECTIONS = ("features", "mean difference", "random")

@@ -140,7 +140,7 @@ def speakers_apart(heard: pd.DataFrame, told: pd.DataFrame) -> bool:
     return clips_told.speaker[train].nunique() > 1 and not train.all()
 
 
-def phone_probe(run: Profile, seed: int, fitted: int = 8_000, asked: int = 10_000) -> Recipe:
+def phone_probe(run: Profile, seed: int, fitted: int = 5_000, asked: int = 10_000) -> Recipe:
     """`read.csv`: how many phones a linear probe reads right, for each speaker it never met and each of its inputs.
 
     Inputs: log-mel of the frame; log-mel with 80 ms around it, turned down to as many principal directions as the model

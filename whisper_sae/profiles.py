@@ -177,6 +177,7 @@ TABLE = {
             banner="Demo: small models, synthetic voices, invented texts. Its numbers calibrate the methods; "
             "they are no findings about people.",
             sites=("encoder.*.resid", "decoder.*.resid"),
+            clips_per_speaker=8,
             focus="encoder.2.resid",
             batch_windows=16,
             expansion=4,
@@ -185,9 +186,9 @@ TABLE = {
             batch_tokens=1024,
             learning_rate=5e-3,
             dead_tokens=30_000,
-            sweep_k=(4, 8, 16, 32),
+            sweep_k=(8, 16, 32),
             sweep_penalty=(1.0, 2.0, 4.0),
-            sweep_tokens=100_000,
+            sweep_tokens=64_000,
         ),
         Profile(
             name="tiny",

@@ -29,10 +29,10 @@ from whisper_sae.store import Recipe, Step, make, need
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """What a feature's codes are multiplied by in a dose-response curve; 1 changes nothing."""
 
-CONTROLS, COVERED = 10, 15
+CONTROLS, COVERED = 10, 12
 """Controls of each phone's feature; and how many each should have within the caliper among the ablated features."""
 
-LEAST_WORDS, ALONG_RANDOM = 6, 10
+LEAST_WORDS, ALONG_RANDOM = 6, 6
 """Words a phone must have; and of how many features, those that change most, a random direction is tried as well."""
 
 DOSE_CALIPER = 0.3
@@ -241,7 +241,7 @@ def _speakers(holding: np.ndarray, speaker: np.ndarray) -> list[str]:
     return [name for name in np.unique(speaker[holding]) if (~holding[speaker == name]).any()]
 
 
-def by_controls(run: Profile, seed: int, step: Step, ks: Sequence[int] = (8, 10, 12, COVERED)) -> pd.DataFrame:
+def by_controls(run: Profile, seed: int, step: Step, ks: Sequence[int] = (6, 8, CONTROLS, COVERED)) -> pd.DataFrame:
     """How the result depends on the number of controls: a row a k, with the phones tested and left out, the median
     |log ratio| of rate and of rate × size, phones with p ≤ 0.05, at a false discovery rate of 5 % and of 10 %, and the
     mean effect of features and of controls. p is no smaller than 1 / (1 + k · phones)."""
