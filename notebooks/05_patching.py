@@ -473,4 +473,6 @@ calibrated.require()  # the table of calibrations is saved by now
 # 0. Controls drawn from 25 random features were tried and dropped: they fired a quarter as often and removed an eighth as
 # much, so large features alone would have passed.
 # Cross-entropy was tried before log-odds and dropped: where the decoder is sure it hardly moves, so its mean is that of a
-# few words. **Next**, notebook 6: what features mean, asked without touching the model.
+# few words. How wide controls must scatter before a phone may count as beyond them (`controls.LEAST_SPREAD`) was set after
+# looking at the demo, so the number of phones found is not the headline; the mean over speakers does not depend on it.
+# **Next**, notebook 6: what features mean, asked without touching the model.
