@@ -136,3 +136,60 @@ def test_the_power_of_a_corpus_is_that_of_its_own_threshold():
 def test_pairs_as_a_square():
     names, d = contrasts.matrix(pd.DataFrame({"one": ["a", "a"], "other": ["b", "c"], "d": [1.0, -2.0]}))
     assert names == ("a", "b", "c") and d.tolist() == [[0, 1, -2], [-1, 0, 0], [2, 0, 0]]
+
+
+# ------------------------------------------------------------------------------ the foremost, on other speakers
+
+
+def of_300(speakers: int, planted: float, seed: int):
+    """That many speakers, half of them women, and 300 features, of which feature 0 is `planted` SDs higher in women."""
+    cast = people(n=3 * (speakers // 6 + 1), features=300, planted=planted, seed=seed)
+    return contrasts._of(cast, np.arange(len(cast.means)) < speakers)
+
+
+def test_the_greatest_d_of_nothing_is_nothing_on_other_speakers():
+    first = pd.concat([contrasts.foremost(of_300(40, 0, s), "gender", seed=s, splits=6).head(1) for s in range(16)])
+    assert (first.d > 0.6).all()
+    assert abs(first.other.mean()) < 4 * first.other.std() / 4
+    assert (first.low < 0).all() and (first.high > 0).all()
+
+
+def test_a_planted_d_stays_on_other_speakers():
+    """Halves of 40 speakers choose it always; the standard error of the mean of ten corpora is 0.08."""
+    first = pd.concat([contrasts.foremost(of_300(80, 2, s), "gender", seed=s, splits=6).head(1) for s in range(10)])
+    assert (first.feature == 0).all() and (first.group == "female").all() and (first.again == 1).all()
+    assert first.other.mean() == pytest.approx(2, abs=0.32)
+
+
+def test_foremost_features_are_those_of_all_speakers():
+    cast = people(planted=2.0)
+    table, every = contrasts.foremost(cast, "gender", most=5), contrasts.two(cast, "gender", deals=200).table
+    assert table.feature.tolist() == every.feature[:5].tolist()
+    np.testing.assert_allclose(table.d, every.d[:5].abs())
+    assert table.equals(contrasts.foremost(cast, "gender", most=5)) and table.n_one[0] == table.n_other[0] == 24
+    few = contrasts._of(cast, np.arange(48) < 23)
+    with pytest.raises(ValueError, match="gender: half of 12 female and 11 male speakers are fewer than 6 of a group"):
+        contrasts.foremost(few, "gender")
+
+
+def test_halves_have_as_many_of_every_group_and_corpus():
+    rng = np.random.default_rng(0)
+    told, by = rng.choice(["f", "m", ""], 101), rng.choice(["x", "y", "z"], 101)
+    half = contrasts._halves(told, by, rng)
+    assert ((half == -1) == (told == "")).all()
+    for name in "fm":
+        assert abs((half[told == name] == 0).sum() - (half[told == name] == 1).sum()) <= 1
+        for one in "xyz":
+            mine = half[(told == name) & (by == one)]
+            assert abs((mine == 0).sum() - (mine == 1).sum()) <= 1
+
+
+def test_corpora_are_held_fixed_on_other_speakers_too():
+    """A feature that knows the corpus, in corpora of unlike shares of women, is not the foremost."""
+    cast = people(n=24, features=20)
+    corpus = np.where(np.arange(48) % 2 == (np.arange(48) % 16 > 13), "one", "two")
+    cast.means[:, 3] += 9 * (corpus == "one")
+    apart = cast._replace(corpus=corpus)
+    one = contrasts.foremost(cast, "gender")
+    assert one.feature[0] == 3 and one.other[0] > 1.2 and one.again[0] == 1
+    assert contrasts.foremost(apart, "gender").other[0] < 0.6

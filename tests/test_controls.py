@@ -57,6 +57,17 @@ def test_no_control_is_beyond_the_caliper():
     assert controls.covering(rate, size, [], 2).tolist() == []
 
 
+def test_targets_changed_together_share_no_control():
+    rate, size, chosen = live_features()
+    near = controls.disjoint(rate, size, chosen, range(550), 6)
+    every = np.concatenate(near)
+    assert len(set(every)) == len(every) and not set(every) & set(chosen) and max(map(len, near)) == 6
+    alone = controls.disjoint(rate, size, chosen[:1], range(550), 6)[0]
+    assert alone.tolist() == controls.matched(rate, size, chosen[0], np.delete(np.arange(550), chosen[0]), 6).tolist()
+    assert [len(one) for one in controls.disjoint(rate, size, chosen[:2], chosen, 6)] == [6, 6], "or too few are free"
+    assert controls.disjoint(rate, size, [], range(550), 6) == []
+
+
 @pytest.mark.parametrize("kind", ["normal", "skewed"])
 def test_p_is_even_where_targets_are_like_their_controls(kind):
     """Tests of unlike size, as phones are, and effects with long tails, as features have."""

@@ -47,9 +47,10 @@ def test_from_prompts_to_verdicts(heard):
     mine = emotions.candidates(table, 2)
     codes, asked = emotions.codes_of(found, step, main), (told["split"] == "test").to_numpy()
     judge = emotions.judge(x, told)
-    given = {name: codes.f[told.emotion == name].mean(axis=0) for name in mine}
-    causes = interventions.interventions(judge, codes.only(asked), told.emotion[asked].to_numpy(), given, mine, draws=5)
-    assert set(causes.way) == set(interventions.WAYS) and causes.p.between(0, 1).all()
+    emotion = told.emotion.to_numpy()
+    causes = interventions.interventions(judge, codes.only(asked), emotion[asked], codes, emotion, mine, draws=5)
+    assert set(causes.table.way) == set(interventions.WAYS) and len(causes.ratios) == sum(map(len, mine.values()))
+    assert causes.table.p.dropna().between(0, 1).all() and causes.table.p.notna().any()
     assert 0 <= emotions.apart(codes, mine, 0, draws=3)[0] <= 1
     same, lot = emotions.alike(found, [main, main], mine, 0)
     assert same == 1 and lot < 0.2

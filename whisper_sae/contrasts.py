@@ -86,6 +86,76 @@ def two(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, deals
     return Found(table.loc[order].reset_index(drop=True), chance)
 
 
+SPLITS = 20
+"""How often speakers are split into halves to see what the foremost features come to on other speakers."""
+
+
+def foremost(cast: effects.Voices, label: str, strata: str = "", seed: int = 0, splits: int = SPLITS,
+             most: int = 3) -> pd.DataFrame:  # fmt: skip
+    """The features of greatest |d| between two groups, and what such a choice comes to on speakers that did not make
+    it: a row a feature, as many as `most`.
+
+    The d of a feature that is chosen because it is the greatest is too great (winner's curse). So `splits` times
+    speakers are split into halves at random, evenly within groups, strata and corpora. On one half features are ranked
+    by |d|; `other` is the d, on the other half, of the feature of this rank there, above 0 in the direction in which it
+    was chosen, with Hedges' correction, since halves are small. It is the mean over halves, both of each split choosing
+    in turn: 0 on average where groups do not differ, however many features there are, and less than the true d where
+    half of the speakers are too few to choose the right feature. `low` to `high` hold 95 % of the halves.
+
+    `d` is |d| of `feature` over all speakers, `group` has more of it, and `again` is the share of halves that choose
+    it, in any rank; `n_one` and `n_other` are speakers. ValueError where a group has fewer than 2 · `intervals.LEAST`.
+    """
+    by = strata_of(cast, strata)
+    by = np.full(len(cast.means), "all") if by is None else by
+    groups = groups_of(cast, label)
+    told = compared(cast, np.where(by != "", cast.labels[label].to_numpy(dtype=str), ""), groups)
+    n = [int((told == name).sum()) for name in groups]
+    if min(n) < 2 * intervals.LEAST:
+        counts = " and ".join(f"{count} {name}" for count, name in zip(n, groups, strict=True))
+        raise ValueError(f"{label}: half of {counts} speakers are fewer than {intervals.LEAST} of a group")
+    cast = cast._replace(labels=cast.labels.assign(**{label: told}))
+    whole, tested = crossing.within(cast.means, told, by, groups).d, asked(cast, label)
+    first = _greatest(whole, tested, most)
+    rng, chosen, scored = np.random.default_rng(seed), [], []
+    for _ in range(splits):
+        half = _halves(told, by, rng)
+        parts = [_of(cast, half == side) for side in (0, 1)]
+        able = tested & np.logical_and(*(asked(part, label) for part in parts))
+        found = [crossing.within(part.means, part.labels[label], by[half == side], groups)
+                 for side, part in enumerate(parts)]  # fmt: skip
+        for here, other in (found, found[::-1]):
+            best = _greatest(here.d, able & np.isfinite(other.d), most)
+            chosen.append(best)
+            scored.append((np.sign(here.d) * other.d * (1 - 3 / (4 * other.df - 1)))[best])
+    others = pd.DataFrame(scored).reindex(columns=range(len(first)))  # (half, rank)
+    table = pd.DataFrame({"feature": first, "group": np.where(whole[first] > 0, *groups), "d": np.abs(whole[first])})
+    table = table.assign(other=others.mean(), low=others.quantile(0.025), high=others.quantile(0.975))
+    again = [np.mean([feature in best for best in chosen]) for feature in first]
+    return table.assign(again=again, n_one=n[0], n_other=n[1])
+
+
+def _greatest(d: np.ndarray, able: np.ndarray, most: int) -> np.ndarray:
+    """The features of greatest |d| among those that can be asked about, (at most `most`,)."""
+    size = np.where(able & np.isfinite(d), np.abs(d), -1.0)
+    return np.argsort(-size, kind="stable")[: min(most, int((size >= 0).sum()))]
+
+
+def _halves(told: np.ndarray, by: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(speaker,) 0 or 1 at random, as many of each in every group and stratum, or one more; -1 for those without."""
+    half = np.full(len(told), -1)
+    for name in np.unique(told[told != ""]):
+        order = rng.permutation(np.flatnonzero(told == name))
+        order = order[np.argsort(by[order], kind="stable")]
+        half[order] = (np.arange(len(order)) + rng.integers(2)) % 2
+    return half
+
+
+def _of(cast: effects.Voices, here: np.ndarray) -> effects.Voices:
+    """The same of some speakers, (speaker,) bool."""
+    corpus = None if cast.corpus is None else cast.corpus[here]
+    return cast._replace(means=cast.means[here], labels=cast.labels[here], clips=cast.clips[here], corpus=corpus)
+
+
 def counted(found: "Found | Many", label: str, measure: str) -> dict:
     """A row of how many features were found, and how many chance gives.
 

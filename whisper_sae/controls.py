@@ -53,6 +53,21 @@ def matched(
     return pool[order[far[order] <= caliper]]
 
 
+def disjoint(
+    rate: np.ndarray, size: np.ndarray, targets: Sequence[int], pool: Sequence[int], k: int, caliper: float = CALIPER
+) -> list[np.ndarray]:
+    """Controls of targets that are changed together: at most k of each, none of them a target or a control of two.
+
+    In k rounds each target in turn takes the nearest feature of the pool that is still free (`matched`).
+    """
+    free, chosen = np.setdiff1d(pool, targets), [[] for _ in targets]
+    for _ in range(k):
+        for target, mine in zip(targets, chosen, strict=True):
+            nearest = matched(rate, size, target, free, 1, caliper).tolist()
+            free, mine[:] = np.setdiff1d(free, nearest), [*mine, *nearest]
+    return [np.array(mine, dtype=int) for mine in chosen]
+
+
 def covering(
     rate: np.ndarray, size: np.ndarray, targets: Sequence[int], each: int, caliper: float = CALIPER
 ) -> np.ndarray:
@@ -83,6 +98,14 @@ def balance(rate: np.ndarray, size: np.ndarray, target: int, others: Sequence[in
 def imbalance(ratios: pd.DataFrame) -> pd.Series:
     """The median over targets of |log ratio| of each column of `balance`."""
     return np.log(ratios.astype(float)).abs().median()
+
+
+def refusal(ratios: pd.DataFrame) -> str:
+    """Why controls with these ratios (rows of `balance`) are not matched, in one sentence; "" if they are."""
+    apart = imbalance(ratios[["rate", "rate × size"]]).max()
+    if apart > MOST_IMBALANCE:
+        return f"No matched controls: the median |log ratio| is {apart:.2f}, above {MOST_IMBALANCE}."
+    return ""
 
 
 class Judged(NamedTuple):

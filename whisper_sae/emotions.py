@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import classes, elsewhere, encoders, interventions, probes, sae, verdicts
+from whisper_sae import classes, controls, elsewhere, encoders, interventions, probes, sae, verdicts
 from whisper_sae.elsewhere import Reading, Training
 from whisper_sae.index import Index
 from whisper_sae.profiles import Profile
@@ -238,9 +238,9 @@ def candidates(found: pd.DataFrame, most: int = 5) -> dict[str, np.ndarray]:
 
 def codes_of(heard: Heard, step: Step, trained: Step) -> interventions.Codes:
     """Prompts as `interventions` wants them."""
-    coder = sae.load(trained.path)
-    return interventions.Codes(means(heard), np.asarray(step.array("mean.npy")), coder.W_dec.detach().numpy(),
-                          coder.b_dec.detach().numpy())  # fmt: skip
+    coder, f, fires = sae.load(trained.path), *(np.asarray(step.array(f"{name}.npy")) for name in ("mean", "share"))
+    W_dec, b_dec = (part.detach().numpy() for part in (coder.W_dec, coder.b_dec))
+    return interventions.Codes(means(heard), f, fires.astype(np.float32), W_dec, b_dec)
 
 
 # ---------------------------------------------------------------------------------------------- what is shown
@@ -284,17 +284,19 @@ def apart(
     codes: interventions.Codes, features_: dict[str, np.ndarray], seed: int, draws: int = 50
 ) -> tuple[float, float]:
     """The share of pairs of features of two emotions with |r| below `verdicts.APART` over prompts, and the mean of it
-    for as many other features that say as much."""
-    rng, amount = np.random.default_rng(seed), codes.f.mean(axis=0)
+    for matched controls (`controls.disjoint`) in their place; NaN without two emotions."""
+    rng, (rate, size) = np.random.default_rng(seed), codes.strength()
     groups = np.concatenate([[name] * len(mine) for name, mine in features_.items()])
     mine = np.concatenate(list(features_.values()))
+    near = controls.disjoint(rate, size, mine, np.flatnonzero(rate), interventions.CONTROLS)
+    known = np.array([len(own) > 0 for own in near], dtype=bool)
 
-    def share(which: np.ndarray) -> float:
-        pairs = classes.correlations(codes.f[:, which], groups)
+    def share(which, groups=groups) -> float:
+        pairs = classes.correlations(codes.f[:, np.asarray(which, dtype=int)], groups)
         return float((pairs < verdicts.APART).mean()) if len(pairs) else np.nan
 
-    null = [share(interventions.matched(amount, mine, amount > 0, rng)) for _ in range(draws)]
-    return share(mine), float(np.nanmean(null))
+    null = [share([rng.choice(own) for own in near if len(own)], groups[known]) for _ in range(draws)]
+    return share(mine), float(np.mean(null))
 
 
 def directions(x: np.ndarray, told: pd.DataFrame, codes: interventions.Codes, features_: dict) -> dict[str, dict]:

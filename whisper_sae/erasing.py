@@ -147,13 +147,10 @@ def _orders(coder, train: erasure.Side, seed: int) -> tuple[dict[str, np.ndarray
     rate, alive = fires / len(f), np.flatnonzero(fires)
     best = erasure.ranked(f, train.is_it)
     best = best[np.isin(best, alive)]
-    free, near = np.setdiff1d(alive, best[:MATCHED]), []
-    for feature in best[:MATCHED]:
-        found = controls.matched(rate, size, feature, free, 1, caliper=np.inf)
-        free, near = np.setdiff1d(free, found), [*near, *found.tolist()]
+    near = controls.disjoint(rate, size, best[:MATCHED], alive, 1, caliper=np.inf)
     orders = {
         "best": best,
-        "matched": np.array(near, dtype=int),
+        "matched": np.concatenate([np.zeros(0, dtype=int), *near]),
         "random": np.random.default_rng(seed).permutation(alive),
     }
     return orders, pd.DataFrame({"rate": rate, "size": size})

@@ -2,8 +2,9 @@
 
 An encoder's answer is judged by the mean over its tokens. A mean is linear, so what an intervention on every token's
 state does to it is known from the mean codes alone: silencing features S turns the mean x into x - f[S] W_dec[S], where
-f are the codes' means; all else, the dictionary's error included, stays. The judge is a probe fitted on other texts;
-no change counts but beside that of as many other features, which say as much, or of random vectors.
+f are the codes' means; all else, the dictionary's error included, stays. The judge is a probe fitted on other texts.
+Every change is compared with that of matched controls (`controls`), other features that fire about as often and remove
+about as much, or of random vectors.
 """
 
 import json
@@ -15,7 +16,12 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from whisper_sae import controls
+
 WAYS = ("silenced", "transplanted", "alone")
+
+CONTROLS, LEAST_CONTROLS = 10, 5
+"""Controls of each feature, and how few within the caliper are too few: such a feature is left out."""
 
 EXAMPLE = """vectors = safetensors.torch.load_file("steering.safetensors")
 norm = music.text_encoder.encoder.final_layer_norm
@@ -31,6 +37,8 @@ class Codes(NamedTuple):
     """(text, width) the mean state."""
     f: np.ndarray
     """(text, feature) the mean code."""
+    fires: np.ndarray
+    """(text, feature) the share of tokens on which a feature fires."""
     W_dec: np.ndarray
     """(feature, width)."""
     b_dec: np.ndarray
@@ -38,7 +46,13 @@ class Codes(NamedTuple):
 
     def only(self, here: np.ndarray) -> "Codes":
         """The same of some of the texts."""
-        return self._replace(x=self.x[here], f=self.f[here])
+        return self._replace(x=self.x[here], f=self.f[here], fires=self.fires[here])
+
+    def strength(self) -> tuple[np.ndarray, np.ndarray]:
+        """Firing rate of each feature, and its size: mean activation where it fires times the norm of its decoder
+        direction, (feature,) each."""
+        rate, mass = self.fires.mean(axis=0), self.f.mean(axis=0) * np.linalg.norm(self.W_dec, axis=1)
+        return rate, np.where(rate > 0, mass / np.maximum(rate, 1e-12), 0)
 
 
 def changed(codes: Codes, features, way: str, given: np.ndarray | None = None) -> np.ndarray:
@@ -58,45 +72,81 @@ def changed(codes: Codes, features, way: str, given: np.ndarray | None = None) -
     return codes.x - said + np.asarray(given)[which] @ codes.W_dec[which]
 
 
-def matched(amount: np.ndarray, features, among: np.ndarray, rng: np.random.Generator, near: int = 20) -> np.ndarray:
-    """As many other features, each drawn among those `near` that say about as much, by `amount`, (feature,)."""
-    chosen, left = [], np.setdiff1d(np.flatnonzero(among), features)
-    if len(left) < len(features):
-        raise ValueError(f"features: {len(left)} others are too few to match {len(features)}")
-    for one in features:
-        by_amount = left[np.argsort(np.abs(amount[left] - amount[one]), kind="stable")]
-        chosen.append(rng.choice(by_amount[:near]))
-        left = left[left != chosen[-1]]
-    return np.array(chosen)
+class Tested(NamedTuple):
+    """Interventions on the features of classes, beside the same on matched controls: see `interventions`."""
+
+    table: pd.DataFrame
+    """A row a class and way; a class that `refusals` names has neither controls nor p."""
+    ratios: pd.DataFrame
+    """A row a feature: its class, how many controls it has within the caliper, and `controls.balance`."""
+    refusals: dict[str, str]
+    """Why nothing can be claimed of a class, in one sentence."""
+
+    @property
+    def balance(self) -> pd.DataFrame:
+        """A row a class: features that are tested and `left out`, the mean number of their `controls`, the median ratio
+        of rate and of rate × size, and the greater median of their |log ratio|, NaN without any."""
+        enough, both = self.ratios.controls >= LEAST_CONTROLS, ["rate", "rate × size"]
+        rows = [
+            {"class": name, "features": int(enough[part.index].sum()), "left out": int((~enough[part.index]).sum()),
+             "controls": (kept := part[enough[part.index]]).controls.mean(), **kept[both].median(),
+             "|log ratio|": controls.imbalance(kept[both]).max()}
+            for name, part in self.ratios.groupby("class", sort=False)
+        ]  # fmt: skip
+        columns = ["class", "features", "left out", "controls", *both, "|log ratio|"]
+        return pd.DataFrame(rows, columns=columns)
 
 
-def interventions(judge, codes: Codes, label: np.ndarray, given: dict, features: dict, *, draws: int = 100,
-                  seed: int = 0) -> pd.DataFrame:  # fmt: skip
-    """What a judge, with `predict_proba` and `classes_`, thinks after each intervention: a row a class and way.
+def interventions(judge, codes: Codes, label: np.ndarray, other: Codes, other_label: np.ndarray, features: dict, *,
+                  draws: int = 100, seed: int = 0) -> Tested:  # fmt: skip
+    """The probability that a judge, with `predict_proba` and `classes_`, gives a class after each intervention on its
+    features {class: features}: a row a class and way.
 
-    `label` (text,) is the true class; `features` {class: its features} and `given` {class: (feature,)}, what features
-    say of the texts of a class elsewhere. `silenced` and `alone` ask of texts of the class, `transplanted` of all
-    others. `before` and `after` are the mean probability of the class; `control` is what matched features give on
-    average, `low` and `high` 95 % of their draws, and p how rarely they go as far in the direction that is expected.
+    `label` (text,) is the true class of the texts that are judged; `other` are other texts. Those of the class say what
+    is transplanted, and how often and how strongly each feature fires there: by that each feature has up to CONTROLS
+    controls of its own, out of all features that fire there (`controls.disjoint`). `silenced` and `alone` are judged on
+    texts of the class, `transplanted` on all others. `before` and `after` are the mean probability of the class;
+    `control` is the mean of `draws` sets with a control at random in the place of each feature, `low` and `high` hold
+    95 % of them. p is the share of sets that go as far in the expected direction when each place is taken at random by
+    the feature or one of its controls: exact if these could change places.
     """
-    rows, rng = [], np.random.default_rng(seed)
+    rows, ratios, refusals, rng = [], [], {}, np.random.default_rng(seed)
     for name, mine in features.items():
         if not len(mine):
             continue
-        column = list(judge.classes_).index(name)
-        alive = given[name] > 0
+        column, typical = list(judge.classes_).index(name), other.only(other_label == name)
+        given, (rate, size) = typical.f.mean(axis=0), typical.strength()
+        near = controls.disjoint(rate, size, mine, np.flatnonzero(rate), CONTROLS)
+        enough = [(target, *own) for target, own in zip(mine, near, strict=True) if len(own) >= LEAST_CONTROLS]
+        mine = [target for target, *_ in enough] or list(mine)
+        achieved = {target: controls.balance(rate, size, target, own) for target, *own in enough}
+        ratios += [{"class": name, "feature": target, "controls": len(own), **achieved.get(target, {})}
+                   for target, own in zip(features[name], near, strict=True)]  # fmt: skip
+        why = (
+            controls.refusal(pd.DataFrame(achieved.values()))
+            if enough
+            else (f"No matched controls: none of {len(mine)} features has {LEAST_CONTROLS} within the caliper.")
+        )
+        refusals |= {name: why} if why else {}
         for way in WAYS:
             part = codes.only(label != name if way == "transplanted" else label == name)
 
-            def think(which, way=way, part=part, name=name, column=column) -> float:
-                return float(judge.predict_proba(changed(part, which, way, given[name]))[:, column].mean())
+            def think(which, way=way, part=part, given=given, column=column) -> float:
+                return float(judge.predict_proba(changed(part, which, way, given))[:, column].mean())
+
+            def sets(first: int, think=think, enough=enough) -> np.ndarray:
+                return np.array([think([one[rng.integers(first, len(one))] for one in enough]) for _ in range(draws)])
 
             before, after = float(judge.predict_proba(part.x)[:, column].mean()), think(mine)
-            null = np.array([think(matched(given[name], mine, alive, rng)) for _ in range(draws)])
-            reached = (null <= after).sum() if way == "silenced" else (null >= after).sum()
-            rows.append((name, way, len(mine), before, after, null.mean(), *np.quantile(null, [0.025, 0.975]),
-                         (1 + reached) / (1 + draws)))  # fmt: skip
-    return pd.DataFrame(rows, columns=["class", "way", "features", "before", "after", "control", "low", "high", "p"])
+            control = [np.nan] * 4
+            if not why:
+                among, null = sets(1), sets(0)
+                reached = (null <= after).sum() if way == "silenced" else (null >= after).sum()
+                control = [among.mean(), *np.quantile(among, [0.025, 0.975]), (1 + reached) / (1 + draws)]
+            rows.append((name, way, len(mine), before, after, *control))
+    columns = ["class", "way", "features", "before", "after", "control", "low", "high", "p"]
+    kinds = ["class", "feature", "controls", "rate", "size", "rate × size"]
+    return Tested(pd.DataFrame(rows, columns=columns), pd.DataFrame(ratios, columns=kinds), refusals)
 
 
 def steered(judge, x: np.ndarray, label: np.ndarray, vectors: dict, alphas, *, draws: int = 100,

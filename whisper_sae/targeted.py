@@ -151,7 +151,11 @@ class Tested(NamedTuple):
     @property
     def imbalance(self) -> pd.Series:
         """The median over phones of |log(target / median of its controls)| of rate, size and rate × size."""
-        return controls.imbalance(self.table[list(RATIOS)].rename(columns=RATIOS))
+        return controls.imbalance(self._ratios)
+
+    @property
+    def _ratios(self) -> pd.DataFrame:
+        return self.table[list(RATIOS)].rename(columns=RATIOS)
 
     @property
     def refusal(self) -> str:
@@ -160,10 +164,7 @@ class Tested(NamedTuple):
             return f"No matched controls: none of {len(self.unmatched)} phones has enough within the caliper."
         if self.table.empty:
             return f"No phone is held by {LEAST_WORDS} words of at least two held-out speakers."
-        apart = self.imbalance[["rate", "rate × size"]].max()
-        if apart > controls.MOST_IMBALANCE:
-            return f"No matched controls: the median |log ratio| is {apart:.2f}, above {controls.MOST_IMBALANCE}."
-        return ""
+        return controls.refusal(self._ratios)
 
 
 RATIOS = {"rate_ratio": "rate", "size_ratio": "size", "mass_ratio": "rate × size"}

@@ -33,7 +33,9 @@ def table(*, likeness, probed: pd.DataFrame, rivals: pd.DataFrame, l0: float, de
     rise = steered[steered["vector"] == "feature"].groupby("class").rise.max()
     lots = steered[steered["vector"] == "random"].groupby("class").p95.max()
     ways = causes.groupby("way").p.max().reindex(["silenced", "transplanted", "alone"])
-    beaten = int((causes.p <= 0.05).sum())
+    beaten, untested = int((causes.p <= 0.05).sum()), int(causes.p.isna().sum())
+    worst = f"worst p = {ways.max():.2f}" if untested < len(causes) else "none tested"
+    worst += f"; {untested} without matched controls" if untested else ""
     rows = [
         ("emotions differ in the embeddings", "t-test of pairs of prompts, p < 1e-6", "p < 0.05, dealt among phrases",
          f"{likeness.difference:.4f}, p = {likeness.p:.4f}", f"at most {likeness.chance_most:.4f}", likeness.p < 0.05),
@@ -53,7 +55,7 @@ def table(*, likeness, probed: pd.DataFrame, rivals: pd.DataFrame, l0: float, de
          f"{told['free']} of {told['found']}", f"{lot['free']} of {lot['found']}",
          told["free"] > 0 and told["free"] >= told["found"] / 2),
         ("they are causes", "changes as expected", "beyond 95 % of matched features, in every emotion and way",
-         f"{beaten} of {len(causes)}; worst p = {ways.max():.2f}", f"{0.05 * len(causes):.1f}",
+         f"{beaten} of {len(causes)}; {worst}", f"{0.05 * len(causes):.1f}",
          len(causes) > 0 and beaten == len(causes)),
         ("they are apart", "|r| < 0.3", f"all pairs of two emotions below {APART}", f"{apart[0]:.0%}",
          f"{apart[1]:.0%}", apart[0] == 1.0),
