@@ -91,7 +91,7 @@ decided = scores[scores.massive_variance > 0.2]
 if len(decided):
     figures.say(
         f"Caution: at {', '.join(decided.site)} at most {decided.massive_frames.max():.2%} of the frames hold "
-        f"{decided.massive_variance.min():.0%} to {decided.massive_variance.max():.0%} of the variance. "
+        f"at least {decided.massive_variance.min():.0%} of the variance. "
         "The FVU there is a score of these frames; compare layers by frame FVU and cosine."
     )
 figures.say(
