@@ -128,7 +128,7 @@ MAY_IMPORT = {
     "voice_probes": {"effects", "instrument", "intervals", "probes", "profiles", "recipes", "speaker_labels", "store",
                      "voices"},
     "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
-    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "speaker_labels", "store",
+    "trials": {"contrasts", "crossing", "effects", "intervals", "profiles", "recipes", "relabelling", "speaker_labels", "store",
                "voices"},
     "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks

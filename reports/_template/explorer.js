@@ -350,7 +350,7 @@ const explorer = (model, el) => {
   };
   const written = (told, took) => {
     const texts = [["As it is", told.baseline, null], ["Re-said by the dictionary", told.reconstructed, told.baseline], ["Changed", told.edited, told.baseline]];
-    if (told.control) texts.push([`Control: ${told.control.features.map((n) => `feature ${n}`).join(", ")}, drawn at random`, told.control.text, told.baseline]);
+    if (told.control) texts.push([`Control: ${told.control.features.map((n, at) => `feature ${n} for ${told.control.of[at]}`).join(", ") || "none matches"}`, told.control.text, told.baseline]);
     const list = make("dl", { class: "texts" }, ...texts.flatMap(([name, text, before]) => [make("dt", {}, name),
       make("dd", { "data-text": name }, ...(before === null ? [text || "(nothing)"] : text === before ? [text || "(nothing)", make("span", { class: "soft same" }, "the same")] : marked(before, text)))]));
     const clip = told.clip, tracks = Object.entries(told.tracks).map(([feature, [before, after]]) => {
