@@ -97,7 +97,8 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
                                   "of_corpus": OF_CORPUS, "thresholds": (NO_SPEECH, MEAN_LOGPROB)},
         needs={"clips": clips_of(run, seed), "trained": trained}, by=made_by(run, "05"),
         code=(*causal.CODE, scoring, probes, bench, _sounds, _detected, _steered, _changes, directions,
-              _means, texts, is_silent, spoken_language, causal.gathered, causal.drawn), label=f"hallucinations on non-speech, {site}",
+              _means, texts, is_silent, spoken_language, causal.gathered, causal.drawn),
+        label=f"hallucinations on non-speech, {site}",
     )  # fmt: skip
 
 

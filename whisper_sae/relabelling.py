@@ -176,8 +176,9 @@ def nothing(
 ) -> pd.DataFrame:  # fmt: skip
     """How often chance is found: speakers change places `relabelings` times, and each time `relabelled` is asked.
 
-    With `strata` (speaker,) they do so within these, as in `relabelled`. A row a relabelling: `found` and `beyond`, how many features, and the least `q` and `p_family`. What any labelling
-    is compared with is the same, the labellings themselves, so `deals` are drawn once for all.
+    With `strata` (speaker,) they do so within these, as in `relabelled`. A row a relabelling: `found` and `beyond`, how
+    many features, and the least `q` and `p_family`. What any labelling is compared with is the same, the labellings
+    themselves, so `deals` are drawn once for all.
     """
     groups, side = effects.pair(labels, groups)
     told = effects.tidy(strata) if strata is not None else np.full(len(side), "all")

@@ -3,8 +3,8 @@
 Of a corpus's own features the true effects are not known. So its speakers are taken for all the people there are: what
 is measured on all of them is then the truth, exactly, and speakers drawn from them with replacement, as many of each
 group, are a corpus on which any method can be tried. The features stay what they are, zero and skewed. For chance, the
-speakers of a label that means nothing change places. Where speakers come from several corpora, the corpus is a stratum, as in
-`contrasts`: speakers are drawn and change places within their corpus, and d is partial.
+speakers of a label that means nothing change places. Where speakers come from several corpora, the corpus is a stratum,
+as in `contrasts`: speakers are drawn and change places within their corpus, and d is partial.
 """
 
 from pathlib import Path
@@ -48,8 +48,9 @@ def tried(run: Profile, seed: int, site: str, null: str, planted: list[str], rel
         "trials", attempt, {"site": site, "seed": seed, "null": null, "planted": planted, "relabelings": relabelings,
                             "trials": TRIALS},
         needs={"clips": said.needs["activations"].needs["clips"], "said": said}, by=made_by(run, "04"),
-        code=(tried, covered, truth, voices.cast, voices.values, voices.asked, voices.groups_of, voices.compared,
-              contrasts.strata_of, contrasts.enough_deals, crossing, effects, intervals, relabelling, speaker_labels),
+        code=(tried, covered, truth, _interval, voices.cast, voices.values, voices.asked, voices.groups_of,
+              voices.compared, contrasts.strata_of, contrasts.enough_deals, crossing, effects, intervals, relabelling,
+              speaker_labels),
         label=f"trials of voices at {site}",
     )  # fmt: skip
 
