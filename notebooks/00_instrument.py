@@ -17,6 +17,7 @@ profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of 
 seed = 0  # one seed for everything random here
 
 # %% tags=["setup"]
+import numpy as np
 import pandas as pd
 
 from whisper_sae import (
@@ -67,6 +68,11 @@ figures.say(
     f"{len(speaking):,} clips of transcribed speech by {voices.speaker.nunique()} speakers, {speaking.duration.sum() / 60:.0f} minutes; "
     f"{silent.sum():,} clips without speech; of {(~transcribed & ~silent).sum():,} clips the transcript is not known."
 )
+if silent.any():
+    quiet = heard.assign(why=nonspeech.reasons(heard), kind=nonspeech.class_of(heard))[silent]
+    quiet["kind"] = quiet.kind.replace("", np.nan)  # no class is none
+    counts = quiet.groupby(["corpus", "why"]).agg(clips=("id", "size"), classes=("kind", "nunique"))
+    figures.table(counts.reset_index(), caption="Clips taken for non-speech, and why.")
 
 # %% tags=["hide-input"]
 some = voices if len(voices) else heard

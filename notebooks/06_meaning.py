@@ -256,8 +256,9 @@ if units:
 # closer.
 
 # %%
-classes = {}
-for column in phonetics.askable(told, ["manner", "place", "voicing", "height"]):
+classes, wanted = {}, ["manner", "place", "voicing", "height"] if len(told) else []
+askable, refused = phonetics.askable(run, heard, acts, wanted, seed)
+for column in askable:
     for name in ("dictionary", "MLP neurons"):
         whose, at, of = rivals[name]
         classes.setdefault(column, {})[name] = store.make(phonetics.detection(whose, seed, at, of, column))
@@ -275,7 +276,13 @@ if classes:
     few = "Scored on too few speakers for an interval: no order is shown."
     order = f"Neurons of the MLP are better than the dictionary on: {behind or 'none of them'}."
     figures.say(order if by_class["from"].notna().any() else few)
-figures.say(why_no_phones or f"Asked: {', '.join(classes) or 'no class has two kinds of phones'}.")
+if len(told):
+    scored = {"ipa": steps["dictionary"]} | {name: pair["dictionary"] for name, pair in classes.items()}
+    figures.table(
+        phonetics.asked_about(scored, refused),
+        caption="What is asked of phones, with how many labels, and what is left out and why.",
+    )
+figures.say(why_no_phones)
 
 # %% [markdown]
 # ## Where only a transcript is known

@@ -97,10 +97,17 @@ figures.table(
 # features, so some d is large by chance alone: it says where to listen, and notebook 4 is for who wants to know.
 
 # %%
-groups = asked.answer({"ask": "about"})["groups"]
+about = asked.answer({"ask": "about"})
+groups, left_out = about["groups"], about["left_out"]
 column = next((name for name in ("gender", "accent") if name in groups), next(iter(groups), None))
 
 # %% tags=["hide-input"]
+if left_out:
+    rows = [(name, len(groups.get(name, ())), why) for name, why in left_out.items()]
+    figures.table(
+        pd.DataFrame(rows, columns=["column", "groups", "left out"]),
+        caption="What of the columns cannot be compared in the explorer, and why.",
+    )
 if column:
     sides = [{"column": column, "value": value} for value in groups[column][:2]]
     apart = asked.answer({"ask": "compare", "a": sides[0], "b": sides[1], "most": 5})

@@ -72,6 +72,6 @@ def steered(sound: np.ndarray, scales: dict, control: bool) -> dict:
     return {
         "baseline": "one two three", "reconstructed": "one two three",
         "edited": "one, two, three <b>x</b>" if loud else "one two three",
-        "control": {"features": [7], "text": "one two tree"} if control else None,
+        "control": {"features": [7], "of": [int(next(iter(scales)))], "text": "one two tree"} if control else None,
         "tracks": {which: [track.tolist(), (track * value).tolist()] for which, value in scales.items()},
     }  # fmt: skip

@@ -128,6 +128,34 @@ def test_tiers_of_phones_are_known_by_name(folder, names, chosen):
     assert alignments.read(place).phone.tolist() == ([chosen] if chosen else [])
 
 
+EDGES = [(0, 0.3), (0.3, 0.7), (0.7, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "words"),
+    [
+        ({"Word": ["", "F", "C"], "Text": ["", "a", "cat"]}, ["a", "cat"]),  # emuR: classes of words, and the words
+        ({"words": ["", "a", "cat"], "text": ["", "a", "cat"]}, ["a", "cat"]),
+        ({"words": ["我", "是", "人"], "Text": [(0, 1, "我是人")]}, ["我", "是", "人"]),  # other edges: an utterance
+        ({"Text": ["", "a", "cat"]}, ["a", "cat"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["TextGrid", "csv"])
+def test_the_tier_of_words_is_the_one_that_spells_them(folder, tiers, words, kind):
+    place = folder("a.wav")
+    rows = {
+        name: [one if isinstance(one, tuple) else (*edge, one) for one, edge in zip(texts, EDGES, strict=False)]
+        for name, texts in tiers.items()
+    }
+    if kind == "csv":
+        table = [("a.wav", name, *row) for name, part in rows.items() for row in part if row[2]]
+        columns = ["file_name", "tier", "start_s", "end_s", "label"]
+        pd.DataFrame(table, columns=columns).to_csv(place / "words.csv", index=False)
+    else:
+        (place / "a.TextGrid").write_text(long([("IntervalTier", *each) for each in rows.items()]), encoding="utf-8")
+    assert alignments.read(place, "words").word.tolist() == words
+
+
 def test_another_tier_can_be_named(folder):
     place = folder("a.wav")
     (place / "a.TextGrid").write_text(long([("IntervalTier", "Ton - satz", [(0, 1, "up")]), *TIERS]))
@@ -322,8 +350,9 @@ def test_hand_made_textgrids_say_what_their_table_says(shared, tmp_path):
     found, table = alignments.read(tmp_path), alignments.read(place)
     assert found.phone.tolist() == table.phone.tolist() and len(found) > 200
     np.testing.assert_allclose(found[["start", "end"]], table[["start", "end"]], atol=1e-6)
-    said = alignments.read(tmp_path, "words", tier="Text")
-    assert {"amongst", "her", "friends"} <= set(said.word)
+    for tier in ("", "Text"):
+        said = alignments.read(tmp_path, "words", tier=tier)
+        assert {"amongst", "her", "friends"} <= set(said.word) and not {"C", "F"} & set(said.word)
 
 
 # ----------------------------------------------------------------------------------- frames in phones and words

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from whisper_sae import (
     causal,
@@ -286,3 +287,15 @@ def test_proportions_are_wilsons():
     assert share == 50 and (low, high) == pytest.approx((23.66, 76.34), abs=0.01)
     assert hallucination.proportion(0, 10)[1] == 0 and np.isnan(hallucination.proportion(0, 0)).all()
     assert hallucination.proportion(2, 5)[0] == 40 and np.isnan(hallucination.proportion(2, 5)[1:]).all()
+    for found, of in [(0, 6), (1, 6), (3, 7), (80, 80)]:  # six is enough
+        wilson = stats.binomtest(found, of).proportion_ci(method="wilson")
+        assert hallucination.proportion(found, of)[1:] == pytest.approx([100 * end for end in wilson], abs=0.01)
+
+
+def test_sounds_are_decoded_in_the_language_of_most_clips_of_speech():
+    sounds = {"text": "", "speaker": "", "language": "", "label": "dog"}
+    german = {"text": "eins", "speaker": "a", "language": "German", "label": ""}
+    clips = pd.DataFrame([german] * 3 + [german | {"language": "fr"}] * 2 + [sounds] * 9)
+    assert hallucination.spoken_language(clips) == "de", "sounds name no language and do not count"
+    assert hallucination.spoken_language(clips, "fr") == "fr" and hallucination.spoken_language(clips[5:]) == "en"
+    assert hallucination.spoken_language(clips.drop(columns="language")) == "en"

@@ -39,6 +39,22 @@ def test_groups_are_compared_over_speakers(tmp_path, signed, monkeypatch):
     assert found.speakers_a.eq(5).all() and found.difference.abs().is_monotonic_decreasing
 
 
+def test_what_a_corpus_alone_tells_does_not_set_groups_apart(tmp_path):
+    """Ten women and two men in one corpus, two and ten in the other; feature 0 is of the corpus, feature 1 of women."""
+    corpus, women = np.repeat(["x", "y"], 12), np.repeat([True, False, True, False], [10, 2, 2, 10])
+    dense = np.abs(np.random.default_rng(0).normal(size=(24, 2))).astype(np.float32) / 4 + 1
+    dense[corpus == "x", 0] += 3
+    dense[women, 1] += 3
+    transpose.build(tmp_path / "i", np.ones(24, int), lambda x, y: dense[x:y], 2)
+    clips, side = pd.DataFrame({"speaker": [f"v{n}" for n in range(24)]}), np.where(women, "a", "b")
+    given = index.Index(tmp_path / "i"), np.arange(24), clips
+    across, within = (comparisons.of_groups(*given, side, fixed).set_index("feature") for fixed in (None, corpus))
+    assert across.difference[0] > 1.5 and abs(within.difference[0]) < 0.8
+    assert across.difference[1] > 3 and within.difference[1] > 3
+    with pytest.raises(ValueError, match="none has both a and b"):
+        comparisons.of_groups(*given, np.where(corpus == "x", "a", "b"), corpus)
+
+
 def test_a_group_of_one_speaker_is_refused(tmp_path):
     dense = np.ones((6, 2), np.float32)
     transpose.build(tmp_path / "i", np.array([2, 2, 2]), lambda x, y: dense[x:y], 2)

@@ -6,14 +6,17 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser
 import numpy as np
 import psutil
 import pytest
 import soundfile
+import torch
 from asked import NASTY, world
 from conftest import hum
+from scipy.sparse import csc_array
 from talking import opened
 
 from whisper_sae import dictionaries, explorer, meaning, recipes, store
@@ -73,6 +76,33 @@ def test_a_change_by_one_changes_nothing_and_silence_is_zero(made):
     before, after = np.array(told["tracks"][int(first)])
     changed = np.flatnonzero(before != after)
     assert len(before) == 600 and len(changed) and changed.min() >= 350 and changed.max() < 450, "over two windows"
+
+
+def test_a_control_has_the_scale_of_its_own_feature(monkeypatch):
+    """The first feature has no match, so the only control is the second's."""
+    codes = np.zeros((10, 3), dtype=np.float32)
+    codes[:, 0], codes[:4, 1], codes[4:8, 2] = 100, 1, 1
+
+    class Hearing:
+        run = SimpleNamespace(language="")
+
+        def ready(self):
+            return None, SimpleNamespace(W_dec=torch.eye(3))
+
+        def __call__(self, _sound):
+            return csc_array(codes)
+
+    steering, scaled = explorer.Steering(Hearing()), []
+
+    def told(_sound, scales, *_) -> dict:
+        scaled.append(scales)
+        return {"baseline": "a", "reconstructed": "a", "edited": str(scales), "tracks": {}}
+
+    monkeypatch.setattr(steering, "_told", told)
+    found = steering(np.zeros(3200), {0: 0.0, 1: 3.0}, control=True)["control"]
+    assert scaled == [{0: 0.0, 1: 3.0}, {2: 3.0}] and found == {"features": [2], "of": [1], "text": "{2: 3.0}"}
+    alone = steering(np.zeros(3200), {0: 0.0}, control=True)["control"]
+    assert alone == {"features": [], "of": [], "text": "a"}
 
 
 def test_what_is_not_made_says_what_makes_it(made):

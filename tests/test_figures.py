@@ -123,6 +123,18 @@ def test_voices_are_players_under_their_names(shown):
         np.testing.assert_allclose(heard, sound, atol=1e-4)
 
 
+def test_cells_lie_about_the_moments_on_which_frames_are_centred():
+    """A click at 0.4 s: the cell of encoder frame 20 holds it in its middle, and that of spectral frame 40."""
+    mel, hidden = np.zeros((80, 100)), np.random.default_rng(0).normal(size=(50, 6))
+    mel[:, 40] = 1
+    fig = figures.heard_and_seen(np.zeros(16_000), 16_000, mel, hidden, np.ones(50), seconds=1.0, site="x")
+    _, picture, heat = fig.axes[:3]
+    for axis, frame, count in ((picture, 40, 100), (heat, 20, 50)):
+        left, right = axis.images[0].get_extent()[:2]
+        assert left + (frame + 0.5) * (right - left) / count == pytest.approx(0.4)
+        assert axis.get_xlim() == (0, 1)
+
+
 def test_words_and_phones_stand_where_they_are_spoken():
     sound, mel = 0.1 * np.sin(np.arange(32_000) / 9), np.zeros((80, 200))
     told = pd.DataFrame({"start": [0.2, 0.3, 0.5, 0.9, 1.1], "end": [0.3, 0.5, 0.8, 1.1, 1.9], "phone": list("gUddE")})
@@ -139,7 +151,7 @@ def test_words_and_phones_stand_where_they_are_spoken():
         lines = [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1]
         assert lines == when.start.tolist()
     assert wave.get_xlim() == picture.get_xlim() == (0, 2)
-    assert picture.images[0].get_extent()[:2] == [0, 2], "the spectrogram is as long as the sound"
+    assert picture.images[0].get_extent()[:2] == [-0.005, 1.995], "as long as the sound, each column about its 10 ms"
     for axis, highest in ((wave, sound.max()), (picture, len(mel))):
         assert all(text.get_position()[1] > highest for text in axis.texts), "names hide no sound"
     assert wave.get_ylim()[0] < sound.min()

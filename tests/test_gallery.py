@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import browser
@@ -19,8 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from whisper_sae import gallery
+from whisper_sae import gallery, speech
 from whisper_sae.gallery import Example, Whole
+from whisper_sae.template import TEMPLATE
 
 NASTY = "</script><script>document.title='got out'</script><!--<script> & \"'` \u2028 ${x} ʃ"
 
@@ -140,6 +143,32 @@ def test_what_cannot_be_shown_is_refused(page):
         page(examples=[example()._replace(sound=np.zeros(100))])
     with pytest.raises(ValueError, match="trace: 4 frames of a, whose sound has 21"):
         page(examples=[example()._replace(trace=np.zeros(4))])
+
+
+DRAWN = """
+const made = (name) => ({ name, children: [], given: {}, style: {}, append(...more) { this.children.push(...more); },
+  setAttribute(key, value) { this.given[key] = value; }, addEventListener() {} });
+globalThis.document = { createElement: made, createElementNS: (_, name) => made(name) };
+"""
+ASKED = """
+const trace = [0, 0, 1, 0, 0, 0, 0, 0, 0, 0], part = { first: 0.5, seconds: 0.2 };
+const picture = curves(trace, false, part.seconds / HOP), line = picture.children.at(-1).given.d;
+console.log(JSON.stringify({ view: picture.given.viewBox, line, said: described(trace, part, 0.54, 1, ""),
+  cells: [0.029, 0.031, 0.049, 0.051].map(cell) }));
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node, to run what the page draws")
+def test_a_cell_lies_about_the_moment_on_which_its_frame_is_centred():
+    """Frame 2 of an excerpt is centred on 40 ms, so it is drawn from 30 to 50 ms: `speech.CENTRE` is 0."""
+    assert speech.CENTRE == 0
+    script = DRAWN + (TEMPLATE / "drawing.js").read_text(encoding="utf-8") + ASKED
+    told = json.loads(subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout)
+    left, _, wide, _ = map(float, told["view"].split())
+    edges = sorted({float(x) for x in re.findall(r"[ML]([\d.]+) ", told["line"])})
+    assert wide == 10 and [round((edge - left) * 0.2 / wide, 6) for edge in edges] == [0.03, 0.05]
+    assert told["cells"] == [1, 2, 2, 3], "what is played at a moment is the frame whose cell holds it"
+    assert "from -0.01 s to 0.01 s around its peak" in told["said"]
 
 
 def test_three_hundred_features_with_sound_stay_below_20_mb(tmp_path):

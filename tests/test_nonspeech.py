@@ -43,6 +43,7 @@ def test_of_bare_audio_nothing_is_known():
 def test_each_corpus_speaks_for_itself():
     clips = table(("a", "ada"), ("", ""), ("", ""), corpus=["told", "told", "bare"])
     assert nonspeech.is_nonspeech(clips).tolist() == [False, True, False]
+    assert nonspeech.reasons(clips).tolist() == ["", nonspeech.AMONG_OTHERS, ""]
 
 
 @pytest.mark.parametrize("column", nonspeech.CLASSES)
@@ -50,6 +51,7 @@ def test_a_class_of_sound_is_enough_unless_somebody_speaks(column):
     clips = table(("", ""), ("", ""), ("", "ada"), ("yes", ""), ("", ""), gender=["", "", "", "", "female"])
     clips[column] = ["dog", "Speech, adult", "angry", "yes", "happy"]
     assert nonspeech.is_nonspeech(clips).tolist() == [True, False, False, False, False]
+    assert nonspeech.reasons(clips).tolist() == [nonspeech.OF_A_CLASS, "", "", "", ""]
     assert explained.classed(clips).tolist() == [True, False, False, False, False]
 
 

@@ -124,6 +124,26 @@ def test_classes_and_words_can_be_asked(prepared):
         phonetics.asked(run, heard, recording, "word")
 
 
+def test_what_is_not_asked_of_phones_has_a_reason(prepared, monkeypatch):
+    run = prepared(labels=("s", "f"))
+    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    recording = store.need(recipes.activations(run, 0))
+    columns = ["place", "manner", "height", "word"]
+    asked, refused = phonetics.askable(run, heard, recording, columns)
+    assert asked == ["place"] and refused == {
+        "manner": "all are fricative", "height": "not known of any phone", "word": "not known of any phone",
+    }  # fmt: skip
+    steps = {"place": store.make(phonetics.detection(run, 0, SITE, column="place"))}
+    table = phonetics.asked_about(steps, refused).set_index("column")
+    assert table.index.tolist() == columns and table["left out"].tolist() == ["", *refused.values()]
+    monkeypatch.setattr(phonetics, "LEAST_FRAMES", 10_000)  # then the most frequent alone counts
+    known = phonetics.asked(run, heard, recording, "place")
+    (common,), ((rare, count),) = known.frames.names, known.few.items()
+    assert {common, rare} == {"alveolar", "labiodental"} and 0 < count < 10_000
+    few = f"fewer than 10000 frames: {rare} ({count})"
+    assert phonetics.askable(run, heard, recording, ["place"]) == ([], {"place": f"all are {common}; {few}"})
+
+
 def test_one_speaker_is_asked_about_other_clips(prepared):
     run = prepared(clips=8, of="v00_*")
     facts = store.make(phonetics.detection(run, 0, SITE)).facts

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from asked import FEATURES, NASTY, codes_of, world
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_messages import ANY
 
-from whisper_sae import media, questions, speech
+from whisper_sae import catalogue, media, questions, speech
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,39 @@ def test_options_take_away_what_they_say(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- compare
+
+
+def test_what_is_left_out_of_the_groups_is_named(asked):
+    about = answer(asked, ask="about")
+    assert list(about["groups"]) == ["gender"] and about["left_out"] == {"mood": "no two groups have two speakers"}
+
+
+def test_of_many_groups_the_largest_are_kept_whatever_their_number():
+    """150 dialects of two speakers each, but the first of four; and one of a single speaker."""
+    dialect = [f"d{n // 2:03d}" for n in range(300)] + ["d000", "d000", "rare"]
+    clips = pd.DataFrame({"dialect": dialect, "speaker": [f"v{n}" for n in range(len(dialect))]})
+    clips = clips.assign(age=[str(20 + n // 2) for n in range(len(clips))], sort="x", empty="", grade="1")
+    clips.loc[:9, "grade"] = "2"
+    groups, left_out = catalogue.groups_of(clips)
+    assert groups == {"dialect": [f"d{n:03d}" for n in range(12)], "grade": ["1", "2"]}
+    kept, alone = left_out.pop("dialect").split("; left out, since ")
+    assert kept.startswith("the 12 groups with most speakers; left out: d012 (2), d013 (2)")
+    assert kept.endswith("and 130 more") and alone == "they have one speaker: rare"
+    assert left_out == {
+        "age": "numbers, which are no groups", "sort": "a single group: x",
+        "empty": "no clip of a named speaker has a value",
+    }  # fmt: skip
+
+
+def test_groups_are_compared_within_corpora(tmp_path):
+    asked = world(tmp_path / "world")
+    asked.clips["corpus"] = "a"
+    gender = {name: {"column": "gender", "value": value} for name, value in (("a", "female"), ("b", "male"))}
+    assert answer(asked, ask="compare", **gender)["within"] == ""
+    asked.clips["corpus"] = np.where(asked.clips.speaker.isin(["v0", "v1"]), "a", "b")
+    assert answer(asked, ask="compare", **gender)["within"] == "corpus"
+    asked.clips["corpus"] = asked.clips.gender
+    assert "none has both" in answer(asked, ask="compare", **gender)["error"]
 
 
 def test_two_clips_and_two_groups_are_compared(asked):

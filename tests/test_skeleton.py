@@ -109,7 +109,7 @@ MAY_IMPORT = {
                   "listening", "meaning", "nonspeech", "profiles", "recipes", "selectivity", "sounds", "speech",
                   "spoken", "store"},
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
-    "comparisons": {"effects"},
+    "comparisons": {"crossing", "effects"},
     "catalogue": {"excerpts", "logmel", "media", "speaker_labels", "speech"},
     "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no model
     "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
@@ -129,8 +129,8 @@ MAY_IMPORT = {
     "voice_probes": {"effects", "instrument", "intervals", "probes", "profiles", "recipes", "speaker_labels", "store",
                      "voices"},
     "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
-    "trials": {"contrasts", "effects", "intervals", "profiles", "recipes", "relabelling", "speaker_labels", "store",
-               "voices"},
+    "trials": {"contrasts", "crossing", "effects", "intervals", "profiles", "recipes", "relabelling", "speaker_labels",
+               "store", "voices"},
     "figures_of_voices": {"figures"},
     "figures_of_clusters": {"figures"},  # the same inks
     "figures_of_classes": {"figures"},

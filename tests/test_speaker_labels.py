@@ -69,7 +69,8 @@ def test_a_corpus_with_one_group_is_left_out_and_a_label_that_is_the_corpus_is_r
 
 def test_a_table_without_speakers_has_no_labels_and_says_so():
     found = speaker_labels.choose(pd.DataFrame({"speaker": ["", ""], "folder": ["a", "b"], "gender": "", "accent": ""}))
-    assert found.values.empty and found.report.label.tolist() == ["gender", "accent"] and found.corpus is None
+    assert found.values.empty and found.report.label.tolist() == ["gender", "accent", "folder"]
+    assert found.corpus is None and set(found.report.note) == {"no clip of a named speaker has a value"}
 
 
 def test_groups_too_small_for_a_probe_are_left_out():

@@ -21,6 +21,8 @@ def test_a_rendered_notebook_shows_what_it_can(tmp_path):
     assert len(soup.find_all("audio")) == explorer.STILLS == len(soup.find_all("mark"))
     assert not soup.find_all("script") and NASTY in soup.get_text() and "feature 0" in soup.get_text()
     assert not re.search(r"https?://", data["text/html"])
+    frames = [float(one) for one in soup.svg["viewbox"].split()]
+    assert frames[:3:2] == [0.5, 52], "frame i is centred on i · 20 ms, so half of the first one's cell is to be seen"
     sound = base64.b64decode(soup.audio["src"].split(",")[1])
     samples, rate = soundfile.read(io.BytesIO(sound))
     assert rate in (16_000, 48_000) and abs(len(samples) / rate - 52 * 0.02) < 0.1 and np.abs(samples).max() > 0.3

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from speakers import people
 
-from whisper_sae import dictionaries, meaning, recipes, store, trials, voices
+from whisper_sae import crossing, dictionaries, effects, meaning, recipes, relabelling, store, trials, voices
 
 SITE = "encoder.1.resid"
 
@@ -28,6 +28,42 @@ def test_intervals_hold_the_truth_of_people_that_are_known():
     assert [part.one[0] for part in three] == ["a", "b", "c"] and {part.other[0] for part in three} == {"all others"}
     cast.labels["rare"] = np.where(np.arange(48) < 5, "x", "y")
     assert trials.covered(cast, "rare", trials=3) == []
+
+
+def two_corpora(planted=0.0, seed=0, n=20):
+    """Women and men 20 : 6 in one corpus and 6 : 20 in the other; every feature is of the corpus, and feature 0 is
+    `planted` SDs higher in women as well."""
+    rng = np.random.default_rng(seed)
+    corpus = np.repeat(["a", "b"], n + 6)
+    gender = np.repeat(["female", "male"] * 2, [n, 6, 6, n])
+    x = rng.normal(size=(len(corpus), 60)) + 5 + 3 * (corpus == "a")[:, None]
+    x[:, 0] += planted * (gender == "female")
+    return effects.Voices(x, pd.DataFrame({"gender": gender}), np.ones(len(x), int), 0, corpus)
+
+
+def test_a_label_that_goes_with_the_corpus_is_tried_within_it():
+    cast = two_corpora()
+    alone = cast._replace(corpus=None)
+    (within,), (across,) = (trials.covered(each, "gender", trials=6) for each in (cast, alone))
+    assert across.true.mean() > 0.9 and across.right.sum() / across.drawn.sum() > 0.7, "the corpus passes for gender"
+    assert within.true.abs().mean() < 0.4 and within.inside.sum() / within.drawn.sum() > 0.9
+    assert within.right.sum() / within.drawn.sum() < 0.3
+    (planted,) = trials.covered(two_corpora(planted=3.0), "gender", trials=6)
+    assert planted.true[0] > 2 and planted.right[0] == 6 and planted.inside[0] >= 4
+    held = relabelling.nothing(cast.means, cast.labels.gender, None, cast.corpus, relabelings=60, deals=2000)
+    assert (held.found == 0).mean() > 0.85 and (held.beyond == 0).mean() > 0.85
+
+
+def test_the_truth_within_strata_is_what_draws_come_to_on_average():
+    cast, rng = two_corpora(planted=2.0), np.random.default_rng(0)
+    x, first, corpus = cast.means[:, :4], (cast.labels.gender == "female").to_numpy(), cast.corpus
+    x[:, 1] += 2 * (first & (corpus == "a"))  # another difference in each corpus
+    cells = [np.flatnonzero((corpus == one) & side) for one in "ab" for side in (first, ~first)]
+    drawn = []
+    for _ in range(2000):
+        rows = np.concatenate([rng.choice(cell, len(cell)) for cell in cells])
+        drawn.append(crossing.within(x[rows], np.where(first[rows], "x", "y"), corpus[rows], ("x", "y")).d)
+    np.testing.assert_allclose(trials.truth(x, first, corpus), np.mean(drawn, axis=0), rtol=0.06, atol=0.03)
 
 
 def test_numbers_that_were_planted_are_measured_as_features_are():

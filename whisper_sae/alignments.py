@@ -6,7 +6,8 @@ Looked for in a corpus's folder, for `phones` and for `words` alike; the first k
                              words.csv `word`; or `label`); where there is a `tier`, one of TIERS counts; other columns,
                              such as `ipa`, are kept
     *.TextGrid               of Praat, long or short text format, UTF-8 or UTF-16: beside the sound of the same name, or
-                             in a tree of its own; the interval tier that comes first in TIERS counts
+                             in a tree of its own; the interval tier that comes first in TIERS counts, and of words
+                             the one that spells them, see `_spelling`
     *.ctm                    of NIST and Kaldi: file, channel, start, duration, label; of phones if "phon" is in its
                              name, else of words
 
@@ -137,7 +138,10 @@ def _of_table(path: Path, kind: str, tier: str, folder: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise BadAlignment(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
     if "tier" in raw:
-        raw = raw[raw.tier.str.lower() == _chosen(path, raw.tier.unique(), kind, tier)].drop(columns="tier")
+        chosen = _chosen(path, raw.tier.unique(), kind, tier)
+        if kind == "words" and not tier:
+            chosen = _spelling(chosen, _tiers_of(raw))
+        raw = raw[raw.tier.str.lower() == chosen].drop(columns="tier")
     name = kind.removesuffix("s")
     raw = raw.rename(columns={} if name in raw else {"label": name})
     if lost := [column for column in ("file_name", name) if column not in raw]:
@@ -165,6 +169,30 @@ def _chosen(path: Path, names, kind: str, tier: str) -> str | None:
     if tier and tier.lower() not in there:
         raise BadAlignment(f"{path}: tier: no {tier!r}; it has {', '.join(map(str, names))}")
     return tier.lower() or next((name for name in TIERS[kind] if name in there), None)
+
+
+def _spelling(chosen: str | None, tiers: dict[str, list[tuple]]) -> str | None:
+    """Of `chosen` and the other TIERS of words with the same edges, the one with most letters; of equals the first.
+
+    In databases of emuR the tier "Word" holds classes (C, F) and "Text", with the same edges, the words. A tier of
+    whole utterances has other edges.
+    """
+    if chosen is None:
+        return None
+    edges = {name: sorted(row[:-1] for row in rows) for name, rows in tiers.items()}
+    alike = [chosen, *(n for n in TIERS["words"] if n != chosen and n in tiers and edges[n] == edges[chosen])]
+    return max(alike, key=lambda name: sum(len(row[-1]) for row in tiers[name]))
+
+
+def _tiers_of(raw: pd.DataFrame) -> dict[str, list[tuple]]:
+    """The rows of a table by their tier, in lower case: (file, start, end, label), all as they are written."""
+    name = "word" if "word" in raw else "label"
+    columns = [c for c in ("file_name", "start_ms", "end_ms", "start_s", "end_s", name) if c in raw]
+    rows = raw[columns].itertuples(index=False, name=None)
+    found: dict[str, list[tuple]] = {}
+    for tier, row in zip(raw.tier.str.lower(), rows, strict=True):
+        found.setdefault(tier, []).append(row)
+    return found
 
 
 def _check(path: Path, what: str, found: pd.DataFrame) -> None:
@@ -220,6 +248,11 @@ def _of_grid(path: Path, kind: str, tier: str) -> pd.DataFrame:
     tiers = grid(path)
     bare = {name: name if tier else name.rpartition(" - ")[2] for name in tiers}
     chosen = _chosen(path, bare.values(), kind, tier)
+    if kind == "words" and not tier:
+        parts: dict[str, list] = {}
+        for name, part in tiers.items():
+            parts.setdefault(bare[name].lower(), []).extend(part)
+        chosen = _spelling(chosen, parts)
     rows = [row for name, part in tiers.items() if bare[name].lower() == chosen for row in part if row[2]]
     return pd.DataFrame(rows, columns=["start", "end", "label"]).astype({"start": float, "end": float})
 

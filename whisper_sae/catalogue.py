@@ -20,9 +20,6 @@ from whisper_sae.speech import moments
 LONGEST = 30.0
 """Seconds of a clip that are shown and played at a time."""
 
-MANY = 10
-"""A column with so many times more groups than are shown is a name or a number, not a group."""
-
 KEPT = 8
 """Uploaded sounds that are kept, the last ones."""
 
@@ -48,7 +45,7 @@ class Catalogue:
         self.drawn, self.index, self.clips, self.filters = drawn, drawn.index, clips, filters
         self.roots = [Path(root).resolve() for root in roots]
         self.uploaded: dict[int, Uploaded] = {}
-        self.groups = groups_of(clips)
+        self.groups, self.left_out = groups_of(clips)
         self.columns = {name: clips[name].to_numpy() for name in ("id", "speaker", "text", "duration", *self.groups)}
         self.media, self.words = lru_cache(maxsize=32)(self._made), lru_cache(maxsize=1024)(self._words)
         columns = ["id", "speaker", "text", *self.groups]
@@ -157,14 +154,36 @@ class Catalogue:
         return next((word for start, end, word in reversed(self.words(clip)) if start <= moment < end), "")
 
 
-def groups_of(clips: pd.DataFrame, most: int = speaker_labels.MOST_GROUPS) -> dict[str, list[str]]:
+def groups_of(
+    clips: pd.DataFrame, most: int = speaker_labels.MOST_GROUPS
+) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The columns that put clips in groups of two speakers or more, and their values: of many groups those with most
-    speakers, in order of names."""
-    apart, found = {"id", "path", "text", "speaker", "duration"}, {}
+    speakers, in order of names. And for each column from which something is left out, what and why."""
+    apart, found, left_out = {"id", "path", "text", "speaker", "duration"}, {}, {}
     for name in clips.columns.difference(apart, sort=False):
         told = clips[name].fillna("").astype(str).to_numpy(dtype=str)
         voices = speaker_labels.speakers_of(told, clips.speaker.to_numpy(dtype=str))
-        values = sorted(voices.index[voices > 1][:most])
-        if len(values) >= 2 and (voices > 1).sum() <= MANY * most:
-            found[str(name)] = values
-    return found
+        values, notes = sorted(voices.index[voices > 1][:most]), []
+        if len(set(told)) > most and speaker_labels._is_numeric(told):
+            left_out[str(name)] = "numbers, which are no groups"
+            continue
+        if len(values) < 2:
+            left_out[str(name)] = _no_groups(voices)
+            continue
+        found[str(name)] = values
+        for why, rest in (
+            (f"the {most} groups with most speakers; left out: ", voices[voices > 1][most:]),
+            ("left out, since they have one speaker: ", voices[voices == 1]),
+        ):
+            names = [f"{value} ({count})" if count > 1 else value for value, count in rest.items()]
+            notes += [why + speaker_labels._listed(names, 8)] if names else []
+        if notes:
+            left_out[str(name)] = "; ".join(notes)
+    return found, left_out
+
+
+def _no_groups(voices: pd.Series) -> str:
+    """Why a column has no two groups to compare: `voices`, how many speakers each of its values has."""
+    if not len(voices):
+        return "no clip of a named speaker has a value"
+    return f"a single group: {voices.index[0]}" if len(voices) == 1 else "no two groups have two speakers"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from whisper_sae import effects
+from whisper_sae import crossing, effects
 
 BLOCK = 512
 """Features that are looked at together."""
@@ -28,12 +28,15 @@ def of_clips(a: np.ndarray, b: np.ndarray, farthest: np.ndarray) -> pd.DataFrame
     return pd.DataFrame({"feature": order, "a": a[order], "b": b[order], "difference": apart[order]})
 
 
-def of_groups(index, clip_of: np.ndarray, clips: pd.DataFrame, side: np.ndarray) -> pd.DataFrame:
+def of_groups(
+    index, clip_of: np.ndarray, clips: pd.DataFrame, side: np.ndarray, corpus: np.ndarray | None = None
+) -> pd.DataFrame:
     """Features by how far two groups of speakers are apart: `feature a b difference`, and `speakers_a`, `speakers_b`.
 
     `a` and `b` are means over speakers of the mean activation, `difference` is Cohen's d. `clip_of` (piece,) is the
-    clip of each piece of the index, `side` (clip,) "a", "b" or "". Raises ValueError where a group has fewer than two
-    speakers. Features that say the same of everybody are left out.
+    clip of each piece of the index, `side` (clip,) "a", "b" or "". With the `corpus` (clip,) of each, d is that within
+    corpora. Raises ValueError where a group has fewer than two speakers, or no corpus has both. Features that say the
+    same of everybody are left out.
     """
     inside = np.flatnonzero((side != "") & (effects.named_as(clips.speaker) != ""))
     rows = np.diff(index.starts)
@@ -45,6 +48,8 @@ def of_groups(index, clip_of: np.ndarray, clips: pd.DataFrame, side: np.ndarray)
     here = np.flatnonzero(clip >= 0)
     member = sparse.csr_array((np.ones(len(here)), (clip[here], here)), shape=(len(inside), index.rows))
     speaker, group = clips.speaker.iloc[inside], pd.DataFrame({"group": side[inside]})
+    if corpus is not None:
+        group["corpus"] = corpus[inside]
     parts = []
     for first in range(0, index.features, BLOCK):
         last = min(first + BLOCK, index.features)
@@ -53,8 +58,11 @@ def of_groups(index, clip_of: np.ndarray, clips: pd.DataFrame, side: np.ndarray)
             total -= (member @ index.columns(first + index.features, last + index.features)).toarray()
         cast = effects.voices(total / frames[inside, None], speaker, group)
         found = effects.between(cast.means, cast.labels.group, ("a", "b"))
+        d = found.d
+        if cast.corpus is not None:
+            d = crossing.within(cast.means, cast.labels.group, cast.corpus, ("a", "b")).d
         speakers = cast.labels.group.value_counts()
-        told = {"feature": np.arange(first, last), "a": found.means[0], "b": found.means[1], "difference": found.d}
+        told = {"feature": np.arange(first, last), "a": found.means[0], "b": found.means[1], "difference": d}
         parts.append(pd.DataFrame(told).assign(speakers_a=speakers["a"], speakers_b=speakers["b"]))
     found = pd.concat(parts, ignore_index=True)
     found = found[np.isfinite(found.difference)]

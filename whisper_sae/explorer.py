@@ -211,17 +211,18 @@ class Steering:
     def __call__(self, sound: np.ndarray, scales: Mapping[int, float], start: float | None = None,
                  end: float | None = None, control: bool = False, language: str = "") -> dict:  # fmt: skip
         """Three transcripts, `baseline`, `reconstructed`, `edited`; `tracks`, {feature: (as it is, changed)} by frame;
-        and with `control` what as many others would do, multiplied by the same, else None. They are decoded in
-        `language`, a code, or the profile's."""
+        and with `control` what matched features would do, each multiplied by the scale of the feature that it is the
+        control of, else None; `of` are the features that have one. They are decoded in `language`, a code, or the
+        profile's."""
         seconds = (0.0 if start is None else start, np.inf if end is None else end)
         language = language or languages.code_of(self.hearing.run.language) or languages.ENGLISH
         told = self._told(sound, scales, seconds, language)
         other = None
         if control:
-            drawn = self.others(sound, list(scales))
-            turned = dict(zip(drawn, scales.values(), strict=False))
-            again = self._told(sound, turned, seconds, language) if drawn else told
-            other = {"features": drawn, "text": again["edited"] if drawn else again["baseline"]}
+            matched = self.matched(sound, list(scales))
+            turned = {control: scales[feature] for feature, control in matched.items()}
+            again = self._told(sound, turned, seconds, language) if matched else told
+            other = {"features": list(turned), "of": list(matched), "text": again["edited" if matched else "baseline"]}
         return told | {"control": other}
 
     def _told(self, sound: np.ndarray, scales: Mapping[int, float], seconds: tuple, language: str) -> dict:
@@ -245,17 +246,17 @@ class Steering:
         }
         return joined | {"tracks": tracks}
 
-    def others(self, sound: np.ndarray, features: Sequence[int]) -> list[int]:
-        """Other features that fire in the sound, one for each, drawn from the four nearest in firing rate and in rate ×
-        size there, none beyond `controls.CALIPER`. Fewer where there is none."""
+    def matched(self, sound: np.ndarray, features: Sequence[int]) -> dict[int, int]:
+        """The control of each feature: another one that fires in the sound, drawn from the four nearest in firing rate
+        and in rate × size there, none beyond `controls.CALIPER`. A feature without one is not there."""
         codes = self.hearing(sound)
         _, coder = self.hearing.ready()
         fires = np.diff(codes.indptr)
         length = coder.W_dec.detach().norm(dim=1).cpu().numpy()
         size = length * np.asarray(abs(codes).sum(axis=0)).ravel() / np.maximum(fires, 1)
-        rate, found = fires / codes.shape[0], []
+        rate, found = fires / codes.shape[0], {}
         for feature in features:
-            pool = np.setdiff1d(np.flatnonzero(fires), [*features, *found])
+            pool = np.setdiff1d(np.flatnonzero(fires), [*features, *found.values()])
             if len(near := controls.matched(rate, size, feature, pool, 4)):
-                found.append(int(self.drawn.choice(near)))
+                found[feature] = int(self.drawn.choice(near))
         return found

@@ -127,6 +127,13 @@ def between(low: float, high: float) -> str:
 # ------------------------------------------------------------------------------------------------- drawing
 
 
+def _centred(seconds: float, count: int) -> tuple[float, float]:
+    """From where to where cells are drawn that lie `count` in `seconds`, the first centred on 0: frames of Whisper's
+    encoder and of its spectrogram are (`speech.CENTRE`)."""
+    half = seconds / count / 2
+    return -half, seconds - half
+
+
 def heard_and_seen(sound: np.ndarray, rate: int, mel: np.ndarray, hidden: np.ndarray, kinds: np.ndarray, *,
                    seconds: float, site: str) -> Figure:  # fmt: skip
     """One clip on one time axis: waveform, log-mel spectrogram, and what a site says, one row a neuron.
@@ -147,17 +154,18 @@ def heard_and_seen(sound: np.ndarray, rate: int, mel: np.ndarray, hidden: np.nda
         mel,
         origin="lower",
         aspect="auto",
-        extent=(0, seconds, 0, len(mel)),
+        extent=(*_centred(seconds, mel.shape[1]), 0, len(mel)),
         cmap="Greys",
         interpolation="none",
     )
     picture.set(title="What Whisper is given: log-mel spectrogram", ylabel="mel bin")
-    drawn = heat.imshow(z[:, order].T, origin="lower", aspect="auto", extent=(0, seconds, 0, z.shape[1]),
+    edges = _centred(seconds, len(z))
+    drawn = heat.imshow(z[:, order].T, origin="lower", aspect="auto", extent=(*edges, 0, z.shape[1]),
                         cmap=DIFFERENCE, vmin=-4, vmax=4, interpolation="none")  # fmt: skip
-    heat.set(title=f"What {site} says", xlabel="seconds", ylabel="neuron, by time of its peak")
+    heat.set(title=f"What {site} says", xlabel="seconds", xlim=(0, seconds), ylabel="neuron, by time of its peak")
     fig.colorbar(drawn, ax=heat, label="standard deviations", shrink=0.9)
     if not shown.all():
-        end = seconds * shown.sum() / len(shown)
+        end = seconds * shown.sum() / len(shown) + edges[0]
         for axis in (picture, heat):
             axis.axvspan(end, seconds, color="white", alpha=0.55, linewidth=0)
             axis.axvline(end, color=INK, linewidth=1, linestyle=":")
@@ -178,9 +186,10 @@ def spoken(sound: np.ndarray, rate: int, mel: np.ndarray, told: pd.DataFrame) ->
     top = 1.25 * np.abs(sound).max()
     wave.set(title="Words", yticks=[], xlim=(0, seconds), ylim=(-top, 1.7 * top))
     picture.imshow(
-        mel, origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), cmap="Greys", interpolation="none"
-    )
-    picture.set(title="Phones", ylabel="mel bin", xlabel="seconds", ylim=(0, 1.12 * len(mel)))
+        mel, origin="lower", aspect="auto", extent=(*_centred(seconds, mel.shape[1]), 0, len(mel)), cmap="Greys",
+        interpolation="none",
+    )  # fmt: skip
+    picture.set(title="Phones", ylabel="mel bin", xlabel="seconds", xlim=(0, seconds), ylim=(0, 1.12 * len(mel)))
     for axis, rows, height in ((wave, words, 1.15 * top), (picture, told[["ipa", "start", "end"]], 1.05 * len(mel))):
         for name, start, end in rows.itertuples(index=False):
             axis.axvline(start, color=ORANGE, linewidth=0.8)

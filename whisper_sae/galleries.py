@@ -269,7 +269,7 @@ def _wholes(drawn: Examples, heard: pd.DataFrame, numbers: list[int], most: int,
 
 def _one(drawn: Examples, heard: pd.DataFrame, number: int, row, filters: np.ndarray) -> Example:
     first = round((row.seconds - speech.CENTRE) * RATE) - AROUND * FRAME
-    samples = (2 * AROUND + 1) * FRAME
+    samples = 2 * AROUND * FRAME  # from the centre of a frame to that of another: the moment is in the middle
     sound = np.zeros(samples, np.float32)
     inside = excerpts.excerpt(heard.path[row.clip], max(first, 0), first + samples - max(first, 0))
     sound[max(-first, 0) : max(-first, 0) + len(inside)] = inside

@@ -56,7 +56,8 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
 
     Sounds are the corpora's clips without speech (`nonspeech.is_nonspeech`) and EACH of every kind of `nonspeech`.
     Directions, all of one length: of the features that differ most between non-speech and speech; the difference of
-    the means; random, another for every clip. For a sound they are made of all other kinds of sound.
+    the means; random, another for every clip. For a sound they are made of all other kinds of sound. Sounds have no
+    language: they are decoded in that of most clips of speech (`spoken_language`).
     """
     trained = dictionary(run, seed, site)
 
@@ -65,7 +66,7 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         whisper = model.load(run.model, run.device, precision=run.precision)
         learnt = causal.gathered(run, seed, (site,), ("train",), most=2 * spoken)
         asked = causal.gathered(run, seed, causal.sites_of(run)).fewer(most=spoken, seed=seed)
-        language = languages.code_of(run.language) or languages.ENGLISH
+        language = spoken_language(table(run, clips), run.language)
         sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]
         heard = {"sound": sound, "train": learnt.heard[site],
                  "speech": asked.heard[site]}  # fmt: skip
@@ -89,19 +90,26 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         rows.to_csv(folder / "steered.csv", index=False)
         has_token = heard["sound"].decoder.no_speech is not None
         return facts | {"sounds": len(sounds), "spoken": len(asked.clips), "speakers": len(set(asked.speakers)),
-                        "no_speech_token": has_token}  # fmt: skip
+                        "no_speech_token": has_token, "language": language}  # fmt: skip
 
     return Recipe(
         "hallucination", listen, {"seed": seed, "site": site, "spoken": spoken, "each": EACH, "strengths": STRENGTHS,
                                   "of_corpus": OF_CORPUS, "thresholds": (NO_SPEECH, MEAN_LOGPROB)},
         needs={"clips": clips_of(run, seed), "trained": trained}, by=made_by(run, "05"),
         code=(*causal.CODE, scoring, probes, bench, _sounds, _detected, _steered, _changes, directions,
-              _means, texts, is_silent, causal.gathered, causal.drawn), label=f"hallucinations on non-speech, {site}",
+              _means, texts, is_silent, spoken_language, causal.gathered, causal.drawn),
+        label=f"hallucinations on non-speech, {site}",
     )  # fmt: skip
 
 
 SIDES = ("sound", "speech")
 STEERED = ["is", "direction", "strength", "rule", "kind", "speaker", *scoring.COUNTS]
+
+
+def spoken_language(clips: pd.DataFrame, language: str = "") -> str:
+    """The language in which sounds without speech are decoded: `language`, if a profile sets it, else that of most
+    clips in which somebody may speak."""
+    return languages.commonest(clips[~nonspeech.is_nonspeech(clips)], language)
 
 
 def _sounds(run: Profile, seed: int) -> tuple[list[np.ndarray], pd.DataFrame]:

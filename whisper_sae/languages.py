@@ -2,6 +2,7 @@
 
 languages.code_of("German")                                 # "de"
 languages.of_clips(clips, run.language)                     # a code a clip
+languages.commonest(clips, run.language)                    # one for sounds that have none themselves
 """
 
 import difflib
@@ -57,6 +58,13 @@ def recorded(clips: pd.DataFrame) -> np.ndarray:
             codes = {one: code_of(one) or one.lower() for one in set(given)}
             found = np.where(found == "", [codes[one] for one in given], found)
     return found
+
+
+def commonest(clips: pd.DataFrame, language: str = "") -> str:
+    """The language that most clips are decoded in (`of_clips`), of equals the first by its code: for sounds that have
+    none themselves. English where there is no clip."""
+    codes, counts = np.unique(of_clips(clips, language).astype(str), return_counts=True)
+    return str(codes[counts.argmax()]) if len(codes) else code_of(language) or ENGLISH
 
 
 def of_clips(clips: pd.DataFrame, language: str = "") -> np.ndarray:

@@ -51,8 +51,18 @@ def class_of(clips: pd.DataFrame) -> np.ndarray:
     return clips[names[0]].astype(str).to_numpy() if names else np.full(len(clips), "")
 
 
+OF_A_CLASS = "a class of sound; no text, speaker, gender or accent"
+AMONG_OTHERS = "no text, speaker, gender or accent, in a corpus that gives text and speakers of other clips"
+
+
 def is_nonspeech(clips: pd.DataFrame) -> np.ndarray:
-    """Which clips a corpus says hold no speech: (clip,) bool. The one rule for this.
+    """Which clips a corpus says hold no speech: (clip,) bool; see `reasons`."""
+    return reasons(clips) != ""
+
+
+def reasons(clips: pd.DataFrame) -> np.ndarray:
+    """Why clips are taken to hold no speech, OF_A_CLASS or AMONG_OTHERS: (clip,) str, "" for those that are not. The
+    one rule for this.
 
     Such a clip has no transcript, speaker, gender or accent, and either a class of sound (`class_of`) or a corpus that
     gives transcripts and speakers of other clips. A class with the word speech in its name is speech. A clip with a
@@ -66,7 +76,8 @@ def is_nonspeech(clips: pd.DataFrame) -> np.ndarray:
             speech |= (clips[fact].astype(str) != "").to_numpy()
     corpus = clips.corpus.to_numpy() if "corpus" in clips else np.zeros(len(clips))
     given = pd.DataFrame({"words": words, "speaker": (clips.speaker != "").to_numpy()})
-    return ~speech & ((names != "") | given.groupby(corpus).transform("any").all(axis=1).to_numpy())
+    others = given.groupby(corpus).transform("any").all(axis=1).to_numpy()
+    return np.select([speech, names != "", others], ["", OF_A_CLASS, AMONG_OTHERS], "")
 
 
 # ----------------------------------------------------------------------------------------------------- made sounds

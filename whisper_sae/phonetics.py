@@ -72,6 +72,8 @@ class Asked(NamedTuple):
     """(frame,) on which is chosen; on the others is scored."""
     apart: str
     """What the two have no share of: "speakers" or "clips"."""
+    few: dict[str, int]
+    """Labels that are left out since they have fewer than LEAST_FRAMES, and how many each has."""
     texts: dict[str, int]
     """How many clips are `scored`, how many of them say what a clip said that was chosen on (`shared`), and how many
     clips were left out so that none does (`left_out`)."""
@@ -110,6 +112,7 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     count = np.where(names == "", 0, np.bincount(number))
     common = count >= min(LEAST_FRAMES, count.max())
     common &= count > 0
+    few = {str(names[n]): int(count[n]) for n in np.flatnonzero(~common & (count > 0))}
     here, place = common[number], np.cumsum(common) - 1
     voice, piece = (pd.factorize(of[here])[0] for of in (speaker, clip))
     known = codes.Frames(place[number[here]], names[common], voice, piece)
@@ -122,7 +125,7 @@ def asked(run: Profile, heard: pd.DataFrame, recording: Step, column: str = "ipa
     known, choosing = codes.Frames(known.label[kept], known.names, voice, piece), choosing[kept]
     window, at = (np.repeat(windows[name].to_numpy(), counts) for name in ("heard", "at"))
     return Asked(
-        here, known, choosing, apart, texts, where, timing.Clock(clip, moment, speaker), window, at + within, told
+        here, known, choosing, apart, few, texts, where, timing.Clock(clip, moment, speaker), window, at + within, told
     )
 
 
@@ -181,9 +184,38 @@ def _classes(told: pd.DataFrame, column: str) -> pd.Series:
     return told.ipa.map(articulation.classes(told.ipa.unique(), "ipa")[column]).fillna("")
 
 
-def askable(told: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Those of some columns in which two things or more are told of phones."""
-    return [name for name in columns if len(set(_classes(told, name)) - {""}) > 1]
+def askable(
+    run: Profile, heard: pd.DataFrame, recording: Step, columns: Sequence[str], seed: int = 0
+) -> tuple[list[str], dict[str, str]]:
+    """The columns of phones that can be asked about, see `asked`; and why others cannot."""
+    found, refused = [], {}
+    for column in columns:
+        try:
+            known = asked(run, heard, recording, column, seed)
+        except phones.BadPhones:
+            refused[column] = "not known of any phone"
+            continue
+        if len(known.frames.names) < 2:
+            refused[column] = f"all are {known.frames.names[0]}" + _listed(known.few, "; ")
+        elif known.choosing.all() or not known.choosing.any():
+            refused[column] = "all are in one clip, so none is left to score on"
+        else:
+            found.append(column)
+    return found, refused
+
+
+def _listed(few: dict[str, int], before: str = "") -> str:
+    """Labels that are left out, with their frames; "" of none."""
+    names = ", ".join(f"{name} ({count})" for name, count in few.items())
+    return f"{before}fewer than {LEAST_FRAMES} frames: {names}" if few else ""
+
+
+def asked_about(steps: dict[str, Step], refused: dict[str, str]) -> pd.DataFrame:
+    """Which columns of phones are asked: a row each of `steps`, {column: step of `detection`}, and of those that
+    `askable` refused, with how many labels count, and a note of what is left out and why."""
+    rows = [(name, "yes", step.facts["labels"], _listed(step.facts["few"])) for name, step in steps.items()]
+    rows += [(name, "no", 0, why) for name, why in refused.items()]
+    return pd.DataFrame(rows, columns=["column", "asked", "labels", "left out"])
 
 
 def _choosing(train: np.ndarray, known: codes.Frames, seed: int) -> tuple[np.ndarray, str]:
@@ -217,7 +249,7 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
         counted, scored = told.table[told.table.counted], known.frames.speaker[~known.choosing]
         facts |= {"labels": len(counted), "chance": float(counted.chance.mean()), "speakers": len(np.unique(scored))}
         facts |= dict(zip(("f1_all", "all_low", "all_high"), told.everywhere, strict=True))
-        return facts | {"frames": len(known.choosing), "texts": known.texts}
+        return facts | {"frames": len(known.choosing), "texts": known.texts, "few": known.few}
 
     return Recipe(
         "detection", score, {"seed": seed, "column": column, "told": digests(run)},

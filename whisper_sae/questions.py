@@ -84,12 +84,14 @@ class Questions:
             return {"error": " ".join(str(error).split())[:500]}
 
     def about(self, told: Message) -> dict:
-        """What can be asked about: the title, numbers, groups, and which of the other questions have an answer."""
+        """What can be asked about: the title, numbers, groups, what of the columns is left out of these and why, and
+        which of the other questions have an answer."""
         told.finish()
         index = self.index
         return {
             "title": self.title, "features": index.features, "signed": index.signed, "clips": int(self.searched.sum()),
-            "all_clips": len(self.clips), "groups": self.sounds.groups, "categories": list(labels.CATEGORIES),
+            "all_clips": len(self.clips), "groups": self.sounds.groups, "left_out": self.sounds.left_out,
+            "categories": list(labels.CATEGORIES),
             "can_upload": self.hear is not None, "can_change": self.steer is not None,
             "can_note": self.notes is not None, "scales": list(SCALES), "most_bytes": uploads.BYTES,
             "longest": uploads.LONGEST, "notes": self._notes(), "fires_most": int(np.argmax(index.rates)),
@@ -240,8 +242,9 @@ class Questions:
         told.finish()
         if a.has("column") != b.has("column"):
             raise ValueError("b: a group can be compared with a group only, and a clip with a clip")
+        within = ""
         if a.has("column"):
-            found, names = self._groups_apart(a, b)
+            found, names, within = self._groups_apart(a, b)
         else:
             sources = [self._source(one) for one in (a, b)]
             for one in (a, b):
@@ -251,9 +254,11 @@ class Questions:
             names = [self.sounds.told(*source)["name"] for source in sources]
         rows = found[:most].astype({"feature": int}).to_dict("records")
         plain = [row | self._label(row["feature"]) for row in rows]
-        return {"names": names, "groups": "speakers_a" in found, "compared": len(found), "found": plain}
+        return {"names": names, "groups": "speakers_a" in found, "within": within, "compared": len(found),
+                "found": plain}  # fmt: skip
 
-    def _groups_apart(self, a: Message, b: Message) -> tuple[pd.DataFrame, list[str]]:
+    def _groups_apart(self, a: Message, b: Message) -> tuple[pd.DataFrame, list[str], str]:
+        """Features, the names of the groups, and what is held fixed: the corpus, where there are several, or ""."""
         column = a.one_of("column", list(self.sounds.groups))
         if b.one_of("column", list(self.sounds.groups)) != column:
             raise ValueError(f"b: both groups must be of one column, here {column}")
@@ -264,9 +269,11 @@ class Questions:
             raise ValueError("b: the two groups are the same")
         told = self.clips[column].astype(str).to_numpy()
         side = np.select([told == values[0], told == values[1]], ["a", "b"], "")
-        return comparisons.of_groups(
-            self.index, self.drawn.clip_of, self.clips, np.where(self.searched, side, "")
-        ), values
+        several = column != "corpus" and "corpus" in self.clips and self.clips.corpus.nunique() > 1
+        corpus = self.clips.corpus.to_numpy(dtype=str) if several else None
+        side = np.where(self.searched, side, "")
+        found = comparisons.of_groups(self.index, self.drawn.clip_of, self.clips, side, corpus)
+        return found, values, "corpus" if several else ""
 
     def _peak_of_each(self, kind: str, which: int) -> np.ndarray:
         found, peaks = np.zeros(self.index.features), self.sounds.peaks_in(kind, which)

@@ -171,17 +171,20 @@ def _every(first: np.ndarray, stratum: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def nothing(
-    means: np.ndarray, labels, groups: tuple[str, str] | None = None, *, tested: np.ndarray | None = None,
+    means: np.ndarray, labels, groups: tuple[str, str] | None = None, strata=None, *, tested: np.ndarray | None = None,
     relabelings: int = 200, deals: int = 10_000, level: float = 0.05, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """How often chance is found: speakers change places `relabelings` times, and each time `relabelled` is asked.
 
-    A row a relabelling: `found` and `beyond`, how many features, and the least `q` and `p_family`. What any labelling
-    is compared with is the same, the labellings themselves, so `deals` are drawn once for all.
+    With `strata` (speaker,) they do so within these, as in `relabelled`. A row a relabelling: `found` and `beyond`, how
+    many features, and the least `q` and `p_family`. What any labelling is compared with is the same, the labellings
+    themselves, so `deals` are drawn once for all.
     """
     groups, side = effects.pair(labels, groups)
-    x, first = np.asarray(means, dtype=np.float64)[side >= 0], side[side >= 0] == 0
-    design, rng = _design(x, np.zeros(len(x), dtype=int)), np.random.default_rng(seed)
+    told = effects.tidy(strata) if strata is not None else np.full(len(side), "all")
+    here = (side >= 0) & (told != "")
+    x, first = np.asarray(means, dtype=np.float64)[here], side[here] == 0
+    design, rng = _design(x, np.unique(told[here], return_inverse=True)[1]), np.random.default_rng(seed)
     able = np.isfinite(design.square) & (True if tested is None else np.asarray(tested, dtype=bool))
     design = design.of(able)
     dealt, asked = (np.concatenate([*_drawn(first, design.stratum, n, rng)][1:]) for n in (deals, relabelings))

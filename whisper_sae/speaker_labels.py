@@ -45,7 +45,7 @@ def choose(clips: pd.DataFrame, most: int = MOST_GROUPS) -> Chosen:
     who = effects.named_as(clips.speaker)
     corpus = _several(clips, who)
     names = sorted(set(clips) - NOT_LABELS | set(ALWAYS), key=lambda name: (name != "gender", name != "accent", name))
-    values, rows, numbers = {}, [], []
+    values, rows, numbers, empty = {}, [], [], []
     for name in names:
         column = effects.tidy(clips[name]) if name in clips else np.full(len(clips), "")
         column = np.where(who != "", column, "").astype(str)
@@ -61,6 +61,10 @@ def choose(clips: pd.DataFrame, most: int = MOST_GROUPS) -> Chosen:
             groups = speakers_of(column, who)
             note = "; ".join([why, *notes] if why else notes)
             rows.append((name, _asked(why, groups), len(groups), int(groups.sum()), note))
+        else:
+            empty.append(name)
+    if empty:
+        rows.append((", ".join(empty), "no", 0, 0, "no clip of a named speaker has a value"))
     if numbers:
         rows.append((", ".join(numbers), "no", 0, 0, "numbers: to be held fixed, not compared"))
     report = pd.DataFrame(rows, columns=["label", "asked", "groups", "speakers", "note"])

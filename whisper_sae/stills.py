@@ -30,6 +30,7 @@ def shown(told: dict, sounds: list[tuple[np.ndarray, str]], tracks: list[np.ndar
 
 
 def _card(row: dict, sound: np.ndarray, picture: str, track: np.ndarray, told: dict) -> str:
+    """One clip; frame i of a track is centred on i · 20 ms: its step begins half a frame before, as in drawing.js."""
     far = max(abs(told["low"]), abs(told["high"]), 1e-9)
     signed = told["low"] < 0
     ground, height = (50, 48) if signed else (100, 90)
@@ -38,6 +39,7 @@ def _card(row: dict, sound: np.ndarray, picture: str, track: np.ndarray, told: d
     )
     path = f"M0 {ground}{steps}L{len(track)} {ground}z"
     clip, at = row["clip"], row["at"]
+    shift = f"transform:translateX({-0.5 / row['seconds']:.4f}%)"  # its columns are centred on their 10 ms
     alt = html.escape(
         f"Spectrogram of {clip['name']}; feature {told['feature']} peaks at {at:.2f} s with {row['value']:.3g}."
     )
@@ -47,8 +49,8 @@ def _card(row: dict, sound: np.ndarray, picture: str, track: np.ndarray, told: d
     )
     return (
         f'<div class="voice"><div role="img" aria-label="{alt}" style="position:relative;height:6rem;overflow:hidden">'
-        f'<img alt="" src="data:image/webp;base64,{picture}" style="{WIDE};filter:invert(1)">'
-        f'<svg viewBox="0 0 {len(track)} 100" preserveAspectRatio="none" style="{WIDE}" aria-hidden="true">'
+        f'<img alt="" src="data:image/webp;base64,{picture}" style="{WIDE};{shift};filter:invert(1)">'
+        f'<svg viewBox="0.5 0 {len(track)} 100" preserveAspectRatio="none" style="{WIDE}" aria-hidden="true">'
         f'<path d="{path}" fill="#0072b2" fill-opacity=".45" stroke="#0072b2"></path></svg></div>'
         f'<audio controls preload="none" src="data:audio/ogg;base64,{media.text(media.opus(sound))}"></audio>'
         f"<p>{words or html.escape(clip['text'])}<br><small>{html.escape(clip['name'])}, {row['value']:.3g}</small></p>"

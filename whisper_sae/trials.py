@@ -3,7 +3,8 @@
 Of a corpus's own features the true effects are not known. So its speakers are taken for all the people there are: what
 is measured on all of them is then the truth, exactly, and speakers drawn from them with replacement, as many of each
 group, are a corpus on which any method can be tried. The features stay what they are, zero and skewed. For chance, the
-speakers of a label that means nothing change places.
+speakers of a label that means nothing change places. Where speakers come from several corpora, the corpus is a stratum,
+as in `contrasts`: speakers are drawn and change places within their corpus, and d is partial.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from whisper_sae import contrasts, effects, intervals, relabelling, speaker_labels, voices
+from whisper_sae import contrasts, crossing, effects, intervals, relabelling, speaker_labels, voices
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
 from whisper_sae.store import Recipe, Step
@@ -34,7 +35,8 @@ def tried(run: Profile, seed: int, site: str, null: str, planted: list[str], rel
             tested = voices.asked(cast, null)
             deals = contrasts.enough_deals(tested.sum())
             groups, ask = voices.groups_of(cast, null), {"relabelings": relabelings, "deals": deals, "seed": seed}
-            found = relabelling.nothing(cast.means, cast.labels[null], groups, tested=tested, **ask)
+            label = voices.compared(cast, cast.labels[null].to_numpy(dtype=str), groups)
+            found = relabelling.nothing(cast.means, label, groups, contrasts.strata_of(cast), tested=tested, **ask)
             found.to_csv(folder / "nothing.csv", index=False)
             facts = {"relabelings": relabelings, "none": int((found.found == 0).sum())}
         parts = [part for name in planted for part in covered(cast, name, seed)]
@@ -46,18 +48,31 @@ def tried(run: Profile, seed: int, site: str, null: str, planted: list[str], rel
         "trials", attempt, {"site": site, "seed": seed, "null": null, "planted": planted, "relabelings": relabelings,
                             "trials": TRIALS},
         needs={"clips": said.needs["activations"].needs["clips"], "said": said}, by=made_by(run, "04"),
-        code=(tried, covered, truth, voices.cast, voices.values, voices.asked, effects, intervals, relabelling,
+        code=(tried, covered, truth, _interval, voices.cast, voices.values, voices.asked, voices.groups_of,
+              voices.compared, contrasts.strata_of, contrasts.enough_deals, crossing, effects, intervals, relabelling,
               speaker_labels),
         label=f"trials of voices at {site}",
     )  # fmt: skip
 
 
-def truth(x: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Cohen's d of all the people there are, (feature,), as draws of as many of each group have it on average."""
-    parts = [x[first], x[~first]]
-    spread = sum((len(part) - 1) * part.var(axis=0) for part in parts) / (len(x) - 2)
+def truth(x: np.ndarray, first: np.ndarray, stratum: np.ndarray | None = None) -> np.ndarray:
+    """Cohen's d of all the people there are, (feature,), as draws of as many of each group have it on average; partial
+    d within strata (speaker,), each with both groups: the expected squares of `crossing.within`."""
+    stratum = np.zeros(len(x)) if stratum is None else stratum
+    gaps, weights, noises, square = [], [], [], 0.0
+    for name in np.unique(stratum):
+        parts = [x[(stratum == name) & side] for side in (first, ~first)]
+        gaps.append(parts[0].mean(axis=0) - parts[1].mean(axis=0))
+        weights.append(len(parts[0]) * len(parts[1]) / (len(parts[0]) + len(parts[1])))
+        noises.append(sum(part.var(axis=0) / len(part) for part in parts))  # of a gap between the means of draws
+        square = square + sum((len(part) - 1) * part.var(axis=0) for part in parts)
+    gaps, noises, weights = np.stack(gaps), np.stack(noises), np.array(weights)[:, None]
+    total = weights.sum()
+    slope = (weights * gaps).sum(axis=0) / total
+    square = square + (weights * np.square(gaps - slope)).sum(axis=0)
+    square = square + (weights * (1 - weights / total) * noises).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (parts[0].mean(axis=0) - parts[1].mean(axis=0)) / np.sqrt(spread)
+        return slope / np.sqrt(square / (len(x) - len(gaps) - 1))
 
 
 def covered(cast: effects.Voices, label: str, seed: int = 0, trials: int = TRIALS) -> list[pd.DataFrame]:
@@ -65,21 +80,28 @@ def covered(cast: effects.Voices, label: str, seed: int = 0, trials: int = TRIAL
 
     Columns: label, one, other; feature, its true d; `drawn` corpora in which it varies, and in how many of them the
     interval is `inside` it, excludes 0 on its `right` side, and on the `wrong` side. Groups are the two of a label, or
-    each against all others.
+    each against all others. Where there are several corpora, only those count that have speakers of both, and d and its
+    interval are those within them, as in `contrasts.two`.
     """
     told = cast.labels[label].to_numpy()
     names = sorted(set(told) - {""})
     here = np.flatnonzero(effects.live(cast.means) & np.isfinite(cast.means).all(axis=0))
+    strata = contrasts.strata_of(cast)
     found = []
     for name in tqdm(names[:1] if len(names) == 2 else names, desc=f"trials of {label}"):
-        first, x = (told == name)[told != ""], cast.means[told != ""][:, here]
+        sides = np.where(told == name, "one", np.where(told == "", "", "other"))
+        sides = voices.compared(cast, sides, ("one", "other"))
+        first, x = (sides == "one")[sides != ""], cast.means[sides != ""][:, here]
+        stratum = None if strata is None else strata[sides != ""]
         if min(first.sum(), (~first).sum()) < intervals.LEAST:
             continue
-        true, rng = truth(x, first), np.random.default_rng(seed)
+        by = np.zeros(len(x)) if stratum is None else stratum
+        cells = [np.flatnonzero((by == one) & side) for side in (first, ~first) for one in np.unique(by)]
+        true, rng = truth(x, first, stratum), np.random.default_rng(seed)
         counts = np.zeros((4, len(here)), dtype=int)
         for _ in range(trials if len(names) == 2 else max(1, trials // len(names))):
-            rows = np.concatenate([rng.choice(np.flatnonzero(side), side.sum()) for side in (first, ~first)])
-            d, low, high = intervals.of_d(x[rows], np.where(first[rows], "one", "other"), ("one", "other"), draws=1000)
+            rows = np.concatenate([rng.choice(same, len(same)) for same in cells])
+            d, low, high = _interval(x[rows], first[rows], None if stratum is None else stratum[rows])
             able = np.isfinite(d)
             counts += [able, able & (low <= true) & (true <= high), able & (low * high > 0) & (low * true > 0),
                        able & (low * high > 0) & (low * true < 0)]  # fmt: skip
@@ -87,6 +109,16 @@ def covered(cast: effects.Voices, label: str, seed: int = 0, trials: int = TRIAL
         each = pd.DataFrame({"label": label, "one": name, "other": other, "feature": here, "true": true})
         found.append(each.assign(**dict(zip(("drawn", "inside", "right", "wrong"), counts, strict=True))))
     return found
+
+
+def _interval(x: np.ndarray, first: np.ndarray, stratum: np.ndarray | None) -> tuple:
+    """d, low and high of each feature, as `contrasts.two` has them."""
+    side, groups = np.where(first, "one", "other"), ("one", "other")
+    if stratum is None:
+        return intervals.of_d(x, side, groups, draws=1000)
+    inside = crossing.within(x, side, stratum, groups)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return inside.d, *intervals.noncentral(inside.d, np.square(inside.t / inside.d), inside.df)
 
 
 def planted(told: pd.DataFrame, labels: pd.DataFrame, known: list[tuple], seed: int = 0) -> pd.DataFrame:

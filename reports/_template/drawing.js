@@ -35,10 +35,15 @@ const histogram = ({ counts, low = 0, high = 0 }, within = null) => {
 const icon = (playing) => make("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" },
   make("path", { d: playing ? "M3 2h4v12H3zM9 2h4v12H9z" : "M4 1.5v13l10-6.5z" }));
 
+// Seconds from one frame to the next. Frame i of what is shown is centred on i · HOP (speech.CENTRE is 0), so its cell
+// reaches half a frame to either side: the first begins half a frame before the picture.
+const HOP = 0.02;
+const cell = (second) => Math.round(second / HOP);
+
 // What a feature says, (frame,) as shares of its farthest value: a step a frame where it fires, over bands whose opacity
-// tells how much; what is below zero hangs from the middle.
-const curves = (trace, signed) => {
-  const picture = make("svg", { viewBox: `0 0 ${trace.length} 100`, preserveAspectRatio: "none", "aria-hidden": "true" });
+// tells how much; what is below zero hangs from the middle. The picture is `frames` wide.
+const curves = (trace, signed, frames = trace.length) => {
+  const picture = make("svg", { viewBox: `0.5 0 ${frames} 100`, preserveAspectRatio: "none", "aria-hidden": "true" });
   const ground = signed ? 50 : 100, height = signed ? 48 : 90, most = Math.max(...trace.map(Math.abs)) || 1, levels = 6;
   for (const [kind, side] of [["up", 1], ["down", -1]]) {
     const held = trace.map((value) => Math.max(0, side * value));
@@ -83,9 +88,9 @@ const outside = (part, clip) => {
   });
 };
 const described = (trace, part, at, value, word) => {
-  const fires = trace.flatMap((one, frame) => one ? [frame] : []), frame = part.seconds / trace.length;
-  const from = (one) => `${(one * frame + part.first - at).toFixed(2)} s`;
-  const when = fires.length ? `It fires on ${fires.length} of ${trace.length} frames, from ${from(fires[0])} to ${from(fires[fires.length - 1] + 1)} around its peak` : "It does not fire";
+  const fires = trace.flatMap((one, frame) => one ? [frame] : []);
+  const from = (edge) => `${(edge * HOP + part.first - at).toFixed(2)} s`;
+  const when = fires.length ? `It fires on ${fires.length} of ${trace.length} frames, from ${from(fires[0] - 0.5)} to ${from(fires[fires.length - 1] + 0.5)} around its peak` : "It does not fire";
   return `Spectrogram of ${part.seconds.toFixed(1)} seconds with the activation over it. ${when}; ${digits(value)} there${word ? `, in “${word}”` : ""}.`;
 };
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(2).padStart(5, "0")}`;
@@ -96,7 +101,7 @@ const card = ({ part, clip, trace, far, signed = false, kind, value, at, name, f
   const image = make("img", { alt: "", decoding: "async" });
   const over = make("div", { class: "over" }), peak = make("span", { class: "peak" }), cursor = make("span", { class: "cursor", hidden: true });
   const stage = make("div", { class: "stage", role: "img" }, image, ...outside(part, clip), over, peak, cursor);
-  const seek = make("input", { type: "range", min: 0, max: part.seconds, step: 0.02, value: 0, "aria-label": `Position in ${name}, seconds` });
+  const seek = make("input", { type: "range", min: 0, max: part.seconds, step: HOP, value: 0, "aria-label": `Position in ${name}, seconds` });
   const button = make("button", { type: "button", "aria-label": `Play ${name}` }, icon(false));
   const moment = make("span", { class: "moment" }, precise ? clock(Math.max(0, at - part.first)) : `${at.toFixed(2)} s`);
   const now = precise ? make("p", { class: "now" }) : "";
@@ -105,10 +110,11 @@ const card = ({ part, clip, trace, far, signed = false, kind, value, at, name, f
     make("div", { class: "player" }, button, seek, moment), now, words,
     make("p", { class: "from" }, ...(from || [[clip.name, clip.speaker && `speaker ${clip.speaker}`].filter(Boolean).join(" · ")])), ...foot);
   const it = { part, card: tag, button, seek, cursor, name, at, bring, trace: [] };
+  image.style.transform = `translateX(${-0.5 / part.seconds}%)`;  // a column, too, is centred on its 10 ms, not after
   it.fill = () => { if (part.picture && !image.src) image.src = `data:image/webp;base64,${part.picture}`; };
   it.told = (second) => {
     if (!precise) return;
-    const here = it.trace[Math.min(it.trace.length - 1, Math.floor(second / 0.02 + 1e-6))] || 0;
+    const here = it.trace[Math.min(it.trace.length - 1, cell(second))] || 0;
     moment.textContent = clock(second);
     now.textContent = it.trace.length ? `now ${here.toFixed(4)} · max ${Math.max(...it.trace).toFixed(4)} · min ${Math.min(...it.trace).toFixed(4)}` : "";
   };
@@ -117,7 +123,7 @@ const card = ({ part, clip, trace, far, signed = false, kind, value, at, name, f
     it.at = at;
     title.textContent = kind;
     shown.textContent = digits(value);
-    over.replaceChildren(curves(values.map((one) => one / (far || 1)), signed));
+    over.replaceChildren(curves(values.map((one) => one / (far || 1)), signed, part.seconds / HOP));
     peak.style.left = `${100 * (at - part.first) / part.seconds}%`;
     const word = wordAt(clip.words, at);
     lanes.replaceChildren(clip.words.length ? lane(clip.words, word, part) : "");
@@ -142,7 +148,7 @@ const tops = (found, it, leap) => {
   const list = make("ol", { class: "tops" });
   list.append(...found.map((row, n) => {
     const look = () => { it.show(row.values, row); for (const other of list.children) other.classList.toggle("chosen", other === tag); };
-    const line = make("div", { class: "mini" }, curves(row.values.map((one) => one / (row.far || 1)), row.signed));
+    const line = make("div", { class: "mini" }, curves(row.values.map((one) => one / (row.far || 1)), row.signed, it.part.seconds / HOP));
     const tag = make("li", { class: n ? "peak-row" : "peak-row chosen" },
       make("button", { type: "button", class: "leap", onclick: () => leap(row.feature), "aria-label": `The clips of feature ${row.feature}`, title: "Its clips" }, make("b", {}, String(row.feature))),
       make("button", { type: "button", class: "look", onclick: look, "aria-label": `Show feature ${row.feature} over the spectrogram: peak ${digits(row.value)} at ${row.at.toFixed(2)} s${row.word ? `, in “${row.word}”` : ""}` }, line),
@@ -176,7 +182,7 @@ const playing = (listening = {}) => {
   };
   const play = () => sound.play().catch((error) => { if (now && error.name === "NotSupportedError") complain(now); });
   const move = async (it, second, on) => {
-    const fresh = now !== it, go = () => { sound.currentTime = Math.max(0, Math.min(it.part.seconds - 0.02, second)); draw(); };
+    const fresh = now !== it, go = () => { sound.currentTime = Math.max(0, Math.min(it.part.seconds - HOP, second)); draw(); };
     if (!await load(it)) return;
     if (fresh) sound.addEventListener("loadedmetadata", go, { once: true });
     else go();

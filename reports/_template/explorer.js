@@ -129,7 +129,8 @@ const explorer = (model, el) => {
     else seen.observe(it.card);
     return it;
   };
-  const about_clip = (clip) => [clip.name, clip.speaker && `speaker ${clip.speaker}`, ...Object.values(clip.groups || {}).slice(0, 3)].filter(Boolean).join(" · ");
+  const shortly = (names) => names.length > 4 ? [...names.slice(0, 3), `${names.length - 3} more labels`] : names;
+  const about_clip = (clip) => [clip.name, clip.speaker && `speaker ${clip.speaker}`, ...shortly(Object.values(clip.groups || {}))].filter(Boolean).join(" · ");
 
   // ------------------------------------------------------------------------------------------ feature to clips
 
@@ -284,7 +285,9 @@ const explorer = (model, el) => {
     state.recent.slice(0, 2).forEach((_, n) => { const one = [a, b][n]; one.recent.value = String(n); one.number.hidden = true; });
     const clips = make("form", { class: "ask", "aria-label": "Compare two clips", onsubmit: trying(async (event) => { event.preventDefault(); await go("compare", { a: a.get(), b: b.get() }); }) },
       a.tag, b.tag, make("button", { type: "submit", class: "main" }, "Compare clips"));
-    if (!names.length) return [clips];
+    const lost = Object.entries(about().left_out), note = lost.length ? [make("details", { class: "soft left-out-groups" }, make("summary", {}, "Columns and groups that cannot be chosen here"),
+      ...lost.map(([name, why]) => make("p", {}, `${name}: ${why}.`)))] : [];
+    if (!names.length) return [clips, ...note];
     const column = make("select", { name: "column", onchange: () => fill() }, ...names.map((name) => make("option", { value: name }, name)));
     const one = make("select", { name: "one" }), other = make("select", { name: "other" });
     const fill = () => [one, other].forEach((select, n) => { select.replaceChildren(...groups[column.value].map((text) => make("option", { value: text }, text))); select.selectedIndex = n; });
@@ -292,7 +295,7 @@ const explorer = (model, el) => {
     const labels = (text, select) => make("label", {}, make("span", {}, text), select);
     return [clips, make("form", { class: "ask", "aria-label": "Compare two groups", onsubmit: trying(async (event) => { event.preventDefault();
       await go("compare", { a: { column: column.value, value: one.value }, b: { column: column.value, value: other.value } }); }) },
-      labels("Groups by", column), labels("A", one), labels("B", other), make("button", { type: "submit", class: "main" }, "Compare groups"))];
+      labels("Groups by", column), labels("A", one), labels("B", other), make("button", { type: "submit", class: "main" }, "Compare groups")), ...note];
   };
   const fill_compare = async ({ a, b }) => {
     panels.compare.replaceChildren(...compare_form(), found.compare);
@@ -300,7 +303,7 @@ const explorer = (model, el) => {
     say("Comparing …");
     const told = await only("compare", question({ ask: "compare", a, b, most: 30 }));
     if (!told) return;
-    const most = Math.max(...told.found.map((row) => Math.abs(row.difference)), 1e-9), unit = told.groups ? "Cohen’s d over speakers" : "of its highest value anywhere";
+    const most = Math.max(...told.found.map((row) => Math.abs(row.difference)), 1e-9), unit = told.groups ? `Cohen’s d over speakers${told.within ? `, within each ${told.within}` : ""}` : "of its highest value anywhere";
     const rows = told.found.map((row) => {
       const share = Math.min(1, Math.abs(row.difference) / most), inner = make("i", { class: row.difference < 0 ? "minus" : null });
       inner.style.left = `${row.difference < 0 ? 50 - 50 * share : 50}%`;
@@ -350,14 +353,14 @@ const explorer = (model, el) => {
   };
   const written = (told, took) => {
     const texts = [["As it is", told.baseline, null], ["Re-said by the dictionary", told.reconstructed, told.baseline], ["Changed", told.edited, told.baseline]];
-    if (told.control) texts.push([`Control: ${told.control.features.map((n) => `feature ${n}`).join(", ")}, drawn at random`, told.control.text, told.baseline]);
+    if (told.control) texts.push([`Control: ${told.control.features.map((n, at) => `feature ${n} for ${told.control.of[at]}`).join(", ") || "none matches"}`, told.control.text, told.baseline]);
     const list = make("dl", { class: "texts" }, ...texts.flatMap(([name, text, before]) => [make("dt", {}, name),
       make("dd", { "data-text": name }, ...(before === null ? [text || "(nothing)"] : text === before ? [text || "(nothing)", make("span", { class: "soft same" }, "the same")] : marked(before, text)))]));
     const clip = told.clip, tracks = Object.entries(told.tracks).map(([feature, [before, after]]) => {
-      const far = Math.max(...before.map(Math.abs), ...after.map(Math.abs), 1e-9), signed = [...before, ...after].some((x) => x < 0), part = { first: 0, seconds: before.length * 0.02 };
+      const far = Math.max(...before.map(Math.abs), ...after.map(Math.abs), 1e-9), signed = [...before, ...after].some((x) => x < 0), part = { first: 0, seconds: before.length * HOP };
       const peak = (values) => values.reduce((best, x, n) => Math.abs(x) > Math.abs(values[best]) ? n : best, 0);
       return make("div", { class: "both" }, ...[["as it is", before], ["changed", after]].map(([kind, values]) => shown({ clip, part: { ...part }, trace: values, far, signed, kind: `Feature ${feature}, ${kind}`,
-        value: values[peak(values)], at: peak(values) * 0.02 + 0.01, name: `${clip.name}, feature ${feature} ${kind}`, from: [] }).card));
+        value: values[peak(values)], at: peak(values) * HOP, name: `${clip.name}, feature ${feature} ${kind}`, from: [] }).card));
     });
     found.change.replaceChildren(list, ...tracks);
     say(`Written in ${(took / 1000).toFixed(1)} s.`);
