@@ -320,7 +320,12 @@ needed, too_few = pd.DataFrame(), "nothing was refused"
 if found:
     icc = voices.likeness(said, heard, top.feature)
     needed = contrasts.sample_sizes(seen, icc)
-    figures.table(needed, caption=f"Speakers a group who are needed to see a difference, in SDs of clips, in four of five corpora, after correction. The median ICC here is {icc:.3f}.")  # fmt: skip
+    measured = f"is {icc:.3f}" if np.isfinite(icc) else "is not known: too few speakers have two clips"
+    figures.table(
+        needed,
+        caption="Speakers a group who are needed to see a difference, in SDs of clips, in four of five "
+        f"corpora, after correction. The median ICC here {measured}.",
+    )
     few = np.flatnonzero(rates.labels[label] == chance.groups[0])[5:]  # leaves five
     try:
         intervals.of_d(np.delete(rates.means, few, 0), rates.labels[label].drop(rates.labels.index[few]), chance.groups)

@@ -333,8 +333,9 @@ def seen(found: Found, most: float = 3.0) -> Seen:
 
 
 def sample_sizes(seen: Seen, icc: float) -> pd.DataFrame:
-    """Speakers a group for small, middling and large differences, of one clip and of ten, at this ICC and at 0.3."""
-    iccs = [round(max(icc, 0.0), 3), 0.3]
+    """Speakers a group for small, middling and large differences, of one clip and of ten, at this ICC (0 where it is
+    negative or not known) and at 0.3."""
+    iccs = [round(max(np.nan_to_num(icc), 0.0), 3), 0.3]
     return power.by_design(power.needed([0.2, 0.5, 0.8], [1, 10], iccs, level=seen.level))
 
 

@@ -140,10 +140,11 @@ def sampled(run: Profile, seed: int, step: Step, heard: pd.DataFrame, label: str
 
 
 def likeness(step: Step, heard: pd.DataFrame, features) -> float:
-    """How alike clips of a speaker are by firing rate: the median ICC of `features`, 0 where no one has two clips."""
+    """How alike clips of a speaker are by firing rate: the median ICC of `features`; NaN where fewer than
+    `intervals.LEAST` speakers have two clips."""
     who = heard.speaker.iloc[step.table("clips.csv")["clip"]]
-    if who[who != ""].value_counts().max() < 2:
-        return 0.0
+    if (who[who != ""].value_counts() > 1).sum() < intervals.LEAST:
+        return np.nan
     return float(np.nanmedian(power.likeness(values(step, "rate")[:, features], who).icc))
 
 
