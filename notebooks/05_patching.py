@@ -87,7 +87,9 @@ figures.say(dictionaries.seed_note(run, seed, run.focus))
 # Rivals say as many numbers a frame; centroids are as many as features.
 
 # %%
-spliced = {each: store.make(faithfulness.faithful(run, seed, each)) for each in causal.sites_of(run)}
+spliced = {
+    each: store.make(faithfulness.faithful(run, seed, each, brief=each != site)) for each in causal.sites_of(run)
+}
 layers = {each: faithfulness.summary(step, seed) for each, step in spliced.items()}
 here = layers[site]
 

@@ -79,6 +79,9 @@ def test_faithfulness_of_what_is_left_alone_is_whole(run):
     assert told.loc[faithfulness.ITS].cross_entropy < told.loc["principal directions"].cross_entropy
     assert set(told.index) >= {"neurons", faithfulness.ZERO, faithfulness.EVERYWHERE}
     assert (told.clips == step.facts["clips"]).all()
+    brief = faithfulness.summary(store.make(faithfulness.faithful(run, 0, SITE, a_speaker=1, brief=True)))
+    assert set(brief.way) == {faithfulness.UNTOUCHED, *faithfulness.BRIEF}
+    pd.testing.assert_series_equal(brief.set_index("way").WER, told.WER[brief.way])
 
 
 def test_recovered_shares_by_hand():

@@ -24,14 +24,17 @@ from whisper_sae.store import Recipe, Step
 
 UNTOUCHED, ITS, EVERYWHERE = "untouched", "dictionary", "dictionary, padding too"
 ZERO, MEAN = "zero", "the mean"
+BRIEF = (ITS, "principal directions", "random dictionary", MEAN)
+"""What a site is replaced by where layers are compared only."""
 
 
-def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
+def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, brief: bool = False) -> Recipe:
     """`read.csv`: a row a way and clip of held-out speakers, with the errors in what is written, the cross-entropy of
     what was said and the divergence from the untouched, in nats, and how many tokens that is.
 
     Ways: untouched; the dictionary's reconstruction on valid frames, and on padding, too; rivals that spend as many
-    numbers a frame, see `dictionaries.simple_ways`; the mean of the training frames; zero.
+    numbers a frame, see `dictionaries.simple_ways`; the mean of the training frames; zero. `brief`: untouched and those
+    of BRIEF alone.
     """
     heard = recorded(run, seed, site)
     needs = {"clips": heard.needs["clips"], "activations": heard, "trained": dictionaries.dictionary(run, seed, site)}
@@ -42,6 +45,7 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
         untouched = {UNTOUCHED: patching.Change(lambda x, _: x, np.zeros(len(some.clips), dtype=bool))}
         changes = untouched | {name: patching.Change(lambda x, _, say=say: _flat(say, x)) for name, say in ways.items()}
         changes[EVERYWHERE] = replace(changes[ITS], where=torch.ones_like(some.heard[site].valid))
+        changes = {name: change for name, change in changes.items() if not brief or name in (UNTOUCHED, *BRIEF)}
         told = some.clips.text.tolist()
         bar = lambda batches: tqdm(batches, desc=f"splicing at {site}", unit=" batches")  # noqa: E731
         found = losses.read(some.heard[site], changes, told, progress=bar)
@@ -53,11 +57,11 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
         pd.concat(parts, ignore_index=True).to_csv(folder / "read.csv", index=False)
         return {"clips": len(told), "speakers": len(set(some.speakers)), "numbers": numbers}
 
+    params = {"seed": seed, "site": site, "a_speaker": a_speaker, "ways": BRIEF if brief else "all"}
     return Recipe(
-        "faithfulness", compare, {"seed": seed, "site": site, "a_speaker": a_speaker}, needs=needs,
-        by=made_by(run, "05"), code=(*causal.CODE, losses, scoring, measure, faithful, _ways, _flat, _on_cpu,
-                                     causal.gathered, causal.drawn, dictionaries.simple_ways),
-        label=f"faithfulness at {site}",
+        "faithfulness", compare, params, needs=needs, by=made_by(run, "05"), label=f"faithfulness at {site}",
+        code=(*causal.CODE, losses, scoring, measure, faithful, _ways, _flat, _on_cpu, causal.gathered, causal.drawn,
+              dictionaries.simple_ways),
     )  # fmt: skip
 
 
