@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from whisper_sae import activations as frames
-from whisper_sae import cluster, dictionaries, fitting, model, profiles, recipes, shards, store
+from whisper_sae import cluster, dictionaries, fingerprints, model, profiles, recipes, shards, store
 
 DEMO = profiles.DEMO / "whisper"
 
@@ -163,14 +163,16 @@ def test_a_point_that_would_be_another_one_there_is_refused(client, small_whispe
     store.make(recipes.clips(run, 0))
     store.make(recipes.activations(run, 0))
     points = dictionaries.grid(run, 0, k=[2])
-    read = store.fingerprint
-    monkeypatch.setattr(store, "fingerprint", lambda part: read(part)[:-1] + "x" if part is train_loop else read(part))
+    edited("whisper_sae.fitting.taught", monkeypatch)
     sweep = dictionaries.sweep(points, 0, run.focus)
     with cluster.using(client), pytest.raises(cluster.Refused, match=rf"topk, k = 2.* its key is \w+, and {'.' * 12} "):
         store.make(sweep)
 
 
-train_loop = fitting.taught
+def edited(name: str, monkeypatch):
+    """As if the code of that name were another one here than in the workers."""
+    read = fingerprints.of
+    monkeypatch.setattr(fingerprints, "of", lambda *parts: read(*parts) | {name: "0" * 12})
 
 
 def arm(last: int) -> int:
@@ -313,9 +315,8 @@ def test_a_worker_of_another_version_is_refused(client, root, monkeypatch):
 
 def test_a_worker_with_other_code_is_refused(client, root, monkeypatch):
     root("data")
-    read = store.fingerprint
-    monkeypatch.setattr(store, "fingerprint", lambda part: read(part) if part is not shards else "0" * 12)
-    assert "runs another code of whisper_sae.shards than is run here" in refused(client, code=(cluster, shards))
+    edited("whisper_sae.shards.write", monkeypatch)
+    assert "runs another code of whisper_sae.shards.write than is run here" in refused(client)
 
 
 def test_a_worker_that_does_not_see_the_folder_is_refused(client, root, monkeypatch):

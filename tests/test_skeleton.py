@@ -57,7 +57,8 @@ MAY_IMPORT = {
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"shards"},
     "live": {"narrow", "rows", "shards"},  # the other source of rows
-    "cluster": {"store", "cluster"},  # one folder and one code for all; in a worker it imports itself
+    "store": {"fingerprints"},  # a key names the code that makes a result
+    "cluster": {"store", "cluster", "fingerprints"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
     "calibrations": {"figures"},  # how a table and a number are shown

@@ -16,7 +16,7 @@ from scipy.sparse import hstack
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import clusters, effects, families, forest, index, intervals, maps, sae, speaker_labels, speech, trees
+from whisper_sae import clusters, effects, families, forest, index, maps, sae, speaker_labels, speech, trees
 from whisper_sae import codes as sparse_codes
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.excerpts import excerpt
@@ -60,7 +60,7 @@ def means(run: Profile, seed: int, site: str) -> Recipe:
         return {"clips": len(names), "features": of.features, "silent_features": int((of.rates == 0).sum())}
 
     return Recipe(
-        "clip-means", average, {"site": site}, code=(means, _blocks, index, sparse_codes, frames),
+        "clip-means", average, {"site": site},
         needs={"activations": said.needs["activations"], "codes": said}, by=made_by(run, "03"),
         label=f"clip means at {site}",
     )  # fmt: skip
@@ -116,7 +116,7 @@ def grouped(run: Profile, seed: int, site: str, spoken: bool) -> Recipe:
     return Recipe(
         "clip-clusters", divide, {"spoken": spoken, "seed": seed, "most": MOST_CLIPS}, by=made_by(run, "03"),
         needs={"clips": averaged.needs["activations"].needs["clips"], "averaged": averaged},
-        code=(grouped, drawn, clusters), label=f"clusters of clips at {site}" + (", spoken" if spoken else ""),
+        label=f"clusters of clips at {site}" + (", spoken" if spoken else ""),
     )  # fmt: skip
 
 
@@ -241,7 +241,6 @@ def families_of(run: Profile, seed: int, site: str) -> Recipe:
     return Recipe(
         "families", link, {"site": site, "seed": seed}, by=made_by(run, "03"), label=f"families at {site}",
         needs={"few": less, "many": more, "small": less.needs["trained"], "large": more.needs["trained"]},
-        code=(families, families_of, smaller, _some_rows, sparse_codes, index, sae.load),
     )  # fmt: skip
 
 
@@ -296,7 +295,7 @@ def mapped(run: Profile, seed: int, site: str) -> Recipe:
         "maps", lay, {"seed": seed, "clips": MOST_CLIPS, "directions": MOST_DIRECTIONS}, by=made_by(run, "03"),
         needs={"clips": averaged.needs["activations"].needs["clips"], "averaged": averaged,
                "codes": averaged.needs["codes"], "trained": trained},
-        code=(mapped, drawn, maps, sae, index), label=f"maps at {site}",
+        label=f"maps at {site}",
     )  # fmt: skip
 
 
@@ -345,6 +344,5 @@ def forests(run: Profile, seed: int, site: str, label: str = "gender") -> Recipe
     return Recipe(
         "forests", plant, {"seed": seed, "label": label, "frames": MOST_FRAMES}, by=made_by(run, "03"),
         needs={"clips": said.needs["clips"], "activations": said.needs["activations"], "codes": said},
-        code=(forests, _blocks, forest, intervals, index, frames, effects, speaker_labels),
         label=f"forests for {label} at {site}",
     )  # fmt: skip

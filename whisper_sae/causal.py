@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import decoding, edits, languages, model, nonspeech, patching, sae, scoring, speech, text
+from whisper_sae import languages, model, nonspeech, patching, sae, scoring, speech, text
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, side_of, table
@@ -20,9 +20,6 @@ HELD_OUT = ("validation", "test")
 
 HELD = 2 * 10**9
 """Bytes of what is said at the sites that are held at a time."""
-
-CODE = (speech, nonspeech, languages, text, decoding, edits, patching, sae)
-"""All code that decides what is heard and edited; for the keys of results."""
 
 
 @dataclass

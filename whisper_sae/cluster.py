@@ -68,7 +68,7 @@ from pathlib import Path
 
 import cloudpickle
 
-from whisper_sae import store
+from whisper_sae import fingerprints, store
 
 AT_ONCE = 2_000
 """Items that wait at the scheduler; the others wait here."""
@@ -147,14 +147,12 @@ def _connect(address: str):
         ) from None
 
 
-def each(
-    begin: Callable[[], Callable], items: Iterable, *, code: tuple = (), made: Callable[..., Path] | None = None
-) -> Iterator[tuple]:
+def each(begin: Callable[[], Callable], items: Iterable, *, made: Callable[..., Path] | None = None) -> Iterator[tuple]:
     """`begin()(item)` of every item, by whoever is free: yields (item, result) as they are finished.
 
     `begin` is called once in every process that works, and is sent there with the item: it may be a nested function
-    that holds names and small tables, never a model. `code` names the modules and functions that must be the same
-    there, as in `store.Recipe`; `made(item)` is what must then be seen here. Without a cluster this process works.
+    that holds names and small tables, never a model. What it runs must be the same code there, as in the key of a
+    result (`fingerprints`); `made(item)` is what must then be seen here. Without a cluster this process works.
 
     What a dying worker had begun another one begins anew (as often as `distributed.scheduler.allowed-failures` says).
     The first error is raised as it was there, and what waits is cancelled. Raises Refused, Lost.
@@ -162,7 +160,7 @@ def each(
     there = client()
     if there is None:
         return _all_here(begin, items)
-    what = _packed(([(part, store.fingerprint(part)) for part in code], begin))
+    what = _packed((fingerprints.of(begin), begin))
     print(f"cluster {there.scheduler.address}: {len(there.nthreads()) or 'waiting for'} workers", file=sys.stderr)
     return _all_there(there, what, items, made)
 
@@ -301,9 +299,9 @@ def _agreed(terms: dict, what: bytes) -> Callable:
         code, begin = cloudpickle.loads(what)
     except Exception as error:
         raise Refused(f"{me} cannot read what it is asked ({type(error).__name__}: {error}); {way_out}") from None
-    for part, wanted in code:
-        if store.fingerprint(part) != wanted:
-            name = getattr(part, "__qualname__", "") or part.__name__
+    here = fingerprints.of(begin)
+    for name in sorted(code | here):
+        if code.get(name) != here.get(name):
             raise Refused(f"{me} runs another code of {name} than is run here; {way_out}")
     return begin
 

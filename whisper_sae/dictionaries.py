@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from whisper_sae import classes, cluster, feeding, measure, sae
-from whisper_sae.fitting import CODE, HALVES, fitted
+from whisper_sae.fitting import HALVES, fitted
 from whisper_sae.profiles import Profile, checked, fault
 from whisper_sae.recipes import made_by
 from whisper_sae.rows import Rows
@@ -54,7 +54,7 @@ def dictionary(run: Profile, seed: int, site: str, *, own_seed: int | None = Non
 
     return Recipe(
         "dictionary", fit, _asked(run, own, frozen) | {"site": site} | feeding.asked(run, site),
-        needs=_heard(run, seed, site), by=made_by(run, "02"), code=(*CODE, dictionary, *feeding.code(run, site)),
+        needs=_heard(run, seed, site), by=made_by(run, "02"),
         label=f"dictionary of {site}, {asks(run)}" + (f", {frozen} frozen" if frozen else ""),
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ def one_pass(run: Profile, seed: int, sites: tuple[str, ...], own_seed: int, fro
 
     return Recipe(
         "dictionaries", fit, _asked(run, own_seed, frozen) | {"sites": sites} | feeding.asked(run, sites[0]),
-        needs=_heard(run, seed, sites[0]), by=made_by(run, "02"), code=(*CODE, one_pass, *feeding.code(run, sites[0])),
+        needs=_heard(run, seed, sites[0]), by=made_by(run, "02"),
         label=f"dictionaries of {', '.join(sites)}, {asks(run)}",
     )  # fmt: skip
 
@@ -163,7 +163,6 @@ def rivals(run: Profile, seed: int, site: str, frozen: tuple[str, ...] = ()) -> 
     return Recipe(
         "rivals", compare, params | feeding.asked(run, site), label=f"rivals at {site}",
         needs=_heard(run, seed, site) | {"trained": trained} | halves, by=made_by(run, "02"),
-        code=(measure, sae, rivals, simple_ways, score_each, *feeding.code(run, site)),
     )  # fmt: skip
 
 
@@ -182,7 +181,7 @@ def stability(run: Profile, seed: int, site: str) -> Recipe:
 
     return Recipe(
         "stability", compare, {"site": site}, needs={"trained": trained, "again": again}, by=made_by(run, "02"),
-        code=(stability, classes.counterparts, classes.matched), label=f"latents that another seed finds at {site}",
+        label=f"latents that another seed finds at {site}",
     )  # fmt: skip
 
 
@@ -299,7 +298,7 @@ def sweep(points: list[Point], seed: int, site: str) -> Recipe:
     run = points[0].run
     return Recipe(
         "sweep", train_all, {"points": [recipe.key for recipe in made]}, needs=_heard(run, seed, site),
-        code=(sweep, _row, penalty_of, measure.pareto), by=made_by(run, "02"), label=f"sweep at {site}",
+        by=made_by(run, "02"), label=f"sweep at {site}",
     )  # fmt: skip
 
 

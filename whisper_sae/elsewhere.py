@@ -43,7 +43,7 @@ class Reading:
     by: str = ""
     """The command that makes its results; empty where they are made whenever they are needed."""
     code: tuple = ()
-    """For keys: what loads the model and collates items."""
+    """For keys: what `load` and `collate` are given to call and do not name themselves."""
     needs: dict = field(default_factory=dict)
     """Recipes that `load` reads the results of."""
     reads: str = "text"
@@ -89,7 +89,8 @@ def activations(reading: Reading, sites: list[str]) -> Recipe:
     params = {"model": reading.identity, "items": digest_of(reading.items), "sites": sites, "dtype": reading.dtype}
     params |= {"positions": reading.positions, "batch": reading.batch, "reads": reading.reads}
     return Recipe(
-        "activations", listen, params, code=(modules, *reading.code), needs=reading.needs, by=reading.by,
+        "activations", listen, params, needs=reading.needs, by=reading.by,
+        code=(reading.load, reading.collate, *reading.code),
         label=f"what {reading.name} says of {len(reading.items):,} items",
     )  # fmt: skip
 
@@ -108,7 +109,7 @@ def pooled(recording: Recipe) -> Recipe:
         return frames.write(folder, len(held.counts), lambda: (hear, None), shard=4096, batch=512, dtype="float32")
 
     return Recipe(
-        "pooled", average, {}, code=(frames, means, pooled), needs={"recording": recording}, by=recording.by,
+        "pooled", average, {}, needs={"recording": recording}, by=recording.by,
         label=f"means of {recording.label}",
     )  # fmt: skip
 
@@ -151,7 +152,7 @@ def dictionary(recording: Recipe, how: Training, seed: int, site: str) -> Recipe
 
     return Recipe(
         "dictionary", fit, asdict(how) | {"seed": seed, "site": site}, needs={"recording": recording},
-        code=(*fitting.CODE, frames, Fed, fed), by=recording.by,
+        by=recording.by,
         label=f"dictionary of {site}, {how.variant}, seed {seed}",
     )  # fmt: skip
 
@@ -204,7 +205,7 @@ def codes(recording: Recipe, trained: Recipe, site: str, random: int | None = No
 
     return Recipe(
         "codes", write, {"site": site, "random": random}, needs={"recording": recording, "trained": trained},
-        code=(transpose, sae, frames, codes, random_like), by=recording.by,
+        by=recording.by,
         label=f"index of {'a random dictionary' if random is not None else 'the dictionary'} of {site}",
     )  # fmt: skip
 

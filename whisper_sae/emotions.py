@@ -53,7 +53,7 @@ def reading(encoder: encoders.Encoder, told: pd.DataFrame, run: Profile) -> Hear
     by = f"python -m whisper_sae {run.source or run.name} 08"
     heard = Reading(
         encoder.name, encoders.identity(encoder.name), lambda: encoder.net, told, encoder.collate, POSITIONS, by=by,
-        code=(encoders,), batch=32, device=str(next(encoder.net.parameters()).device), dtype="float32",
+        code=(encoders.load,), batch=32, device=str(next(encoder.net.parameters()).device), dtype="float32",
     )  # fmt: skip
     recording = elsewhere.activations(heard, [encoder.site])
     return Heard(heard, encoder.site, recording, elsewhere.pooled(recording))
@@ -198,7 +198,7 @@ def features(heard: Heard, seed: int, how: Training = HOW) -> Recipe:
     return Recipe(
         "emotion-features", ask, {"seed": seed, "decoys": DECOYS},
         needs={"recording": heard.recording, "trained": trained(heard, seed, how)}, by=heard.reading.by,
-        code=(classes, elsewhere, sae, features, _held_out, _dealt), label="features that go with emotions",
+        label="features that go with emotions",
     )  # fmt: skip
 
 

@@ -74,8 +74,6 @@ def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a
     params = {"seed": seed, "site": site, "label": label, "frames": frames, "a_speaker": a_speaker, "matched": MATCHED}
     return Recipe(
         "erasing", erase, params, needs=needs, by=made_by(run, "05"), label=f"{label} erased at {site}",
-        code=(*causal.CODE, controls, edits, erasure, erased, _values, _of_phones, _side, _joined, _orders, _compared,
-              _ways, _words, causal.gathered, causal.drawn, *phonetics.ASKING),
     )  # fmt: skip
 
 

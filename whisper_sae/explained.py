@@ -17,15 +17,11 @@ from tqdm import tqdm
 
 from whisper_sae import (
     acoustics,
-    chance,
     correlates,
-    excerpts,
     index,
-    intervals,
     listening,
     meaning,
     nonspeech,
-    selectivity,
     sounds,
     speech,
 )
@@ -33,7 +29,7 @@ from whisper_sae import activations as frames
 from whisper_sae import codes as entries
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import activations, made_by, table
-from whisper_sae.spoken import TELLING, digests, words_of
+from whisper_sae.spoken import digests, words_of
 from whisper_sae.store import Recipe, Step, make
 
 WORD = "word boundary"
@@ -71,7 +67,6 @@ def acoustics_of(run: Profile, seed: int) -> Recipe:
     heard = activations(run, seed)
     return Recipe(
         "acoustics", measure, {"told": digests(run)}, needs={"clips": heard.needs["clips"], "activations": heard},
-        code=(acoustics, speech, excerpts, *TELLING, acoustics_of, boundaries),
         by=made_by(run, "06"), label="acoustics",
     )  # fmt: skip
 
@@ -134,7 +129,6 @@ def correlates_of(
     return Recipe(
         "correlates", ask, {"most": most, "shifts": shifts, "seed": seed},
         needs=needs | {"codes": made, "acoustics": acoustics_of(run, seed)}, by=made_by(run, "06"),
-        code=(correlates, chance, intervals, selectivity, entries, correlates_of, _drawn, measures),
         label=f"acoustic correlates of the {of} of {site}",
     )  # fmt: skip
 
@@ -200,7 +194,7 @@ def sounds_of(
     needs = {name: made.needs[name] for name in ("clips", "activations")}
     return Recipe(
         "sounds", ask, {"way": way, "shuffles": shuffles, "seed": seed}, needs=needs | {"codes": made},
-        code=(sounds, intervals, entries, nonspeech, sounds_of, classed, _column), by=made_by(run, "06"),
+        by=made_by(run, "06"),
         label=f"sounds in the {of} of {site}",
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, dictionaries, intervals, losses, measure, model, patching, scoring
+from whisper_sae import causal, dictionaries, intervals, losses, model, patching, scoring
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded
 from whisper_sae.store import Recipe, Step
@@ -60,8 +60,6 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, brief: bool
     params = {"seed": seed, "site": site, "a_speaker": a_speaker, "ways": BRIEF if brief else "all"}
     return Recipe(
         "faithfulness", compare, params, needs=needs, by=made_by(run, "05"), label=f"faithfulness at {site}",
-        code=(*causal.CODE, losses, scoring, measure, faithful, _ways, _flat, _on_cpu, causal.gathered, causal.drawn,
-              dictionaries.simple_ways),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from whisper_sae import activations, listening, live, model
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import HEARING, recorded, table, windows_of
+from whisper_sae.recipes import recorded, table, windows_of
 from whisper_sae.rows import Rows, Source
 from whisper_sae.store import Recipe, Step
 from whisper_sae.train import keep_memory
@@ -33,11 +33,6 @@ def asked(run: Profile, site: str) -> dict:
         return {}
     names = ("dtype", "precision", "windows", "batch_windows")
     return {"heard": {name: getattr(run, name) for name in names} | {"model": model.identity(run.model)}}
-
-
-def code(run: Profile, site: str) -> tuple:
-    """For the key of a result: what turns clips, or a recording, into frames."""
-    return (activations, Fed, fed, windows_of, *((live, heard_live, *HEARING, table) if on_the_fly(run, site) else ()))
 
 
 class Fed(NamedTuple):

@@ -153,7 +153,3 @@ def public(name: str) -> str:
     """A model's name without where it lies on this machine; a twin stays one."""
     bare = name.removeprefix("untrained:")
     return name if not Path(bare).is_dir() else name.removesuffix(bare) + Path(bare).name
-
-
-CODE = (sae, train, fitted, begun, taught, scored, measure)
-"""For the key of a dictionary: what trains and scores it."""

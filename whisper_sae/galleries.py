@@ -20,13 +20,11 @@ from transformers import WhisperFeatureExtractor
 
 from whisper_sae import (
     codes,
-    examples,
     excerpts,
     findings,
     gallery,
     labels,
     logmel,
-    media,
     phones,
     phonetics,
     selectivity,
@@ -42,7 +40,7 @@ from whisper_sae.meaning import codes as index_of
 from whisper_sae.meaning import examples_in
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
-from whisper_sae.spoken import TELLING, digests
+from whisper_sae.spoken import digests
 from whisper_sae.store import Recipe, Step
 
 AROUND = 50
@@ -130,10 +128,8 @@ def gathered(run: Profile, seed: int, site: str, *, most: int = 300, each: int =
         (folder / "examples.json").write_text(json.dumps(made, separators=(",", ":")), encoding="utf-8")
         return {"features": len(numbers), "alive": len(alive)}
 
-    parts = (phone_scores, *phonetics.ASKING, _best, _chosen, _rows, _examples, _wholes, _one, *TELLING, table)
     return Recipe(
         "gallery", write, params, needs=needs, by=made_by(run, "06"), label=f"gallery of {site}",
-        code=(gallery, media, codes, examples, excerpts, logmel, phones, selectivity, speech, timing, gathered, *parts),
     )  # fmt: skip
 
 

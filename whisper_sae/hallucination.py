@@ -96,8 +96,6 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         "hallucination", listen, {"seed": seed, "site": site, "spoken": spoken, "each": EACH, "strengths": STRENGTHS,
                                   "of_corpus": OF_CORPUS, "thresholds": (NO_SPEECH, MEAN_LOGPROB)},
         needs={"clips": clips_of(run, seed), "trained": trained}, by=made_by(run, "05"),
-        code=(*causal.CODE, scoring, probes, bench, _sounds, _detected, _steered, _changes, directions,
-              _means, texts, is_silent, spoken_language, causal.gathered, causal.drawn),
         label=f"hallucinations on non-speech, {site}",
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import (
-    decoding,
     effects,
     excerpts,
     languages,
@@ -28,8 +27,8 @@ from whisper_sae import (
 )
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import HEARING, activations, clip_means, clips, made_by, table, twin
-from whisper_sae.spoken import TELLING, digests, phones_of
+from whisper_sae.recipes import activations, clip_means, clips, made_by, table, twin
+from whisper_sae.spoken import digests, phones_of
 from whisper_sae.store import Recipe, Step
 
 
@@ -59,7 +58,7 @@ def transcripts(run: Profile, seed: int) -> Recipe:
 
     params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
     return Recipe(
-        "transcripts", write, params, code=(speech, *HEARING, languages, decoding, text, transcripts, table),
+        "transcripts", write, params,
         needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
     )  # fmt: skip
 
@@ -189,7 +188,6 @@ def phone_probe(run: Profile, seed: int, fitted: int = 5_000, asked: int = 10_00
 
     return Recipe(
         "phone-probe", read, {"seed": seed, "fitted": fitted, "asked": asked, "told": digests(run)},
-        code=(speech, *HEARING, frames, phones, probes, phone_probe, *TELLING, _mel_rows, _phone_of_each_row, table),
         needs={"clips": clips(run, seed), "activations": activations(run, seed), "untrained": activations(other, seed)},
         by=made_by(run, "00"), label="phone probe",
     )  # fmt: skip
@@ -291,8 +289,6 @@ def label_probe(run: Profile, seed: int, labels: dict[str, list[str]]) -> Recipe
 
     return Recipe(
         "label-probe", read, {"seed": seed, "labels": labels},
-        code=(speech, *HEARING, frames, probes, effects, speaker_labels, label_probe, labelled, by_speaker, clip_means,
-              _mel_means, _mel_rows, table),
         needs={"clips": clips(run, seed), "activations": activations(run, seed)},
         by=made_by(run, "00"), label="label probe",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from whisper_sae import activations as frames
 from whisper_sae import examples, index, measure, model, sae, speech, transpose
 from whisper_sae.dictionaries import dictionary, frames_of
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import made_by, recorded, table, windows_of
+from whisper_sae.recipes import made_by, recorded, table
 from whisper_sae.spoken import words_of
 from whisper_sae.store import Recipe, Step, need
 
@@ -65,8 +65,6 @@ def codes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -
 
     return Recipe(
         "codes", write, {"site": site, "seed": seed, "of": of}, needs=needs, by=made_by(run, "03"),
-        code=(transpose, index, sae, frames, measure.moments, measure.mean, codes, Calls, Turned, _encoder, frames_of,
-              windows_of),
         label=f"index of the {of} of {site}",
     )  # fmt: skip
 

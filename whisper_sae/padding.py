@@ -17,7 +17,7 @@ import torch
 
 from whisper_sae import feeding, measure, sae
 from whisper_sae.dictionaries import steered_by
-from whisper_sae.fitting import CODE, begun, taught
+from whisper_sae.fitting import begun, taught
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips as clips_of
 from whisper_sae.recipes import made_by, table
@@ -47,7 +47,7 @@ def learnt(run: Profile, seed: int) -> Recipe:
     params = {name: getattr(run, name) for name in names} | feeding.asked(live, run.focus)
     return Recipe(
         "padding", look, params | {"site": run.focus, "seed": seed, "most": MOST}, needs={"clips": clips_of(run, seed)},
-        by=made_by(run, "01"), code=(*CODE, learnt, _compare, _trained, spent, _told, *feeding.code(live, run.focus)),
+        by=made_by(run, "01"),
         label="dictionaries with padding and without",
     )  # fmt: skip
 

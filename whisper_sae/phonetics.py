@@ -23,7 +23,6 @@ from whisper_sae import (
     codes,
     detectors,
     index,
-    intervals,
     meaning,
     phones,
     selectivity,
@@ -34,7 +33,7 @@ from whisper_sae.by_label import ByLabel, by_label_histogram
 from whisper_sae.intervals import LEAST
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
-from whisper_sae.spoken import TELLING, digests, phones_of
+from whisper_sae.spoken import digests, phones_of
 from whisper_sae.store import Recipe, Step, need
 
 LEAST_FRAMES = 25
@@ -225,10 +224,6 @@ def _choosing(train: np.ndarray, known: codes.Frames, seed: int) -> tuple[np.nda
     return (half, "speakers") if not half.all() else (codes.half_of(known.clip, seed), "clips")
 
 
-ASKING = (asked, _choosing, _classes, _texts, _other_texts, _overlap, speech.moments, codes.half_of)
-"""All code that decides which frames have which label, and on which is chosen."""
-
-
 def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column: str = "ipa", **which) -> Recipe:
     """`labels.csv`: the best detector of each label and how well it does on others than it was chosen on; `draws.npy`:
     the mean over labels for each draw of the speakers. See `detectors.dictionary_score`."""
@@ -254,7 +249,6 @@ def detection(run: Profile, seed: int, site: str, of: str = "dictionary", column
     return Recipe(
         "detection", score, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(detectors, intervals, codes, phones, index, detection, _every_row, _everywhere, *ASKING, *TELLING, table),
         by=made_by(run, "06"), label=f"{column} from the {of} of {site}",
     )  # fmt: skip
 
@@ -341,8 +335,6 @@ def answers(run: Profile, seed: int, site: str, of: str = "dictionary", column: 
     return Recipe(
         "answers", answer, {"seed": seed, "column": column, "told": digests(run)},
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(selectivity, codes, chance, timing, intervals, phones, index, answers, _against_chance, _lags, _stage,
-              _f1_of_always, *ASKING, *TELLING, table),
         by=made_by(run, "06"), label=f"what the {of} of {site} say of each {column}",
     )  # fmt: skip
 

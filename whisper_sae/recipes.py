@@ -21,34 +21,20 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import (
-    attention,
     cluster,
     devices,
-    excerpts,
-    hooks,
     hub,
     languages,
     listening,
-    logmel,
     model,
-    packing,
-    shards,
     speech,
-    tables,
     text,
 )
 from whisper_sae import corpora as places
-from whisper_sae import sites as site_names
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
 from whisper_sae.train import keep_memory
-
-HEARING = (model, attention, site_names, hooks, logmel, listening, excerpts, packing, frames, shards)
-"""All code that decides what a Whisper says at its sites, and what of it is kept."""
-
-DRAWING = (speech.only, speech.draw, speech._voice, speech._groups, speech._check_columns)
-"""All code that decides which clips of a table are drawn."""
 
 DRAWN_BY = ("only", "balance", "clips", "clips_per_group", "clips_per_speaker")
 """The fields of a profile that say which clips of a corpus it asks for; where none is set it asks for all."""
@@ -70,17 +56,16 @@ def fetched(corpus: str, run: Profile | None = None, seed: int = 0) -> Recipe:
     def choose(told: Path) -> list[int]:
         return [hub.number_of(path) for path in _drawn(run, told, seed, corpus).path]
 
+    chooser = choose if choice else None  # a whole corpus is not fetched again because drawing has changed
+
     def get(folder: Path) -> dict:
-        return hub.fetch(
-            corpus, folder / "corpus", choose if choice else None, lambda rows: tqdm(rows, desc=corpus, unit=" clips")
-        )
+        return hub.fetch(corpus, folder / "corpus", chooser, lambda rows: tqdm(rows, desc=corpus, unit=" clips"))
 
     if kept := _kept_by_the_hub(corpus):  # known by what it holds, wherever it lies
         params = {"corpus": corpus.removeprefix(str(kept)), "tables": speech.digest(kept, pd.DataFrame({"path": []}))}
     else:
         params = {"corpus": corpus}
-    code = (hub, places, tables, _drawn, *DRAWING) if choice else (hub,)
-    return Recipe("corpus", get, params | choice | ({"seed": seed} if choice else {}), code, label=f"copy of {corpus}")
+    return Recipe("corpus", get, params | choice | ({"seed": seed} if choice else {}), label=f"copy of {corpus}")
 
 
 def _kept_by_the_hub(corpus: str) -> Path | None:
@@ -166,7 +151,6 @@ def clips(run: Profile, seed: int) -> Recipe:
         params["language"] = languages.code_of(run.language)
     return Recipe(
         "clips", make_clips, params, needs=sources, by=made_by(run, "01"), label="table of clips",
-        code=(speech, places, tables, clips, _drawn, _decode_all, _below, _check_columns, _check_rejected),
     )  # fmt: skip
 
 
@@ -254,16 +238,15 @@ def activations(run: Profile, seed: int) -> Recipe:
             return listening.listener(run, whisper, heard, windows, wanted)
 
         return {"device": str(whisper.device)} | frames.write(
-            folder, cost["windows"], **_by_whom(begin, planned, code), shard=run.shard_windows,
+            folder, cost["windows"], **_by_whom(begin, planned), shard=run.shard_windows,
             batch=run.batch_windows, dtype=run.dtype, pieces=listening.pieces(whisper, windows),
             progress=partial(tqdm, desc="listening"),
         )  # fmt: skip
 
     params = _how(run) | {"sites": sites, "windows": run.windows}
     params |= {"shown": SHOWN, "seed": seed} if run.on_the_fly else {}
-    code = (speech, *HEARING, activations, table)
     return Recipe(
-        "activations", listen, params, code=code,
+        "activations", listen, params,
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label="activations",
     )  # fmt: skip
 
@@ -282,10 +265,10 @@ def _loaded(run: Profile, identity: str) -> model.Whisper:
     return model.load(run.model, run.device, precision=run.precision)
 
 
-def _by_whom(begin: Callable, planned: tuple, code: tuple) -> dict:
+def _by_whom(begin: Callable, planned: tuple) -> dict:
     """For `frames.write`: shards are written by the cluster, if there is one, or else here, as is already planned."""
     if cluster.client():
-        return {"begin": begin, "each": partial(cluster.each, code=code)}
+        return {"begin": begin, "each": cluster.each}
     return {"begin": partial(begin, planned)}
 
 
@@ -321,7 +304,7 @@ def other_ways(run: Profile, seed: int, most: int = 16) -> Recipe:
 
     params = _how(base) | {"sites": sites, "most": most, "seed": seed, "ways": list(ways)}
     return Recipe(
-        "other-ways", look, params, code=(speech, *HEARING, other_ways, table),
+        "other-ways", look, params,
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label="other ways of hearing",
     )  # fmt: skip
 
@@ -381,14 +364,13 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
             return hear, read
 
         return {"device": str(whisper.device), "clips_left_out": len(heard) - len(windows)} | frames.write(
-            folder, len(windows), **_by_whom(begin, planned, code), shard=run.shard_windows,
+            folder, len(windows), **_by_whom(begin, planned), shard=run.shard_windows,
             batch=run.batch_windows, dtype=run.dtype, progress=partial(tqdm, desc="speaking"),
         )  # fmt: skip
 
     params = _how(run) | {"sites": sites, "given": given}
-    code = (speech, *HEARING, languages, text, decoded, table)
     return Recipe(
-        "decoder-activations", listen, params, code=code,
+        "decoder-activations", listen, params,
         needs={"clips": clips(run, seed)}, by=made_by(run, "01"), label=f"decoder activations, given the {given}",
     )  # fmt: skip
 

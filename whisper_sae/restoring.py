@@ -37,14 +37,14 @@ def restorer(told: pd.DataFrame, seed: int, steps: int = 300, by: str = "") -> R
         return fragments.restored(net, told.text[told["split"] == "test"].tolist(), seed)
 
     params = {"texts": digest_of(told), "seed": seed, "steps": steps}
-    return Recipe("restorer", fit, params, code=(fragments,), by=by, label="the restorer of fragments")
+    return Recipe("restorer", fit, params, by=by, label="the restorer of fragments")
 
 
 def reading(net: Recipe, step: Step, told: pd.DataFrame, run: Profile) -> elsewhere.Reading:
     """Texts as the restorer reads them: one at a time, and what it says leaves its device at once."""
     return elsewhere.Reading(
         "the restorer", net.key, lambda: fragments.load(step.path), told, fragments.collate, fragments.LONGEST,
-        by=f"python -m whisper_sae {run.source or run.name} 09", code=(fragments,), batch=1,
+        by=f"python -m whisper_sae {run.source or run.name} 09", batch=1,
     )  # fmt: skip
 
 

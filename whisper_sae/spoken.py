@@ -2,7 +2,7 @@
 
 told = spoken.phones_of(run, heard)         # a row a phone; empty where no corpus tells any
 words = spoken.words_of(run, heard)
-Recipe(..., params={"told": spoken.digests(run)}, code=(*spoken.TELLING, ...))      # a result that was made of it
+Recipe(..., params={"told": spoken.digests(run)})      # a result that was made of it
 """
 
 import string
@@ -103,10 +103,6 @@ def _places(timed: list[str], transcript: list[str]) -> np.ndarray:
     if 2 * (found >= 0).sum() < len(timed) == len(transcript):
         return np.arange(len(timed))
     return found
-
-
-TELLING = (alignments, articulation, phones.read, phones.words, phones_of, words_of, _spelled, _of_clips, _of_phones)
-"""All code that decides which phones and words are told."""
 
 
 def digests(run: Profile) -> dict[str, list[str]]:

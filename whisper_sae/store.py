@@ -7,16 +7,13 @@ goes on in a hidden folder beside the result and is renamed when done, so nobody
 step; what a killed run left in the hidden folder is offered to the next run, which may go on from there.
 """
 
-import ast
 import errno
 import hashlib
-import inspect
 import json
 import os
 import shutil
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +25,8 @@ import filelock
 import numpy as np
 import pandas as pd
 
+from whisper_sae import fingerprints
+
 
 class NotMade(LookupError):
     """A result that is needed here has not been made yet; the message says what makes it."""
@@ -37,9 +36,10 @@ class NotMade(LookupError):
 class Recipe:
     """How a result is made: `make(folder, **needs)` writes files into `folder` and returns facts about them.
 
-    `params` must be JSON; `code` names the modules and functions whose change makes the result another one;
-    `needs` are the recipes of what it is made from, handed to `make` as steps of the same names; `by` is the
-    command that makes it, empty for a source, which is made whenever it is needed; `label` is what a reader calls it.
+    `params` must be JSON; `needs` are the recipes of what it is made from, handed to `make` as steps of the same names;
+    `by` is the command that makes it, empty for a source, which is made whenever it is needed; `label` is what a reader
+    calls it. The code that makes it, and the constants that this reads, are found by `fingerprints`; `code` names
+    functions that it is given to call.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Recipe:
         return {
             "step": self.name,
             "params": self.params,
-            "code": {_name(part): fingerprint(part) for part in self.code},
+            "code": fingerprints.of(self.make, *self.code),
             "needs": {name: recipe.key for name, recipe in self.needs.items()},
         }
 
@@ -208,42 +208,6 @@ def _versions() -> dict:
 # ------------------------------------------------------------------------------------------------ digests
 
 
-_read: dict[str, tuple] = {}
-
-
-def fingerprint(part) -> str:
-    """A digest of the syntax tree of a module or function: comments, layout and docstrings do not count.
-
-    That of a module covers the modules of its package that it imports.
-    Read once for each loading of a module: what is edited under a running process is not what runs in it. A
-    reloaded module (IPython's autoreload) is read again.
-    """
-    spec = getattr(inspect.getmodule(part), "__spec__", None)  # new with every loading; None in a notebook
-    known, digest = _read.get(_name(part), (None, ""))
-    if spec is None or known is not spec:
-        digest = _digest_of_tree(ast.parse(textwrap.dedent(inspect.getsource(part))))
-        _read[_name(part)] = (spec, digest)
-    if inspect.ismodule(part) and (beneath := _imported(part)):
-        digest = hashlib.sha256("".join([digest, *map(fingerprint, beneath)]).encode()).hexdigest()[:12]
-    return digest
-
-
-def _imported(module) -> list:
-    """The modules of the same package from which a module has something."""
-    things = vars(module).values()
-    found = {thing.__name__ if inspect.ismodule(thing) else getattr(thing, "__module__", None) for thing in things}
-    home = (module.__package__ or " ") + "."
-    same = sorted(name for name in found - {None, module.__name__} if name.startswith(home))
-    return [sys.modules[name] for name in same]
-
-
-def _digest_of_tree(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            node.body = [line for line in node.body if not _is_docstring(line)] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
-
-
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
@@ -253,14 +217,6 @@ def file_digest(path: Path) -> str:
 def digest_of(table: pd.DataFrame) -> str:
     """What a table says, as twelve hexadecimal digits: for the key of a result that is made of it."""
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:12]
-
-
-def _is_docstring(line: ast.stmt) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
-
-
-def _name(part) -> str:
-    return part.__name__ if inspect.ismodule(part) else f"{part.__module__}.{part.__qualname__}"
 
 
 def _digest(described: dict) -> str:

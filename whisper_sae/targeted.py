@@ -82,8 +82,6 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
         {"seed": seed, "site": site, "a_speaker": a_speaker, "covered": COVERED, "caliper": controls.CALIPER,
          "least": LEAST_WORDS, "phones": digests(run)},
         needs={"detected": chosen}, by=made_by(run, "05"), label=f"effects on words at {site}",
-        code=(*causal.CODE, losses, edits, targets, controls.distance, controls.covering, effects, _best, _asked,
-              _sizes, _random_directions, causal.gathered, causal.drawn, *PLACING),
     )  # fmt: skip
 
 
@@ -326,8 +324,7 @@ def dose(run: Profile, seed: int, site: str, most: int = 4, a_speaker: int = 6) 
     return Recipe(
         "dose-response", turn, params | {"caliper": DOSE_CALIPER, "phones": digests(run)},
         needs={"measured": begun, "detected": begun.needs["detected"]}, by=made_by(run, "05"),
-        code=(*causal.CODE, edits, controls, targets, dose, phones, words_in, _holding, _pairs, _normalised, _sizes,
-              *PLACING), label=f"dose and response at {site}",
+        label=f"dose and response at {site}",
     )  # fmt: skip
 
 
@@ -400,10 +397,6 @@ def told_in(run: Profile, seed: int) -> pd.DataFrame:
     every = table(run, need(clips(run, seed)))
     found = phones_of(run, every)
     return spoken.in_words(found, words_of(run, every), every.text) if (found.word_index < 0).any() else found
-
-
-PLACING = (told_in, *spoken.TELLING, spoken.in_words, spoken._places)
-"""All code that decides which word a phone is in."""
 
 
 def lacking(run: Profile, seed: int) -> str:

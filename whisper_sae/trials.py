@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from whisper_sae import contrasts, crossing, effects, intervals, relabelling, speaker_labels, voices
+from whisper_sae import contrasts, crossing, effects, intervals, relabelling, voices
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
 from whisper_sae.store import Recipe, Step
@@ -48,9 +48,6 @@ def tried(run: Profile, seed: int, site: str, null: str, planted: list[str], rel
         "trials", attempt, {"site": site, "seed": seed, "null": null, "planted": planted, "relabelings": relabelings,
                             "trials": TRIALS},
         needs={"clips": said.needs["activations"].needs["clips"], "said": said}, by=made_by(run, "04"),
-        code=(tried, covered, truth, _interval, voices.cast, voices.values, voices.asked, voices.groups_of,
-              voices.compared, contrasts.strata_of, contrasts.enough_deals, crossing, effects, intervals, relabelling,
-              speaker_labels),
         label=f"trials of voices at {site}",
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-from whisper_sae import effects, instrument, probes, speaker_labels
+from whisper_sae import effects, instrument, probes
 from whisper_sae.intervals import LEAST
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, table
@@ -60,7 +60,6 @@ def probed(run: Profile, seed: int, site: str, labels: dict[str, list[str]]) -> 
     needs = {"clips": made["features"].needs["activations"].needs["clips"]} | made
     return Recipe(
         "voice-probes", read, {"seed": seed, "labels": labels, "few": FEW, "directions": DIRECTIONS}, needs=needs,
-        code=(probed, few, values, probes, effects, speaker_labels, instrument.labelled, instrument.by_speaker),
         by=made_by(run, "04"), label=f"probes for voices at {site}",
     )  # fmt: skip
 

@@ -59,7 +59,7 @@ def of_features(run: Profile, seed: int, site: str, of: str = "dictionary", **wh
         return {"clips": len(names), "sides": sides, "features": found.features, "frames": int(here.sum())}
 
     return Recipe(
-        "voices", average, {"site": site, "of": of}, code=(of_features, _blocks, index, sparse_codes, frames),
+        "voices", average, {"site": site, "of": of},
         needs={"activations": said.needs["activations"], "codes": said}, by=made_by(run, "04"),
         label=f"{of} of {site}, clip by clip",
     )  # fmt: skip

@@ -62,7 +62,6 @@ def words(run: Profile, seed: int, site: str, of: str = "dictionary", unit: str 
     return Recipe(
         "words", ask, {"seed": seed, "unit": unit}, by=made_by(run, "06"), label=f"{unit}s from the {of} of {site}",
         needs={"clips": made.needs["clips"], "activations": made.needs["activations"], "built": made},
-        code=(untimed, chance, codes, index, words, _commonest, _profiles, _judged, table),
     )  # fmt: skip
 
 
