@@ -12,6 +12,7 @@ import dis
 import enum
 import functools
 import hashlib
+import importlib
 import inspect
 import re
 import sys
@@ -50,6 +51,7 @@ class Unreadable(TypeError):
 
 def of(*parts) -> dict[str, str]:
     """{qualified name: twelve hexadecimal digits} of functions, classes or modules and of all that they read."""
+    parts = [part.func if isinstance(part, functools.partial) else part for part in parts]
     homes = {HOME} | {_home(part) for part in parts}
     found, ahead = {}, [(_name(part), part) for part in parts]
     while ahead:
@@ -101,7 +103,7 @@ class _Reader:
         for kind, name, *attributes in _names(code):
             holder = known.get("__name__")
             if kind == "import":
-                thing = sys.modules.get(name)
+                thing = self.imported(name, *attributes)
             else:
                 thing = closure[name] if kind == "free" and name in closure else known.get(name)
             where = f"{holder}.{name}"
@@ -116,6 +118,16 @@ class _Reader:
         for one in code.co_consts:
             if isinstance(one, types.CodeType):
                 yield from self.references(one, known, closure)
+
+    def imported(self, name: str, attribute: str):
+        """What a function itself imports holds `attribute`, loaded if it is of ours: else the digest would depend on
+        what else a process has done."""
+        if name.partition(".")[0] in self.homes:
+            module = importlib.import_module(name)
+            if not hasattr(module, attribute):
+                importlib.import_module(f"{name}.{attribute}")
+            return module
+        return sys.modules.get(name)
 
     def is_ours(self, thing) -> bool:
         module = thing.__name__ if inspect.ismodule(thing) else getattr(thing, "__module__", None)
