@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -108,7 +108,6 @@ def test_one_phrase_makes_no_emotion():
     assert not found[found.feature == 7].found.any()
 
 
-@settings(max_examples=60)
 @given(st.integers(2, 6), st.integers(1, 30), st.integers(0, 10**6))
 def test_selectivity_lies_between_1_and_the_number_of_classes(many, features, seed):
     """So the roadmap's examples of 4.3 to 6.3 with four classes cannot be."""

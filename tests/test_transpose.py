@@ -50,7 +50,7 @@ def right(tmp_path_factory) -> dict[str, bytes]:
     return files(folder)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(1, 80), st.integers(1, 400), st.booleans())
 def test_the_same_bytes_in_any_chunks(tmp_path_factory, right, chunk, held, sparse):
     folder, asked = tmp_path_factory.mktemp("built"), []
