@@ -144,9 +144,12 @@ def test_likeness_is_the_mean_over_pairs_and_knows_its_chance():
     same = label[:, None] == label
     assert one.within == pytest.approx(cosine[upper & same].mean())
     assert one.between == pytest.approx(cosine[upper & ~same].mean())
-    by_units = classes.likeness(x, label, unit, deals=500)
+    by_units = classes.likeness(x, label, unit, deals=99)
     assert by_units.within < one.within, "pairs of one unit are alike whatever its class"
-    assert by_units.p < 0.05 and classes.likeness(x, label[np.random.default_rng(0).permutation(len(label))]).p > 0.01
+    assert (
+        by_units.p < 0.05
+        and classes.likeness(x, label[np.random.default_rng(0).permutation(len(label))], deals=99).p > 0.01
+    )
 
 
 def test_a_match_is_found_and_chance_gives_none():
