@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     patch.setattr(hallucination, "EACH", 2)
     patch.setattr(targeted, "COVERED", 6)
     small = profiles.replace(profiles.choose("demo"), sites=(SITE,), focus=SITE, tokens=20_000, sweep_tokens=0,
-                             clips_per_speaker=2, source="")  # fmt: skip
+                             clips_per_speaker=3, source="")  # fmt: skip
     for recipe in (recipes.clips(small, 0), recipes.activations(small, 0), dictionaries.dictionary(small, 0, SITE)):
         store.make(recipe)
     causal.gathered.cache_clear()
