@@ -311,7 +311,7 @@ def test_a_note_that_cannot_be_kept_is_refused(asked, message):
 # ------------------------------------------------------------------------------------------- what is not read
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(list(questions.FIELDS)),
     st.dictionaries(
