@@ -237,3 +237,158 @@ def test_a_speaker_of_both_groups_is_left_out_and_named(tmp_path):
         (4, 3),
         (3, 3),
     ]
+
+
+def test_two_clips_and_two_groups_are_compared(asked):
+    told = answer(asked, ask="compare", a={"clip": 2}, b={"clip": 3})
+    first = told["found"][0]
+    assert (first["feature"], first["a"], first["b"], first["difference"]) == (10, 4.5, 0, 1)
+    assert told["names"] == ["clip 2", NASTY] and not told["groups"]
+    women, men = ({"column": "gender", "value": value} for value in ("female", "male"))
+    told = answer(asked, ask="compare", a=women, b=men, most=5)
+    assert told["groups"] and len(told["found"]) == 5
+    means = [[asked.codes[clip].mean(axis=0) for clip in (voice, voice + 4)] for voice in range(4)]
+    means = np.mean(means, axis=1)  # (speaker, feature)
+    for row in told["found"]:
+        assert row["a"] == pytest.approx(means[[0, 2], row["feature"]].mean(), rel=1e-2)
+        assert (row["speakers_a"], row["speakers_b"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "why"),
+    [
+        ({"clip": 1}, {"column": "gender", "value": "male"}, "a group can be compared with a group only"),
+        ({"column": "gender", "value": "male"}, {"column": "gender", "value": "male"}, "the same"),
+        ({"column": "path", "value": "x"}, {"column": "path", "value": "y"}, "column: 'path' is not one of gender"),
+        ({"column": "gender", "value": "x"}, {"column": "gender", "value": "male"}, "value: 'x' is not one of"),
+        ({"clip": 1, "path": "/etc/passwd"}, {"clip": 2}, "path: no such field"),
+        ({"clip": 8}, {"clip": 2}, "clip: must be a whole number from 0 to 7, got 8"),
+        (3, {"clip": 2}, "a: must be an object"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(asked, a, b, why):
+    assert why in answer(asked, ask="compare", a=a, b=b)["error"]
+
+
+# --------------------------------------------------------------------------------------------- change and note
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({"scales": {"1": math.nan}}, "scale of 1: must be a number, got nan"),
+        ({"scales": {"1": math.inf}}, "scale of 1: must be a number"),
+        ({"scales": {"1": 100.5}}, "scale of 1: must be from -2 to 100"),
+        ({"scales": {"1": -2.1}}, "scale of 1: must be from -2 to 100"),
+        ({"scales": {"12": 1}}, "feature: must be a whole number from 0 to 11, got 12"),
+        ({"scales": {"-1": 1}}, "feature: must be a whole number"),
+        ({"scales": {"²": 1}}, "feature: must be a whole number"),
+        ({"scales": {}}, "scales: must name at least one feature"),
+        ({"scales": {str(n): 1 for n in range(17)}}, "at most 16 at a time"),
+        ({"scales": None}, "scales: must name"),
+        ({"scales": {"1": 2}, "start": 2, "end": 1}, "start: 2 s is not before the end"),
+        ({"scales": {"1": 2}, "clip": 99}, "clip: must be a whole number"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused(asked, message, why):
+    assert why in answer(asked, **{"ask": "change", "clip": 0} | message)["error"]
+
+
+def test_a_change_is_passed_on(asked):
+    told = answer(asked, ask="change", clip=1, scales={"3": 2, "4": -2.0}, start=0.1, end=0.5, control=True)
+    assert told["edited"].startswith("one, two") and told["control"]["text"] == "one two tree"
+    assert set(told["tracks"]) == {3, 4} and told["clip"]["name"] == "clip 1"
+
+
+def test_a_note_is_kept_and_still_there_for_whoever_comes_next(tmp_path):
+    asked = world(tmp_path)
+    told = answer(asked, ask="note", feature=3, category="phone", description=NASTY, confidence=0.8, evidence="loud")
+    assert told["label"] == NASTY and told["by"] == "note"
+    after = questions.Questions(
+        asked.drawn, asked.clips, filters=asked.sounds.filters, roots=[tmp_path], title="x", notes=asked.notes
+    )
+    note = answer(after, ask="feature", feature=3)["note"]
+    assert (note["category"], note["description"], note["confidence"]) == ("phone", NASTY, 0.8)
+    assert len(note["when"]) == 10 and answer(after, ask="about")["notes"] == [note]
+    assert answer(after, ask="forget", feature=3)["note"] is None and asked.notes.notes() == {}
+    assert "no note on 3" in answer(after, ask="forget", feature=3)["error"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"category": "nonsense"}, {"confidence": 1.5}, {"confidence": math.nan}, {"description": 3}, {"feature": 12},
+     {"description": "\ud800"}, {"description": "x" * 20_001}, {"path": "/tmp/x"}],
+)  # fmt: skip
+def test_a_note_that_cannot_be_kept_is_refused(asked, message):
+    assert "error" in answer(asked, **{"ask": "note", "feature": 1} | message) and asked.notes.notes() == {}
+
+
+# ------------------------------------------------------------------------------------------- what is not read
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(list(questions.FIELDS)),
+    st.dictionaries(
+        st.text()
+        | st.sampled_from(
+            ["feature", "clip", "upload", "most", "low", "high", "scales", "first", "a", "b", "text", "absolute"]
+        ),
+        ANY,
+    ),
+    ANY,
+)
+def test_whatever_is_asked_there_is_an_answer_in_json(asked, ask, fields, other):
+    if ask not in ("note", "forget"):
+        answer(asked, **{"ask": ask} | {k: v for k, v in fields.items() if k != "ask"})
+    json.dumps(asked.answer(other), allow_nan=False)
+
+
+PLACES = ["/etc/passwd", "../../etc/passwd", "file:///etc/passwd", "corpus/../../secret.wav", "~", "0"]
+
+
+def test_no_question_opens_a_file_outside_of_the_corpus(tmp_path):
+    """Whatever name is put in whatever field: the files that are opened are the corpus, the index and the notes.
+
+    A sound is opened by Python, to see that it is whole, before libsndfile may have it: so each is seen here."""
+    asked = world(tmp_path / "here")
+    soundfile.write(tmp_path / "secret.wav", np.full(16_000, 0.5), 16_000)
+    opened, watching = [], [True]
+
+    def watch(event, details):
+        if watching[0] and event == "open" and isinstance(details[0], str | bytes):
+            opened.append(os.path.realpath(os.fsdecode(details[0])))
+
+    sys.addaudithook(watch)
+    for ask, fields in questions.FIELDS.items():
+        for place in [*PLACES, str(tmp_path / "secret.wav")]:
+            for name in fields.replace(",", "").split():
+                told = asked.answer({"ask": ask, "feature": 0, "clip": 0, name: place} | {"path": place})
+                assert "root:" not in json.dumps(told)
+            asked.answer({"ask": ask, "clip": place})
+    for clip in range(8):
+        assert "sound" in asked.answer({"ask": "media", "clip": clip})
+    watching[0] = False
+    inside = str((tmp_path / "here").resolve())
+    code = tuple(os.path.realpath(place) for place in sys.path if place)  # what is imported late
+    outside = {path for path in opened if not path.startswith((inside, *code, sys.base_prefix))}
+    assert f"{inside}/corpus/7.wav" in opened, "the corpus was read, and that is seen"
+    assert not outside
+
+
+@pytest.mark.parametrize("how", ["absolute", "dots", "link"])
+def test_a_table_that_leads_out_of_the_corpus_is_not_followed(tmp_path, how):
+    asked = world(tmp_path / "here")
+    secret = tmp_path / "secret.wav"
+    soundfile.write(secret, np.full(16_000, 0.5), 16_000)
+    corpus = tmp_path / "here" / "corpus"
+    path = {"absolute": secret, "dots": corpus / ".." / ".." / "secret.wav", "link": corpus / "link.wav"}[how]
+    if how == "link":
+        path.symlink_to(secret)
+    asked.clips.loc[2, "path"] = str(path)
+    for message in ({"ask": "media", "clip": 2}, {"ask": "change", "clip": 2, "scales": {"1": 2}}):
+        assert answer(asked, **message)["error"] == "clip: clip 2 lies outside of the corpus, and is not read"
+
+
+def test_the_codes_of_the_world_are_what_the_tests_believe():
+    assert [dense[:, 0].max() for dense in codes_of([30] * 8, False)] == list(range(10, 18))
