@@ -208,8 +208,8 @@ def test_a_field_misspelt(tmp_path):
     ("arguments", "words"),
     [
         (["nosuch"], ["'nosuch'", "demo"]),
-        (["nosuch.toml"], ["nosuch.toml"]),
-        (["demo", "--sed", "1"], ["--sed"]),
+        pytest.param(["nosuch.toml"], ["nosuch.toml"], marks=pytest.mark.slow),
+        pytest.param(["demo", "--sed", "1"], ["--sed"], marks=pytest.mark.slow),
     ],
 )
 def test_the_command_says_what_is_wrong_and_exits_with_2(arguments, words):

@@ -35,8 +35,8 @@ def run(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("causal")
     patch.setenv("WHISPER_SAE_DATA", str(folder))
-    patch.setattr(hallucination, "EACH", 3)
-    patch.setattr(targeted, "COVERED", 10)
+    patch.setattr(hallucination, "EACH", 2)
+    patch.setattr(targeted, "COVERED", 6)
     small = profiles.replace(profiles.choose("demo"), sites=(SITE,), focus=SITE, tokens=20_000, sweep_tokens=0,
                              clips_per_speaker=3, source="")  # fmt: skip
     for recipe in (recipes.clips(small, 0), recipes.activations(small, 0), dictionaries.dictionary(small, 0, SITE)):
@@ -212,7 +212,7 @@ def test_erasing_begins_with_the_whole_and_one_direction_is_a_baseline(run, conc
 
 
 def test_the_bench_tells_both_sides(run):
-    step = store.make(hallucination.bench(run, 0, SITE, spoken=8))
+    step = store.make(hallucination.bench(run, 0, SITE, spoken=4))
     kinds = hallucination.by_kind(step)
     assert kinds.sounds.sum() == step.facts["sounds"] and set(hallucination.RULES) <= set(kinds)
     assert (kinds.greedy == kinds["empty allowed"]).all(), "the demo's model suppresses nothing"

@@ -127,7 +127,7 @@ def test_dealing_keeps_what_it_should():
     assert len(everyone) > 15  # a speaker's name is dealt among clips
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["a", "b", "c"])), min_size=8, max_size=40))
 def test_the_share_told_lies_between_0_and_1_and_is_that_of_scikit_learn(pairs):
     from sklearn.metrics import homogeneity_score

@@ -45,7 +45,7 @@ def corpora(draw):
     return column(values), pieces, speakers
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(corpora(), st.integers(0, 30), st.sampled_from([1, 2, None]))
 def test_one_of_a_clip_few_of_a_speaker_and_as_many_as_there_are(made, n, per_speaker):
     dense, pieces, speakers = made
@@ -89,7 +89,7 @@ def check_rows(told, dense, pieces, speakers):
         assert row.seconds == pytest.approx(0.02 * frame, abs=1e-9)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(corpora(), st.integers(0, 3))
 def test_deciles_cut_the_clips_by_their_peaks(made, n):
     dense, pieces, speakers = made
@@ -126,7 +126,7 @@ def test_each_side_has_its_examples(tmp_path, side):
     assert sorted(found.between(0, -6, -2).value) == [-6, -3]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(corpora(), st.integers(0, 6), st.integers(1, 4))
 def test_the_features_of_a_clip_are_its_columns(made, n, features):
     dense, pieces, speakers = made

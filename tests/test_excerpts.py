@@ -76,7 +76,7 @@ def test_every_format_says_the_same_from_wherever_it_is_read(tmp_path, name):
 
 
 @given(st.sampled_from([8_000, 11_025, 16_000, 44_100, 48_001]), st.integers(0, 50_000), st.integers(1, 40_000))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_part_of_any_rate(tmp_path, rate, first, samples):
     path = tmp_path / f"{rate}.wav"
     if not path.exists():
@@ -223,9 +223,9 @@ print(total, len(table), told("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak memory")
-@pytest.mark.parametrize(("subtype", "minutes"), [("PCM_16", 20), ("MS_ADPCM", 10)])
+@pytest.mark.parametrize(("subtype", "minutes"), [("PCM_16", 10), ("MS_ADPCM", 10)])
 def test_a_long_file_takes_no_more_memory_than_a_window(tmp_path, subtype, minutes):
-    """As float32 they would be 230 and 115 MB. The second form cannot be begun in the middle."""
+    """As float32 they would be 115 MB. The second form cannot be begun in the middle."""
     path = tmp_path / "long.wav"
     minute = np.random.default_rng(0).normal(0, 0.1, 60 * 48_000).astype(np.float32)
     with soundfile.SoundFile(path, "w", 48_000, 1, subtype=subtype) as out:

@@ -97,7 +97,7 @@ def test_from_a_store_nobody_is_trained_beside_another(run):
 
 @pytest.mark.parametrize("beside", [(), pytest.param(SITES, marks=pytest.mark.slow)])
 def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
-    run = replace(live(run), tokens=30_000)  # more than 100 steps: a checkpoint
+    run = replace(live(run), tokens=7_500, batch_tokens=64)  # more than 100 steps: a checkpoint
     whole = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
     monkeypatch.setenv("WHISPER_SAE_DATA", str(tmp_path / "again"))
     store.make(recipes.clips(run, 0))
@@ -116,7 +116,7 @@ def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
     calls.clear()
     monkeypatch.setattr(dictionaries.sae.SAE, "terms", lambda *args: calls.append(1) or step(*args))
     resumed = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
-    steps = -(-30_000 // 256)
+    steps = -(-7_500 // 64)
     assert len(calls) == (steps - 100) * max(1, len(beside)), "from the checkpoint on"
     require_alike(run, whole, resumed)
     assert whole.manifest["files"].keys() == resumed.manifest["files"].keys()

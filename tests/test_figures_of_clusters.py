@@ -52,7 +52,7 @@ def test_a_map_without_labels_is_grey():
     assert len(fig.axes) == 2 and not fig.axes[0].get_legend()
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.lists(st.floats(1e-3, 1e3), max_size=60), st.integers(0, 200), st.integers(1, 40))
 def test_bars_sum_to_the_frames(values, silent, bins):
     rows = len(values) + silent

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,12 +19,23 @@ SITE = "encoder.1.resid"
 PHONES = 25  # of 40 ms, whose edges are not at the middle of a frame
 
 
+@pytest.fixture(scope="module")
+def prepared():
+    """What `made` has made, by what was asked: the profile and its data, which are copied for every test."""
+    return {}
+
+
 @pytest.fixture
-def made(small_whisper, corpus, run_for, data):
+def made(small_whisper, corpus, run_for, data, prepared):
     """A small profile with an index; /a/ and /b/ are told in turn of the first second of every clip."""
 
     def prepare(told=True, **fields):
-        folder = corpus()
+        key = told, *fields.items()
+        if key in prepared:
+            run, folder = prepared[key]
+            shutil.copytree(folder, data)
+            return run
+        folder = corpus(clips=2)
         if told:
             clips = pd.read_csv(folder / "metadata.csv").file_name
             rows = [(name, 40 * n, 40 * (n + 1), "ab"[n % 2], "wort", 0) for name in clips for n in range(PHONES)]
@@ -34,6 +46,7 @@ def made(small_whisper, corpus, run_for, data):
         store.make(recipes.activations(run, 0))
         store.make(dictionaries.dictionary(run, 0, SITE))
         store.make(meaning.codes(run, 0, SITE))
+        prepared[key] = run, shutil.copytree(data, data.with_name("prepared"))
         return run
 
     return prepare
@@ -78,7 +91,7 @@ def test_an_excerpt_is_the_sound_around_the_peak(made, windows):
 
 
 def test_a_table_is_gathered_of_each_feature(made):
-    run = made()
+    run = made(expansion=1)
     drawn = meaning.examples_in(run, 0, SITE)
     data = held(galleries.page(run, 0, SITE, most=1000, each=1))
     alive = np.flatnonzero(drawn.index.rates > 0)
@@ -95,8 +108,8 @@ def test_a_table_is_gathered_of_each_feature(made):
     assert len(fewer["features"]) == 3 and {one["feature"] for one in fewer["features"]} <= set(alive)
     asked = held(galleries.page(run, 0, SITE, features=[9, 2, 9], each=1))
     assert [one["feature"] for one in asked["features"]] == [2, 9]
-    with pytest.raises(ValueError, match="features: there is no 128; there are 128"):
-        galleries.page(run, 0, SITE, features=[128])
+    with pytest.raises(ValueError, match="features: there is no 32; there are 32"):
+        galleries.page(run, 0, SITE, features=[32])
 
 
 def test_a_planted_phone_is_named(made):

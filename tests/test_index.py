@@ -5,7 +5,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_sae import index, transpose
@@ -83,7 +83,6 @@ def test_a_range_holds_what_lies_in_it(made, low, wide):
                 np.testing.assert_array_equal(values, column[rows])
 
 
-@settings(max_examples=40)
 @given(corpora())
 def test_peaks_are_the_farthest_of_each_piece(made):
     dense, counts, signed = made

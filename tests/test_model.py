@@ -150,7 +150,7 @@ def test_real_whisper_hidden_states(shared, folder):
     """The same equality on OpenAI's weights, every layer; the encoder-only directory says what it cannot do."""
     whisper = model.load(str(shared / folder))
     rng = np.random.default_rng(0)
-    mels = model.mel(whisper, [rng.normal(0, 0.1, n).astype(np.float32) for n in (16_000, 50_000)])
+    mels = model.mel(whisper, [rng.normal(0, 0.1, 50_000).astype(np.float32)])
     sites = list(model.sites(whisper.config, ["encoder.*.resid"]))
     heard = model.record(whisper, mels, sites)
     theirs = whisper.encoder(mels, output_hidden_states=True).hidden_states
@@ -161,7 +161,7 @@ def test_real_whisper_hidden_states(shared, folder):
         with pytest.raises(model.BadModel, match="only encoder weights"):
             model.record(whisper, mels, ["decoder.0.resid"], torch.tensor([[1], [1]]))
     else:
-        tokens = torch.tensor([[50257, 50362, 11], [50257, 50362, 12]])
+        tokens = torch.tensor([[50257, 50362, 11]])
         said = whisper.whole(mels, decoder_input_ids=tokens, output_hidden_states=True).decoder_hidden_states
         wanted = list(model.sites(whisper.config, ["decoder.*.resid"]))
         heard = model.record(whisper, mels, wanted, tokens)
@@ -372,7 +372,7 @@ def test_attention_says_what_it_says_in_transformers(small_whisper, loaded, mels
 def test_real_attention_says_what_it_says_in_transformers(shared):
     folder = shared / "whisper-tiny.en"
     whisper = model.load(str(folder), "cpu")
-    paths = sorted((shared / SPEECH).glob("*"))[:2]
+    paths = sorted((shared / SPEECH).glob("*"))[:1]
     mels = model.mel(whisper, [soundfile.read(path, dtype="float32")[0] for path in paths])
     heard = model.record(whisper, mels, list(model.sites(whisper.config, ["encoder.*.resid"])))
     for layer, right in enumerate(plain(folder, mels)[1:-1]):

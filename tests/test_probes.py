@@ -42,17 +42,17 @@ def test_a_planted_label_is_found_in_unheard_speakers():
 
 
 def test_a_null_label_is_at_chance_only_where_likes_are_dealt_evenly():
-    """Over 20 corpora in which a label means nothing and is balanced in every group.
+    """Over 12 corpora in which a label means nothing and is balanced in every group; a mean has an SD of 0.02.
 
     A probe that left out speakers without regard to their group would be wrong three times of four: of a speaker's
     likes, most of those that it met have the other label.
     """
     evenly, anyhow = [], []
-    for seed in range(20):
-        x, label, speaker, group = voices(seed, groups=8, clips=3)
-        evenly.append(probes.unheard(x, label, speaker, group, repeats=2, seed=seed).mean())
-        anyhow.append(probes.unheard(x, label, speaker, repeats=1, seed=seed).mean())
-    assert 0.46 < np.mean(evenly) < 0.54
+    for seed in range(12):
+        x, label, speaker, group = voices(seed, groups=8, clips=1)
+        evenly.append(probes.unheard(x, label, speaker, group, seed=seed).mean())
+        anyhow.append(probes.unheard(x, label, speaker, seed=seed, strengths=probes.STRENGTHS[-1:]).mean())
+    assert 0.44 < np.mean(evenly) < 0.56
     assert np.mean(anyhow) < 0.35
 
 
@@ -80,12 +80,12 @@ def watched(monkeypatch):
 def test_no_speaker_is_on_both_sides(watched, likes):
     x, label, speaker, group = voices()
     x[:, 0] = pd.factorize(speaker)[0]
-    probes.unheard(x, label, speaker, group if likes else None, repeats=3)
+    probes.unheard(x, label, speaker, group if likes else None, repeats=2)
     assert all(met.isdisjoint(asked) for met, asked in watched)
     tried = len(probes.STRENGTHS) + 1  # the strengths, each asked about one fold, and the chosen one about another
-    assert len(watched) == 3 * probes.FOLDS * tried
+    assert len(watched) == 2 * probes.FOLDS * tried
     asked = pd.Series([number for _, some in watched[tried - 1 :: tried] for number in some])
-    assert asked.value_counts().tolist() == [3 * 4] * 16, "every clip in every dealing"
+    assert asked.value_counts().tolist() == [2 * 4] * 16, "every clip in every dealing"
     for start in range(0, len(watched), tried):
         inner, outer = watched[start : start + tried - 1], watched[start + tried - 1]
         assert all(set(some).isdisjoint(outer[1]) and met < outer[0] for met, some in inner)
@@ -115,7 +115,7 @@ def test_speakers_of_a_cell_are_spread_over_the_folds_and_weigh_as_much_as_their
 def test_what_a_corpus_tells_is_not_read_as_the_label():
     """16 : 4 in one corpus and 4 : 16 in the other, inputs of the corpus alone: balanced within corpora, chance."""
     scores = []
-    for seed in range(10):
+    for seed in range(6):
         rng, corpus = np.random.default_rng(seed), np.repeat(["a", "b"], 20)
         label = np.r_[["f"] * 16, ["m"] * 4, ["f"] * 4, ["m"] * 16]
         x = ((corpus == "a")[:, None] * 3.0 + rng.normal(size=(40, 5))).repeat(2, axis=0)
@@ -123,7 +123,7 @@ def test_what_a_corpus_tells_is_not_read_as_the_label():
         right = probes.unheard(x, label, who, corpus, repeats=1, seed=seed)
         scores.append(voice_probes.balanced(instrument.by_speaker(right, label, who, corpus))[0])
     assert probes.unheard(x, label, who, repeats=1).mean() > 0.75  # without, it is right in 80 %
-    assert 0.42 < np.mean(scores) < 0.58
+    assert 0.4 < np.mean(scores) < 0.6
 
 
 def test_dealings_follow_the_seed():
@@ -131,7 +131,7 @@ def test_dealings_follow_the_seed():
     first = probes.unheard(x, label, speaker, group, repeats=1, seed=1)
     np.testing.assert_array_equal(first, probes.unheard(x, label, speaker, group, repeats=1, seed=1))
     assert (first != probes.unheard(x, label, speaker, group, repeats=1, seed=2)).any()
-    assert set(probes.unheard(x, label, speaker, group)) <= {0, 1}
+    assert set(first) <= {0, 1}
 
 
 def test_rows_of_a_longer_table_keep_their_places():
@@ -297,7 +297,7 @@ def test_with_several_corpora_likes_are_those_of_a_corpus():
 
 def test_what_is_askable_can_be_asked():
     rng, likes = np.random.default_rng(0), {"gender": ["accent"], "accent": ["gender"]}
-    for size in range(4, 30, 3):
+    for size in range(4, 30, 5):
         rows = [(f"v{n}", rng.choice(["f", "m"]), rng.choice(["x", "y", "z"])) for n in range(size)]
         heard = cast(*rows)
         heard["corpus"] = np.repeat(rng.choice(["one", "two"], size), 2) if size % 2 else "one"

@@ -52,7 +52,6 @@ def test_formula(variant):
     assert variant != "tied" or torch.equal(coder.W_enc, coder.W_dec.T)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(2, 12), st.integers(1, 12), st.integers(0, 5))
 def test_l0_in_training(n, d, k, seed):
     x = frames(n, d, seed)
@@ -65,7 +64,7 @@ def test_l0_in_training(n, d, k, seed):
     assert (batch.encode(x) > 0).sum() == min(k * n, positive)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(VARIANTS), st.integers(1, 40), st.integers(2, 12), st.integers(8, 40), st.integers(1, 8),
     st.integers(0, 9),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import (
     f1_score,
@@ -117,7 +117,6 @@ def test_lift_is_a_ratio_of_rates(world):
 
 
 @given(worlds(), st.integers(1, 50))
-@settings(max_examples=30)
 def test_blocks_of_features_change_nothing(world, most):
     made, frames = prepared(*world)
     choosing = np.arange(len(frames.label)) % 2 == 0

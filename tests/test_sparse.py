@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_sae import sparse
@@ -23,7 +23,6 @@ def calls(frames, latents, seed, kind, steps=None):
     return (pre if steps is None else (pre * steps).round() / steps).to(kind)
 
 
-@settings(max_examples=150, deadline=None)
 @given(*SIZES, st.integers(1, 45), st.sampled_from([None, 2]))
 def test_the_strongest_of_each_are_those_that_sorting_finds(frames, latents, seed, kind, k, steps):
     pre = calls(frames, latents, seed, kind, steps)
@@ -35,7 +34,6 @@ def test_the_strongest_of_each_are_those_that_sorting_finds(frames, latents, see
         assert torch.equal(found, right[right > 0])
 
 
-@settings(max_examples=150, deadline=None)
 @given(*SIZES, st.floats(0.01, 1.2), st.sampled_from([None, 2]), st.floats(0, 4))
 def test_the_strongest_of_all_are_those_that_sorting_finds(frames, latents, seed, kind, share, steps, guess):
     pre = calls(frames, latents, seed, kind, steps)
@@ -47,7 +45,6 @@ def test_the_strongest_of_all_are_those_that_sorting_finds(frames, latents, seed
     assert weakest == (right[-1] if len(right) == wanted and right[-1] > 0 else 0)
 
 
-@settings(max_examples=100, deadline=None)
 @given(*SIZES, st.floats(0, 3))
 def test_all_above_are_found(frames, latents, seed, kind, bound):
     pre = calls(frames, latents, seed, kind)
@@ -67,7 +64,6 @@ def test_what_is_no_number_is_chosen_so_that_the_loss_can_tell():
     assert len(sparse.strongest_of_each(pre, 4)[0]) == 4
 
 
-@settings(max_examples=100, deadline=None)
 @given(*[st.integers(1, size) for size in (60, 200, 20, 7, 50)], st.integers(0, 9))
 def test_sums_over_pairs(frames, latents, width, shares, size, seed):
     """In any number of shares, with any number of rows at a time: what dense products say."""

@@ -43,7 +43,7 @@ def given_to(whisper, said: str) -> list[str]:
 def test_words_are_numbered_in_order_and_joined_tokens_are_the_text(demo, words):
     end = demo.tokenizer.eos_token_id
 
-    @settings(max_examples=50)
+    @settings(max_examples=20)
     @given(st.lists(st.lists(st.sampled_from(words), max_size=9), min_size=1, max_size=4))
     def check(sentences):
         ids, lengths = text.given(demo, [" ".join(sentence) for sentence in sentences])

@@ -33,7 +33,7 @@ def fit(variant="batchtopk", steps=300, k=3, dead_tokens=10_000, learning_rate=3
 @pytest.mark.parametrize("variant", list(sae.VARIANTS))
 def test_planted_directions_are_found(variant):
     slow = variant == "tied"  # whose encoder turns only with its decoder
-    coder, history = fit(variant, steps=600, learning_rate=1e-2 if slow else 3e-3)
+    coder, history = fit(variant, steps=400, learning_rate=1e-2 if slow else 3e-3)
     truth = planted(1, 0)[1]
     best = (truth @ coder.W_dec.T).max(dim=1).values
     assert best.mean() > (0.85 if variant in ("tied", "matryoshka") else 0.95), best.mean()
@@ -68,7 +68,7 @@ def test_a_dead_latent_is_revived():
         coder = sae.create("topk", D, 64, 3)
         coder.start_on(planted(1024, 10_000)[0])
         coder.W_enc.data[:, :8] *= 0.02
-        for _ in train.train(coder, batches(400), steps=400, learning_rate=1e-2, dead_tokens=dead_tokens):
+        for _ in train.train(coder, batches(250), steps=250, learning_rate=1e-2, dead_tokens=dead_tokens):
             pass
         return (coder.encode(planted(4096, 20_000)[0])[:, :8] > 0).any(dim=0).sum()
 

@@ -50,7 +50,7 @@ def right(tmp_path_factory) -> dict[str, bytes]:
     return files(folder)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(1, 80), st.integers(1, 400), st.booleans())
 def test_the_same_bytes_in_any_chunks(tmp_path_factory, right, chunk, held, sparse):
     folder, asked = tmp_path_factory.mktemp("built"), []
@@ -180,9 +180,10 @@ RUNS = 5
 
 @pytest.mark.parametrize(
     ("what", "when", "nth", "left"),
-    [("say", "before", 1, 0), ("say", "before", 5, 3), ("os.rename", "before", 2, 1), ("os.rename", "after", 2, 2),
-     ("transpose._read", "after", 9, RUNS), ("transpose._join", "after", 1, RUNS),
-     ("os.rename", "after", RUNS + 1, RUNS - 1), ("os.unlink", "after", 3, RUNS - 1)],
+    [("say", "before", 5, 3), ("os.rename", "before", 2, 1), ("transpose._join", "after", 1, RUNS),
+     ("os.unlink", "after", 3, RUNS - 1), *(pytest.param(*rarer, marks=pytest.mark.slow) for rarer in (
+         ("say", "before", 1, 0), ("os.rename", "after", 2, 2), ("transpose._read", "after", 9, RUNS),
+         ("os.rename", "after", RUNS + 1, RUNS - 1)))],
 )  # fmt: skip
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, right, what, when, nth, left):
     asks = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path), what, when, str(nth)]
@@ -249,7 +250,7 @@ print(facts["firings"], int(told) / 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak memory")
 def test_memory_does_not_grow_with_the_corpus():
     found = []
-    for pieces in (250, 2000):
+    for pieces in (100, 800):
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, str(pieces)], capture_output=True, text=True, env=os.environ
         )  # fmt: skip
@@ -257,5 +258,5 @@ def test_memory_does_not_grow_with_the_corpus():
         firings, megabytes = done.stdout.split()
         found.append((int(firings), float(megabytes)))
     (few, small), (many, large) = found
-    assert many == 8 * few and many * 10 > 50e6, "what is on disk is much more than what may be added"
+    assert many == 8 * few and many * 10 > 30e6, "what is on disk is much more than what may be added"
     assert large < small + 10, f"{small} MB for {few:,} firings, {large} MB for {many:,}"

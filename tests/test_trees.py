@@ -89,7 +89,7 @@ def test_voices_that_are_all_the_same_have_a_tree_all_the_same():
 # ---------------------------------------------------------------------------------------------- features
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_correlations_of_sparse_codes_are_those_of_dense_ones(seed):
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ SITE = "encoder.1.resid"
 
 
 def test_the_probes_read_every_input_and_never_meet_who_they_are_asked_about(small_whisper, corpus, run_for, data):
-    run = run_for(small_whisper, corpus(voices=14, clips=3), tokens=2_000)
+    run = run_for(small_whisper, corpus(voices=14, clips=2), tokens=2_000)
     heard = recipes.table(run, store.make(recipes.clips(run, 0)))
     store.make(recipes.activations(run, 0)), store.make(dictionaries.dictionary(run, 0, SITE))
     for of in ("dictionary", "random dictionary", "principal directions"):
