@@ -108,15 +108,21 @@ if left_out:
         pd.DataFrame(rows, columns=["column", "groups", "left out"]),
         caption="What of the columns cannot be compared in the explorer, and why.",
     )
+apart = {}
 if column:
     sides = [{"column": column, "value": value} for value in groups[column][:2]]
     apart = asked.answer({"ask": "compare", "a": sides[0], "b": sides[1], "most": 5})
+if "error" in apart:
+    figures.say(f"No two groups of {column} can be compared: {apart['error']}.")
+elif apart:
     shown = pd.DataFrame(apart["found"], columns=["feature", "a", "b", "difference", "speakers_a", "speakers_b"])
     figures.table(
         shown.set_axis(["feature", *apart["names"], "d", "speakers", "and"], axis=1),
-        caption=f"The five of {apart['compared']} features that are farthest apart between {' and '.join(apart['names'])}: means "
-        "over speakers.",
+        caption=f"The five of {apart['compared']} features that are farthest apart between "
+        f"{' and '.join(apart['names'])}: means over speakers.",
     )
+    if apart["in_both"]:
+        figures.say(f"In both groups and left out: {len(apart['in_both'])} speakers.")
 
 # %% [markdown]
 # ## Change what it hears

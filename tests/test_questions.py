@@ -224,6 +224,21 @@ def test_groups_are_compared_within_corpora(tmp_path):
     assert "none has both" in answer(asked, ask="compare", **gender)["error"]
 
 
+def test_a_speaker_of_both_groups_is_left_out_and_named(tmp_path):
+    asked = world(tmp_path / "world")
+    gender = {name: {"column": "gender", "value": value} for name, value in (("a", "female"), ("b", "male"))}
+    asked.clips["speaker"] = list("aabcdefg")
+    asked.clips["gender"] = ["female", "female", "female", "female", "male", "male", "male", "female"]
+    before = answer(asked, ask="compare", **gender)
+    asked.clips.loc[1, "gender"] = "male"
+    told = answer(asked, ask="compare", **gender)
+    assert (before["in_both"], told["in_both"]) == ([], ["a"])
+    assert [(one["found"][0]["speakers_a"], one["found"][0]["speakers_b"]) for one in (before, told)] == [
+        (4, 3),
+        (3, 3),
+    ]
+
+
 def test_two_clips_and_two_groups_are_compared(asked):
     told = answer(asked, ask="compare", a={"clip": 2}, b={"clip": 3})
     first = told["found"][0]

@@ -111,7 +111,8 @@ MAY_IMPORT = {
     "uploads": {"speech"},  # what is sound, and how it is read, is said there
     "comparisons": {"crossing", "effects"},
     "catalogue": {"excerpts", "logmel", "media", "speaker_labels", "speech"},
-    "questions": {"catalogue", "comparisons", "labels", "media", "messages", "speech", "uploads"},  # no model
+    "questions": {"catalogue", "comparisons", "effects", "labels", "media", "messages", "speech",
+                  "uploads"},  # no model
     "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from whisper_sae import comparisons, labels, media, uploads
+from whisper_sae import comparisons, effects, labels, media, uploads
 from whisper_sae.catalogue import KEPT, LONGEST, Catalogue
 from whisper_sae.media import FRAME, RATE
 from whisper_sae.messages import Message, number
@@ -242,9 +242,9 @@ class Questions:
         told.finish()
         if a.has("column") != b.has("column"):
             raise ValueError("b: a group can be compared with a group only, and a clip with a clip")
-        within = ""
+        within, in_both = "", []
         if a.has("column"):
-            found, names, within = self._groups_apart(a, b)
+            found, names, within, in_both = self._groups_apart(a, b)
         else:
             sources = [self._source(one) for one in (a, b)]
             for one in (a, b):
@@ -254,11 +254,12 @@ class Questions:
             names = [self.sounds.told(*source)["name"] for source in sources]
         rows = found[:most].astype({"feature": int}).to_dict("records")
         plain = [row | self._label(row["feature"]) for row in rows]
-        return {"names": names, "groups": "speakers_a" in found, "within": within, "compared": len(found),
-                "found": plain}  # fmt: skip
+        return {"names": names, "groups": "speakers_a" in found, "within": within, "in_both": in_both,
+                "compared": len(found), "found": plain}  # fmt: skip
 
-    def _groups_apart(self, a: Message, b: Message) -> tuple[pd.DataFrame, list[str], str]:
-        """Features, the names of the groups, and what is held fixed: the corpus, where there are several, or ""."""
+    def _groups_apart(self, a: Message, b: Message) -> tuple[pd.DataFrame, list[str], str, list[str]]:
+        """Features, the names of the groups, what is held fixed (the corpus, where there are several, or ""), and the
+        speakers who are in both groups and therefore left out."""
         column = a.one_of("column", list(self.sounds.groups))
         if b.one_of("column", list(self.sounds.groups)) != column:
             raise ValueError(f"b: both groups must be of one column, here {column}")
@@ -271,9 +272,11 @@ class Questions:
         side = np.select([told == values[0], told == values[1]], ["a", "b"], "")
         several = column != "corpus" and "corpus" in self.clips and self.clips.corpus.nunique() > 1
         corpus = self.clips.corpus.to_numpy(dtype=str) if several else None
-        side = np.where(self.searched, side, "")
+        who = effects.named_as(self.clips.speaker)
+        in_both = sorted(set(who[side == "a"]) & set(who[side == "b"]) - {""})
+        side = np.where(self.searched & ~np.isin(who, in_both), side, "")
         found = comparisons.of_groups(self.index, self.drawn.clip_of, self.clips, side, corpus)
-        return found, values, "corpus" if several else ""
+        return found, values, "corpus" if several else "", in_both
 
     def _peak_of_each(self, kind: str, which: int) -> np.ndarray:
         found, peaks = np.zeros(self.index.features), self.sounds.peaks_in(kind, which)

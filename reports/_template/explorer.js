@@ -313,7 +313,7 @@ const explorer = (model, el) => {
         make("td", { class: "number" }, told.groups ? row.difference.toFixed(2) : percent(Math.abs(row.difference))),
         make("td", { "aria-hidden": "true" }, make("div", { class: "bars" }, make("div", { class: "meter" }, inner))));
     });
-    const speakers = told.groups && told.found[0] ? ` ${told.found[0].speakers_a} and ${told.found[0].speakers_b} speakers; chosen among ${told.compared} features, so this is to listen by and no test.` : "";
+    const speakers = told.groups && told.found[0] ? ` ${told.found[0].speakers_a} and ${told.found[0].speakers_b} speakers; chosen among ${told.compared} features, so this is to listen by and no test.${told.in_both.length ? ` In both groups and left out: ${told.in_both.join(", ")}.` : ""}` : "";
     found.compare.replaceChildren(make("h3", { tabindex: "-1" }, `${told.names[0]} and ${told.names[1]}`), make("div", { class: "scroll" }, make("table", {}, make("caption", { class: "soft" }, `The features that are farthest apart, ${unit}.${speakers}`),
       make("thead", {}, make("tr", {}, ...["Feature", told.groups ? "mean in A" : "peak in A", "in B", "apart", "more in B · more in A"].map((text, n) => make("th", { scope: "col", class: n ? "number" : null }, text)))), make("tbody", {}, ...rows))));
     say(`${told.found.length} of ${told.compared} features`);
