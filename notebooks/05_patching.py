@@ -75,6 +75,11 @@ same = {name: tokens == heard.plain for name, tokens in patching.tokens(heard, n
 # %% tags=["hide-input"]
 kept_as_is = "; ".join(f"{name}: {'all' if one else 'not all'}" for name, one in same.items())
 figures.say(f"{len(some.clips)} clips of {len(set(some.speakers))} speakers on whom nothing was trained, edited at {site}. Tokens the same: {kept_as_is}.")  # fmt: skip
+if some.left_out:
+    figures.say(
+        f"{some.left_out} clips of held-out speakers are left out: they are longer than a window, or their transcript has "
+        "more tokens than the decoder takes."
+    )
 figures.say(dictionaries.seed_note(run, seed, run.focus))
 
 # %% [markdown]

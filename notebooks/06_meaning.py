@@ -320,7 +320,7 @@ figures.say(" ".join(why_not.values()).strip() or f"Asked: {', '.join(written)}.
 # that was not learnt, and more than in twenty turns of the clips: loudness, pitch, brightness, position, the end of speech, the edge of the padding, a word boundary.
 
 # %%
-asked = {"most": 30_000, "shifts": 20}  # frames, of whole clips drawn at random; turns of the clips
+asked = {"most": 20_000, "shifts": 20}  # frames, of whole clips drawn at random; turns of the clips
 acoustic = explained.features(run, seed, site, **asked)  # a row a feature
 heard_of = store.need(explained.correlates_of(run, seed, site, **asked))
 flags = heard_of.table("flags.csv")

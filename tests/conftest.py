@@ -1,6 +1,7 @@
 """A two-layer Whisper with windows of 2 s, a handful of clips, and a store of their own for every test."""
 
 import os
+import shutil
 from pathlib import Path
 
 import whisper_sae  # noqa: F401  # isort: skip  -- before torch: it tells OpenMP how to wait
@@ -94,8 +95,14 @@ def demo() -> model.Whisper:
     return model.load(str(profiles.DEMO / "whisper"), "cpu")
 
 
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """Corpora that were written in this process, by what was asked: folders that no test is given, only copies."""
+    return tmp_path_factory.mktemp("corpora"), {}
+
+
 @pytest.fixture
-def corpus(tmp_path):
+def corpus(tmp_path, written):
     """Writes a corpus: `corpus(name, voices=, clips=, ...)` gives its directory in `audiofolder` layout.
 
     Clips are hums in noise of 0.3 to 3 s, so some are longer than a window; voices are women and men in turn. With
@@ -103,7 +110,12 @@ def corpus(tmp_path):
     """
 
     def write(name="voices", voices=6, clips=4, *, splits=True, extra=False, rate=16_000, seed=0) -> Path:
-        folder = tmp_path / name
+        (home, known), asked = written, (voices, clips, splits, extra, rate, seed)
+        if asked not in known:
+            known[asked] = put(home / str(len(known)), *asked)
+        return Path(shutil.copytree(known[asked], tmp_path / name))
+
+    def put(folder, voices, clips, splits, extra, rate, seed) -> Path:
         (folder / "audio").mkdir(parents=True)
         rng = np.random.default_rng(seed)
         rows = []

@@ -302,7 +302,7 @@ def test_what_float16_cannot_hold_others_can(spoilt, corpus, data, run_for, dtyp
 # ------------------------------------------------------------------------------------------------ resuming
 
 
-@pytest.mark.parametrize("survived", [0, 1, 3, 5, 8])
+@pytest.mark.parametrize("survived", [0, 3, 8])
 def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(made, data, tmp_path, monkeypatch, survived):
     run, *_, uninterrupted = made
     batches = -(-len(uninterrupted.table("windows.csv")) // run.batch_windows)

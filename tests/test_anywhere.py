@@ -53,7 +53,9 @@ def test_what_was_saved_last_time_does_not_count(tmp_path, monkeypatch):
     assert anywhere.calibrations(reports).empty
 
 
-@pytest.mark.parametrize("name", anywhere.SETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "avx2" else pytest.mark.slow) for name in anywhere.SETS]
+)
 def test_an_instruction_set_is_one_that_this_processor_can_do(name):
     """Each set is at most what the processor has: numpy and PyTorch import, multiply, and say that they obey."""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":

@@ -84,6 +84,21 @@ def test_faithfulness_of_what_is_left_alone_is_whole(run):
     pd.testing.assert_series_equal(brief.set_index("way").WER, told.WER[brief.way])
 
 
+def test_a_transcript_that_the_decoder_cannot_take_is_left_out_and_counted(run, monkeypatch):
+    table = causal.table
+
+    def longer(*given):
+        heard = table(*given).copy()
+        heard.loc[heard.index[(heard.split == "test") & (heard.text != "")][0], "text"] = "put six toys " * 60
+        return heard
+
+    before = causal.gathered(run, 0, (SITE,))
+    monkeypatch.setattr(causal, "table", longer)
+    after = causal.gathered.__wrapped__(run, 0, (SITE,))
+    assert (before.left_out, after.left_out, after.fewer(1).left_out) == (0, 1, 1)
+    assert len(after.clips) == len(before.clips) - 1 and after.clips.text.str.len().max() < 200
+
+
 def test_recovered_shares_by_hand():
     lost = np.array([[1.0] * 6, [5.0] * 6, [2.0] * 6, [9.0] * 6])
     found = faithfulness.recovered(lost, 0, 1, list("abcdef"))

@@ -35,9 +35,9 @@ def coder_for(width: int = 192) -> sae.SAE:
     return coder.eval().requires_grad_(False)
 
 
-def everything(whisper, coder, sounds, texts) -> dict:
+def everything(whisper, coder, sounds, texts, sites=SITES) -> dict:
     """What is asked of a model and an SAE, by site: texts, and numbers as arrays."""
-    heard, found = patching.hear(whisper, sounds, SITES, languages=["en"] * len(sounds)), {}
+    heard, found = patching.hear(whisper, sounds, sites, languages=["en"] * len(sounds)), {}
     for site, one in heard.items():
         coded = patching.Coded(one, coder)
         mask = edits.between(len(one), 64 if one.in_decoder else one.valid.shape[1], 2, 40)
@@ -73,16 +73,17 @@ def close(found: dict, right: dict, rtol: float) -> None:
                 np.testing.assert_allclose(found[site][name], one, rtol=rtol, atol=rtol, err_msg=f"{site} {name}")
 
 
-def test_everything_causal_runs_on_another_device_and_gives_the_same(here, clips, monkeypatch):
+@pytest.mark.parametrize("sites", [SITES[::3], pytest.param(SITES, marks=pytest.mark.slow)], ids=["two", "all"])
+def test_everything_causal_runs_on_another_device_and_gives_the_same(here, clips, monkeypatch, sites):
     sounds, texts = [speech.samples(path) for path in clips.path], clips.text.tolist()
     coder, mel = coder_for(), model.mel
-    right, wrote = everything(here, coder, sounds, texts), text.transcribe(here, mel(here, sounds))
+    right, wrote = everything(here, coder, sounds, texts, sites), text.transcribe(here, mel(here, sounds))
     with Elsewhere() as elsewhere:
         there = on(here, elsewhere.move(here.whole))
         monkeypatch.setattr(model.Whisper, "device", property(lambda self: self.encoder.conv1.weight.device))
         monkeypatch.setattr(model, "mel", lambda _whisper, some: There(mel(here, some)))  # its transform is in C++
         assert there.device == DEVICE != here.device
-        found = everything(there, coder, sounds, texts)
+        found = everything(there, coder, sounds, texts, sites)
         assert text.transcribe(there, model.mel(there, sounds)) == wrote
     assert coder.W_dec.device.type == "cpu", "the SAE that was handed over stays where it was"
     close(found, right, 1e-3)

@@ -31,6 +31,8 @@ class Gathered:
     heard: dict[str, patching.Heard]
     scorer: scoring.Scorer
     """Against the references, each with the normaliser of its language."""
+    left_out: int = 0
+    """Clips that do not fit: longer than a window, or with a transcript of more tokens than the decoder takes."""
 
     @property
     def speakers(self) -> np.ndarray:
@@ -55,13 +57,13 @@ class Gathered:
         clips = self.clips.iloc[np.arange(len(self.clips))[rows]]
         heard = {site: patching.some(one, rows) for site, one in self.heard.items()}
         scorer = self.scorer.at(np.arange(len(self.clips))[rows].tolist())
-        return Gathered(clips.reset_index(drop=True), heard, scorer)
+        return Gathered(clips.reset_index(drop=True), heard, scorer, self.left_out)
 
 
 @functools.lru_cache(maxsize=4)
 def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str, ...] = HELD_OUT,
              spoken: bool | None = True, most: int = 108) -> Gathered:  # fmt: skip
-    """Clips of some splits that fit in a window, with a transcript, without speech (`spoken=False`: see
+    """Clips of some splits that fit in a window and the decoder, with a transcript, without speech (`spoken=False`: see
     `nonspeech.is_nonspeech`) or all (None), heard at `sites`.
 
     At most `most`, and no more than HELD bytes hold, drawn at random, the speakers in turn. The last few that were
@@ -69,13 +71,15 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     """
     every = table(run, need(clips(run, seed)))
     whisper = model.load(run.model, run.device, precision=run.precision)
-    fits = (every.duration * speech.RATE).round() <= whisper.window
     words, silent = nonspeech.is_transcribed(every), nonspeech.is_nonspeech(every)
     of_kind = {True: words, False: silent, None: np.full(len(every), True)}[spoken]
-    here = every.assign(nonspeech=silent)[fits & every.split.isin(splits) & of_kind]
+    asked = every.assign(nonspeech=silent)[every.split.isin(splits) & of_kind]
+    tokens = text.given(whisper, asked.text.tolist(), languages.of_clips(asked, run.language))[1]
+    short = (asked.duration * speech.RATE).round() <= whisper.window
+    here = asked[short & (tokens <= whisper.config.max_target_positions)]
     if here.empty:
         kind = {True: "with a transcript ", False: "without speech ", None: ""}[spoken]
-        raise ValueError(f"clips: none {kind}of {' or '.join(splits)} fits in a window")
+        raise ValueError(f"clips: none {kind}of {' or '.join(splits)} fits in a window and the decoder")
     a_clip = 4 * whisper.positions * whisper.config.d_model * (1 + len(sites))
     chosen = drawn(here, 0, max(1, min(most, HELD // a_clip)), seed)
     sounds = [speech.samples(path) for path in chosen.path]
@@ -83,7 +87,8 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     spoken = languages.of_clips(chosen, run.language).tolist()
     heard = patching.hear(whisper, sounds, sites, languages=spoken)
     scorer = scoring.Scorer(_references(chosen), text.normalisers(whisper, spoken))
-    return Gathered(chosen.assign(clip=chosen.index).reset_index(drop=True), heard, scorer)
+    left_out = len(asked) - len(here)
+    return Gathered(chosen.assign(clip=chosen.index).reset_index(drop=True), heard, scorer, left_out)
 
 
 def _references(clips: pd.DataFrame) -> list[str | None]:

@@ -6,6 +6,7 @@ These recipes stand on those of `recipes`, and are used like them:
     coder = sae.load(step.path)
 """
 
+import functools
 import itertools
 import platform
 import shutil
@@ -202,19 +203,21 @@ def simple_ways(x: torch.Tensor, run: Profile, numbers: int, seed: int) -> dict[
     """Ways of saying a frame that need no training of a dictionary, fitted on frames x, (frame, d_in).
 
     {(name, numbers said of a frame): x -> x_hat}. One overall scale is fitted to the random dictionary, so that it is
-    not punished for its loudness. There are as many centroids as latents, but at most 2,048.
+    not punished for its loudness. There are as many centroids as latents, but at most 2,048, of sixteen frames each;
+    they are found when they are first needed.
     """
     known, width = measure.moments([x]), x.shape[1]
     latents = run.expansion * width
     random = sae.create("topk", width, latents, min(numbers, latents), seed + sae.RANDOM_SEED_OFFSET)
     random.start_on(x[:4096])
-    centroids = measure.centroids(x[:32_768], min(latents, 2048), seed)
+    count = min(latents, 2048, len(x))
+    centroids = functools.cache(lambda: measure.centroids(x[: 16 * count], count, seed))
     few = min(numbers, width)
     return {
         ("random dictionary", random.k): measure.say_scaled(random, known, x[:4096]),
         ("principal directions", few): measure.say_principal(known, few),
         ("neurons", few): measure.say_neurons(known, few),
-        (f"the nearest of {len(centroids):,} centroids", 1): measure.say_nearest(centroids),
+        (f"the nearest of {count:,} centroids", 1): lambda frames: measure.say_nearest(centroids())(frames),
         ("the mean", 0): measure.say_mean(known),
     }
 

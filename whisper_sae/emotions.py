@@ -29,7 +29,7 @@ DECOYS = 13
 
 NULLS = ["asked of", "tested", "found", "selectivity ≥ 2, as usual"]
 
-HOW = Training(tokens=40_000, batch_tokens=256, k=32, expansion=8, learning_rate=3e-3, dead_tokens=10_000, patience=2)
+HOW = Training(tokens=32_000, batch_tokens=256, k=32, expansion=8, learning_rate=3e-3, dead_tokens=10_000, patience=2)
 
 L1 = (1e-3, 3e-3, 1e-2)
 """The reference's sweep, for |x - x_hat|² / d_in + L1 · |f|₁ of unscaled states."""
@@ -311,7 +311,7 @@ def directions(x: np.ndarray, told: pd.DataFrame, codes: interventions.Codes, fe
 def sweep(heard: Heard, seed: int) -> dict[str, Recipe]:
     """Three of the reference's L1 weights and our own choice, each a dictionary: {name: recipe}."""
     rows = elsewhere.fed(need(heard.recording)).rows(heard.site, "train")[0].sample(4096, seed)
-    short = replace(HOW, tokens=16_000)
+    short = replace(HOW, tokens=14_000)
     points = {f"L1 {l1:g}": replace(short, variant="relu", penalty=penalty_of(l1, rows)) for l1 in L1}
     return {name: trained(heard, seed, how) for name, how in points.items()}
 

@@ -24,7 +24,7 @@ from whisper_sae.recipes import clips as clips_of
 from whisper_sae.recipes import made_by, table
 from whisper_sae.store import Recipe, Step, need
 
-EACH = 6
+EACH = 4
 """Sounds of each kind that are made."""
 
 OF_CORPUS = 80

@@ -5,13 +5,15 @@ not that the model uses it (Belinkov 2022); so every score stands beside what th
 Speakers are the unit: an accuracy is the mean over speakers of each one's share of right answers.
 """
 
+import functools
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from whisper_sae.intervals import LEAST
 
@@ -22,10 +24,16 @@ FOLDS = 5
 """Parts of speakers of whom one is asked about and one, in turn, chooses the strength."""
 
 
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """What sets the number of threads; to find the libraries takes longer than a small fit."""
+    return ThreadpoolController()
+
+
 def fit(x: np.ndarray, y: np.ndarray, strength: float = 1.0, weight: np.ndarray | None = None) -> Pipeline:
     """A probe for the labels `y` (row,) in the inputs `x` (row, width); `strength` is scikit-learn's C."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
-    with threadpool_limits(1):  # products as small as these take three times as long on two cores
+    with _threads().limit(limits=1):  # products as small as these take three times as long on two cores
         return probe.fit(x, y, logisticregression__sample_weight=weight)
 
 

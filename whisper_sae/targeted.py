@@ -39,7 +39,7 @@ DOSE_CALIPER = 0.3
 """The caliper (`controls.CALIPER`) for the one control of each phone in a dose-response curve."""
 
 
-def effects(run: Profile, seed: int, site: str, a_speaker: int = 3) -> Recipe:
+def effects(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
     """`less.npy` (feature, word), how much log-odds the decoder loses on each word when a feature is ablated (nats);
     `words.csv`, the words; `features.csv`, a row an ablated feature: its number, whether it is `chosen` as the best of
     a phone, its rate, and its size (mean activation times the norm of its decoder direction).
@@ -278,7 +278,7 @@ def overall(tested: Tested) -> Overall:
 # -------------------------------------------------------------------------------------------------- in words
 
 
-def dose(run: Profile, seed: int, site: str, most: int = 4, a_speaker: int = 6) -> Recipe:
+def dose(run: Profile, seed: int, site: str, most: int = 3, a_speaker: int = 6) -> Recipe:
     """`wrote.csv`: what is written of each clip of the test speakers with the feature of each of the `most` phones that
     are surest on the validation speakers, and with one matched control of each, at each of SCALES: phone, control,
     feature, scale, clip, speaker, said, wrote, normalised; unedited clips too. `words.csv`: the words of the
