@@ -38,7 +38,7 @@ APART = {
 """Modules that are not followed, and why no result depends on them."""
 
 REMEMBERED = {
-    "kernels._set": "the number of threads, from which nothing follows",
+    "kernels.BLOCK": "the size of this processor's cache: what is used at a time, from which no result follows",
 }
 """Names that are not followed: what a process remembers, or how fast it works."""
 
