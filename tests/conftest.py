@@ -1,5 +1,6 @@
 """A two-layer Whisper with windows of 2 s, a handful of clips, and a store of their own for every test."""
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -82,6 +83,7 @@ def rounding(monkeypatch):
     """Every pass of the model rounds in another way, as in other batches, on other processors: ± 1e-6 of each value."""
     draw, record = torch.Generator().manual_seed(0), model.record
 
+    @functools.wraps(record)  # so that keys are those of the code without it
     def another(*args):
         said = record(*args)
         return {site: x * (1 + 1e-6 * torch.randn(x.shape, generator=draw)) for site, x in said.items()}

@@ -1,5 +1,6 @@
 """What was recorded is what the model says, without padding, each frame once, in shards that can be resumed."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -313,6 +314,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(made, data, tmp_pa
     monkeypatch.setattr(listening, "seconds_a_window", lambda *args: 1.0)  # hears, too
 
     def stop_after(limit):
+        @functools.wraps(record)
         def counted(*args):
             if len(calls) == limit:
                 raise KeyboardInterrupt

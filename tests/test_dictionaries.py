@@ -1,5 +1,6 @@
 """A dictionary is made as its profile asks, compared at its own price, and swept without training twice."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,7 @@ def trained(monkeypatch):
     """What every training was asked: one dictionary of options a training."""
     asked, together = [], train.train_together
 
+    @functools.wraps(together)
     def watched(coders, batches, **how):
         asked.extend([how] * len(coders))
         return together(coders, batches, **how)
@@ -264,6 +266,7 @@ def test_a_sweep_that_was_stopped_goes_on(made, trained, monkeypatch):
     sweep = dictionaries.sweep(dictionaries.grid(run, 0, k=[2, 4, 8]), 0, SITE)
     together = train.train_together
 
+    @functools.wraps(together)
     def stops_at_the_third(coders, batches, **how):
         if len(trained) == 2:
             raise KeyboardInterrupt

@@ -4,6 +4,7 @@ Activations on the fly come from other batches than a store's, so that their las
 on: what is compared is what both SAEs say of held-out frames.
 """
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -103,6 +104,7 @@ def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
     store.make(recipes.clips(run, 0))
     step, calls = dictionaries.sae.SAE.terms, []
 
+    @functools.wraps(step)
     def stumble(self, *args):
         calls.append(1)
         if len(calls) == 110 * max(1, len(beside)):
@@ -114,7 +116,8 @@ def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
         with pytest.raises(KeyboardInterrupt):
             store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
     calls.clear()
-    monkeypatch.setattr(dictionaries.sae.SAE, "terms", lambda *args: calls.append(1) or step(*args))
+    counted = functools.wraps(step)(lambda *args: calls.append(1) or step(*args))
+    monkeypatch.setattr(dictionaries.sae.SAE, "terms", counted)
     resumed = store.make(dictionaries.dictionary(run, 0, SITES[1], beside=beside))
     steps = -(-7_500 // 64)
     assert len(calls) == (steps - 100) * max(1, len(beside)), "from the checkpoint on"

@@ -3,6 +3,7 @@
 No window is heard twice without need.
 """
 
+import functools
 from dataclasses import replace
 from itertools import chain
 
@@ -40,6 +41,7 @@ def hearings(monkeypatch):
     """How many windows each pass through the encoder was asked about, silence not counted."""
     counts, listener = [], listening.listener
 
+    @functools.wraps(listener)
     def counted(*args):
         hear, prepare = listener(*args)
         return lambda numbers, ready: counts.append(list(numbers)) or hear(numbers, ready), prepare

@@ -1,5 +1,6 @@
 """The index of a site holds what the dictionary, the neurons or their rivals say of every clip, and knows when."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,7 @@ def test_a_build_that_was_stopped_goes_on(made, monkeypatch):
     plain, forward = transpose.build, meaning.Calls.forward
     monkeypatch.setattr(transpose, "build", lambda *given, **how: plain(*given, **how, chunk=100, held=2_000))
 
+    @functools.wraps(forward)
     def stops(self, x):
         calls.append(len(x))
         if len(calls) == 9:

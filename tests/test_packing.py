@@ -1,5 +1,7 @@
 """Packed clips: several of one speaker in a window, and every row still knows its clip and its frame there."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -139,6 +141,7 @@ def asked(monkeypatch) -> list:
     """What the model is asked to hear, in order: (windows, sites)."""
     asked, record = [], model.record
 
+    @functools.wraps(record)
     def listened(whisper, mels, wanted):
         asked.append((len(mels), wanted))
         return record(whisper, mels, wanted)
