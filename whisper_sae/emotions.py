@@ -174,7 +174,7 @@ def features(heard: Heard, seed: int, how: Training = HOW) -> Recipe:
         for number in tqdm(range(DECOYS + 1), desc="random dictionaries", unit=" of them"):
             coder = elsewhere.random_like(trained, sample, seed + number)
             fires = elsewhere.of_items(coder, held, heard.site)[0]
-            lots.append(test(fires, deals=120 if number < DECOYS else 400)[0])
+            lots.append(test(fires, deals=80 if number < DECOYS else 400)[0])
         *decoys, other = lots
         own, names = test(share)
         dealt = asked.unit.map(_dealt(asked, seed))

@@ -24,7 +24,7 @@ from whisper_sae.recipes import made_by, table
 from whisper_sae.rows import Rows
 from whisper_sae.store import Recipe, Step
 
-MOST = {"train": 96, "validation": 48}
+MOST = {"train": 64, "validation": 32}
 """Clips of a split that are heard, drawn at random."""
 
 
