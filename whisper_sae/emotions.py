@@ -32,7 +32,7 @@ NULLS = ["asked of", "tested", "found", "selectivity ≥ 2, as usual"]
 HOW = Training(tokens=32_000, batch_tokens=256, k=32, expansion=8, learning_rate=3e-3, dead_tokens=10_000, patience=2)
 
 L1 = (1e-3, 3e-3, 1e-2)
-"""The reference's sweep, for |x - x_hat|² / d_in + L1 · |f|₁ of unscaled states."""
+"""Weights of the reference's sweep, without its smallest: |x - x_hat|² / d_in + L1 · |f|₁ of unscaled states."""
 
 
 class Heard(NamedTuple):
