@@ -164,7 +164,7 @@ def groups_of(
         told = clips[name].fillna("").astype(str).to_numpy(dtype=str)
         voices = speaker_labels.speakers_of(told, clips.speaker.to_numpy(dtype=str))
         values, notes = sorted(voices.index[voices > 1][:most]), []
-        if len(set(told)) > most and speaker_labels._is_numeric(told):
+        if len(set(told)) > most and speaker_labels.is_numeric(told):
             left_out[str(name)] = "numbers, which are no groups"
             continue
         if len(values) < 2:
@@ -176,7 +176,7 @@ def groups_of(
             ("left out, since they have one speaker: ", voices[voices == 1]),
         ):
             names = [f"{value} ({count})" if count > 1 else value for value, count in rest.items()]
-            notes += [why + speaker_labels._listed(names, 8)] if names else []
+            notes += [why + speaker_labels.listed(names, 8)] if names else []
         if notes:
             left_out[str(name)] = "; ".join(notes)
     return found, left_out

@@ -49,7 +49,7 @@ def choose(clips: pd.DataFrame, most: int = MOST_GROUPS) -> Chosen:
     for name in names:
         column = effects.tidy(clips[name]) if name in clips else np.full(len(clips), "")
         column = np.where(who != "", column, "").astype(str)
-        if _is_numeric(column):
+        if is_numeric(column):
             numbers.append(name)
             continue
         column, why, notes = one_label(column, who, corpus, most)
@@ -87,16 +87,16 @@ def one_label(column: np.ndarray, who: np.ndarray, corpus=None, most: int = MOST
     if len(twice):
         both = pairs[pairs.who.isin(twice)].groupby("who").value.agg(lambda v: " and ".join(sorted(set(v))))
         names = [f"{_short(name)} ({values})" for name, values in both.items()]
-        notes.append("left out, since they have two values: " + _listed(names))
+        notes.append("left out, since they have two values: " + listed(names))
     column, alone = _comparable(one_value_each(column, who), who, corpus)
     if alone:
-        notes.append("a single group, so nothing to compare, in " + _listed(alone))
+        notes.append("a single group, so nothing to compare, in " + listed(alone))
     groups = speakers_of(column, who)
     if len(groups) > most:
         rest = [f"{name} ({count})" for name, count in groups[most:].items()]
-        notes.append(f"the {most} groups with most speakers; left out: " + _listed(rest, 8))
+        notes.append(f"the {most} groups with most speakers; left out: " + listed(rest, 8))
         column, more = _comparable(np.where(np.isin(column, groups.index[:most]), column, ""), who, corpus)
-        notes += ["then a single group in " + _listed(more)] if more else []
+        notes += ["then a single group in " + listed(more)] if more else []
         groups = speakers_of(column, who)
     if len(groups) < 2 and alone:
         return column, "every corpus has a single group of it, so it cannot be told from the corpus", notes
@@ -143,7 +143,7 @@ def _asked(why: str, groups: pd.Series) -> str:
     return "no" if why else "yes" if (groups >= LEAST).sum() > 1 else "by probes alone"
 
 
-def _is_numeric(column: np.ndarray) -> bool:
+def is_numeric(column: np.ndarray) -> bool:
     known = pd.Series(column[column != ""])
     return len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
 
@@ -165,7 +165,7 @@ def _comparable(column: np.ndarray, who: np.ndarray, corpus) -> tuple[np.ndarray
     return np.where(np.isin(corpus, alone), "", column), alone
 
 
-def _listed(names: list[str], most: int = 5) -> str:
+def listed(names: list[str], most: int = 5) -> str:
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
