@@ -161,7 +161,7 @@ figures.say(
 # with the features that peak in them, each a click from the other.
 
 # %%
-galleries.page(run, seed, site, most=16, each=4, name="atlas")  # most=300 is a file of some 15 MB
+galleries.page(run, seed, site, most=12, each=4, name="atlas")  # most=300 is a file of some 15 MB
 
 # %% [markdown]
 # ## Without a dictionary

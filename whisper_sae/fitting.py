@@ -153,3 +153,12 @@ def public(name: str) -> str:
     """A model's name without where it lies on this machine; a twin stays one."""
     bare = name.removeprefix("untrained:")
     return name if not Path(bare).is_dir() else name.removesuffix(bare) + Path(bare).name
+
+
+def compile_kernels() -> None:
+    """Compile what training needs on a processor (`kernels`): ten seconds, kept on disk."""
+    frames = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
+    how = {"steps": 2, "learning_rate": 1e-3, "dead_tokens": 1}
+    for variant in ("topk", "batchtopk"):
+        for _ in train.train(sae.create(variant, 16, 64, 4, 0), lambda start: iter([frames] * (2 - start)), **how):
+            pass
