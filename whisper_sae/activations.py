@@ -3,7 +3,7 @@
     index.json                      sites and widths, dtype, positions in a window
     spans.npy                       (piece, 3): shard, first row in it, number of rows
     kinds.npy                       (piece, position): padding, silence or speech
-    shard-00000/sites.json          the same sites and widths, in the order of the model
+    shard-00000/sites.json          the same sites and widths, in the order of the model, and the bytes of each file
     shard-00000/kinds.npy           (window, position), of its own windows
     shard-00000/encoder.1.resid.npy (row, width)
 
@@ -26,7 +26,7 @@ import torch
 
 from whisper_sae.narrow import itemsize, narrowed, widened
 from whisper_sae.rows import Rows, Source
-from whisper_sae.shards import GrowingArray, Writer, ahead, parts, place
+from whisper_sae.shards import GrowingArray, Writer, ahead, facts, finished, parts, place
 
 __all__ = ["Activations", "NoRoom", "Rows", "require_room", "size_of", "write"]
 
@@ -79,7 +79,7 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = -(-windows // shard)
-    todo = [number for number in range(shards) if not place(folder, number).exists()]
+    todo = [number for number in range(shards) if not finished(folder, number)]
     work = functools.partial(_work, begin, folder, functools.partial(_batches, windows, shard, batch), dtype)
     shutil.rmtree(parts(folder), ignore_errors=True)  # of those who were killed
     heard_on = set()
@@ -152,7 +152,7 @@ def _write_index(folder: Path, shards: int, dtype: str, pieces: np.ndarray | Non
                 row[:n] = kind[w, f : f + n]
             every.append(part)
             heard += windows
-            widths = json.loads((place(folder, number) / "sites.json").read_text(encoding="utf-8"))
+            widths = facts(folder, number)["sites"]
     np.save(folder / "spans.npy", np.concatenate(spans).astype(np.int64))
     index = {"sites": widths, "dtype": dtype, "positions": int(positions), "shards": shards}
     (folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from whisper_sae import durable
+
 
 def folder(profile: str) -> Path:
     """Where the pages of a profile go: `reports/<profile>`; WHISPER_SAE_REPORTS moves `reports`."""
@@ -43,7 +45,4 @@ def load(profile: str, notebook: str) -> dict | None:
 
 def write(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    durable.write(path, text)

@@ -6,7 +6,6 @@ Sound is copied as the bytes it came in: decoding is left to `speech`, so neithe
 
 import csv
 import errno
-import os
 import re
 import shutil
 from bisect import bisect_left
@@ -14,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
+
+from whisper_sae import durable
 
 
 class BadCorpus(ValueError):
@@ -157,13 +158,11 @@ def _write(path: Path, table) -> None:
     rows = iter(table)
     if (first := next(rows, None)) is None:
         raise BadCorpus("it has no rows")
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "w", newline="", encoding="utf-8") as out:
+    with durable.replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, fieldnames=list(first))
         writer.writeheader()
         writer.writerow(first)
         writer.writerows(rows)
-    os.replace(part, path)
 
 
 def _lines(path: Path, wanted: set[int]) -> dict[int, dict]:

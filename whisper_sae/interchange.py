@@ -11,7 +11,6 @@ A folder of ours has two files: `sae.safetensors` with the field's names, W_enc 
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from whisper_sae import durable
 
 WEIGHTS, FACTS = "sae.safetensors", "sae.json"
 SIZES = ("variant", "d_in", "d_sae", "k")
@@ -98,13 +99,9 @@ def write(described: Described, folder: str | Path) -> Path:
 
 def _write(folder: str | Path, weights: str, tensors: dict[str, Tensor], facts: str, told: dict, note=None) -> Path:
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{weights}.part"
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, part, note)
-    os.replace(part, folder / weights)
-    part = folder / f"{facts}.part"
-    part.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    os.replace(part, folder / facts)
+    with durable.replacing(folder / weights) as part:
+        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, part, note)
+    durable.write(folder / facts, json.dumps(told, indent=1))
     return folder
 
 

@@ -8,7 +8,6 @@ about as much, or of random vectors.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from whisper_sae import controls
+from whisper_sae import controls, durable
 
 WAYS = ("silenced", "transplanted", "alone")
 
@@ -183,11 +182,10 @@ def save(path: str | Path, vectors: dict[str, np.ndarray], about: dict) -> Path:
     EXAMPLE, which is kept there too, has the three lines by which a model that reads the same states takes them.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unit = {name: (v / np.linalg.norm(v)).astype(np.float32) for name, v in vectors.items()}
     if not all(np.isfinite(v).all() for v in unit.values()):
         raise ValueError(f"{path}: a vector is 0 or not finite, so it has no direction")
-    part = path.with_name(path.name + ".part")
-    save_file(unit, part, metadata={"example": EXAMPLE} | {name: json.dumps(value) for name, value in about.items()})
-    os.replace(part, path)
+    head = {"example": EXAMPLE} | {name: json.dumps(value) for name, value in about.items()}
+    with durable.replacing(path) as part:
+        save_file(unit, part, metadata=head)
     return path

@@ -5,7 +5,6 @@ change of the text is a small diff and every output in git is one that `pytest -
 Whether two halves agree is read from their contents: modification times mean nothing after a checkout.
 """
 
-import os
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +14,8 @@ import nbformat
 from jupytext.combine import combine_inputs_with_outputs
 from jupytext.compare import NotebookDifference, compare_notebooks
 from nbformat import NotebookNode
+
+from whisper_sae import durable
 
 FORMAT = "py:percent"
 CHECKED = "nbval-check-output"
@@ -165,7 +166,5 @@ def _write(path: Path, node) -> bool:
     text = nbformat.writes(node, version=4).rstrip("\n") + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    durable.write(path, text)
     return True

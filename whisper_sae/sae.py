@@ -12,7 +12,6 @@ There are two paths. `encode`, `decode` and `forward` are dense; they are the fo
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from whisper_sae import durable
 from whisper_sae.devices import multiplies_bfloat16
 from whisper_sae.sparse import (
     Called,
@@ -393,14 +393,11 @@ def create(variant: str, d_in: int, d_sae: int, k: int, seed: int = 0, penalty: 
 def save(sae: SAE, folder: str | Path, **about) -> None:
     """Write `sae.safetensors` (the tensors) and `sae.json` (what they are, and `about`) into a folder."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {"W_enc": sae.W_enc.detach(), **sae.state_dict()}
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "sae.safetensors.part")
-    os.replace(folder / "sae.safetensors.part", folder / "sae.safetensors")
+    with durable.replacing(folder / "sae.safetensors") as part:
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, part)
     sizes = {name: getattr(sae, name) for name in ("variant", "d_in", "d_sae", "k", "penalty")}
-    part = folder / "sae.json.part"
-    part.write_text(json.dumps(sizes | about, indent=1), encoding="utf-8")
-    os.replace(part, folder / "sae.json")
+    durable.write(folder / "sae.json", json.dumps(sizes | about, indent=1))
 
 
 def load(folder: str | Path) -> SAE:

@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import shutil
+import sys
 import threading
 import uuid
 from collections import deque
@@ -14,10 +15,35 @@ from pathlib import Path
 
 import numpy as np
 
+from whisper_sae import durable
+
+FACTS = "sites.json"
+
 
 def place(folder: Path, number: int) -> Path:
     """Where a finished shard lies."""
     return folder / f"shard-{number:05d}"
+
+
+def facts(folder: Path, number: int) -> dict:
+    """`sites`, {site: width} in the order of the model, and `bytes`, {file: size}, of a finished shard."""
+    return json.loads((place(folder, number) / FACTS).read_text(encoding="utf-8"))
+
+
+def finished(folder: Path, number: int) -> bool:
+    """Whether a shard is there. One whose files are not as long as they were written is deleted, with one line."""
+    shard = place(folder, number)
+    if not shard.exists():
+        return False
+    try:
+        told = facts(folder, number)["bytes"]
+        sizes = {name: (shard / name).stat().st_size if (shard / name).exists() else 0 for name in told}
+    except (OSError, ValueError, KeyError, TypeError):
+        told, sizes = {FACTS: 1}, {}
+    if wrong := [name for name in told if sizes.get(name) != told[name]]:
+        print(f"{shard / wrong[0]}: not as it was written; the shard is made again", file=sys.stderr)
+        shutil.rmtree(shard)
+    return not wrong
 
 
 def parts(folder: Path) -> Path:
@@ -156,9 +182,10 @@ class _Part:
         """Give the shard its name, which says that it is whole. Where another worker was faster, it is there."""
         for file in self.files.values():
             file.close()
-        (self.part / "sites.json").write_text(json.dumps(self.widths), encoding="utf-8")
+        sizes = {path.name: path.stat().st_size for path in sorted(self.part.iterdir())}
+        (self.part / FACTS).write_text(json.dumps({"sites": self.widths, "bytes": sizes}), encoding="utf-8")
         try:
-            os.rename(self.part, self.target)
+            durable.rename(self.part, self.target)
         except OSError:
             shutil.rmtree(self.part, ignore_errors=True)
             if not self.target.exists():

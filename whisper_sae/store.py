@@ -8,14 +8,17 @@ step; what a killed run left in the hidden folder is offered to the next run, wh
 """
 
 import errno
+import functools
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +28,14 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from whisper_sae import fingerprints
+from whisper_sae import durable, fingerprints
+
+BEGUN = "begun.json"
+"""In the folder of a result in the making: the versions and the processor that began it."""
+PATIENCE = 5
+"""Seconds that another process may hold a result before it is said that this one waits."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn", "numba", "soxr",
+             "soundfile", "datasets")  # fmt: skip
 
 
 class NotMade(LookupError):
@@ -124,10 +134,10 @@ def make(recipe: Recipe) -> Step:
     work = place.with_name(f".{key}.work")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(place.with_name(f".{key}.lock")):
+        with _locked(place.with_name(f".{key}.lock"), recipe):
             if found := _open(place, recipe):  # made by another process while this one waited
                 return found
-            work.mkdir(exist_ok=True)
+            _begin(work)
             started = time.perf_counter()
             facts = recipe.make(work, **needs) or {}
             _publish(recipe, work, place, facts, time.perf_counter() - started)
@@ -152,13 +162,58 @@ def need(recipe: Recipe) -> Step:
     )
 
 
+@contextmanager
+def _locked(path: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold a lock; whoever waits longer than PATIENCE is told what for."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except filelock.Timeout:
+        _say(f"'{recipe.label or recipe.name}' is being made by another process; waiting for it (lock {path})")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _begin(work: Path) -> None:
+    """The folder of a result in the making, with what a killed run has left in it unless other versions, or another
+    processor, made that."""
+    here = {"versions": versions(), "machine": platform.machine(), "processor": processor()}
+    if work.exists():
+        try:
+            before = json.loads((work / BEGUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        if before == here:
+            return
+        _say(f"{work}: begun with other versions or on another processor; begun anew")
+        shutil.rmtree(work)
+    work.mkdir()
+    durable.write(work / BEGUN, json.dumps(here))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _open(place: Path, recipe: Recipe) -> Step | None:
+    """A finished result; None if there is none, or if a file of it is not as long as it was written."""
     try:
         manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ValueError(f"{place / 'manifest.json'}: not JSON ({error}); delete {place} and make it again") from None
+    for name, size in manifest.get("bytes", {}).items():
+        try:
+            found = (place / name).stat().st_size
+        except OSError:
+            found = "no"
+        if found != size:
+            _say(f"{place / name}: {found} bytes, {size} were written; the result counts as not made")
+            return None
     return Step(place, manifest, recipe.label or recipe.name)
 
 
@@ -177,32 +232,42 @@ def _is_full(error: Exception, work: Path) -> bool:
 
 def _publish(recipe: Recipe, work: Path, place: Path, facts: dict, seconds: float) -> None:
     """Hash what was written, add the manifest, and give the folder its name in one rename."""
-    files = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "manifest.json")
+    own = {work / "manifest.json", work / BEGUN}
+    files = sorted(path for path in work.rglob("*") if path.is_file() and path not in own)
     manifest = {
         **recipe.described,
         "key": recipe.key,
         "files": {path.relative_to(work).as_posix(): file_digest(path) for path in files},
+        "bytes": {path.relative_to(work).as_posix(): path.stat().st_size for path in files},
         "facts": facts,
         "seconds": round(seconds, 2),
-        "versions": _versions(),
+        "versions": versions(),
     }
-    with open(work / "manifest.json", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    if place.exists():  # a folder without a manifest: nothing that this store wrote
+    (work / BEGUN).unlink()
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    if place.exists():  # without a manifest, or with files that have lost bytes
         shutil.rmtree(place)
-    os.rename(work, place)
+    durable.rename(work, place)
 
 
-def _versions() -> dict:
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions of what decides numbers: of Python and of LIBRARIES, without those that are not installed."""
     found = {"python": sys.version.split()[0]}
-    for name in ("torch", "transformers", "numpy"):
-        try:
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
+
+
+@functools.cache
+def processor() -> str:
+    """The kind of processor, as the system calls it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 # ------------------------------------------------------------------------------------------------ digests

@@ -6,8 +6,9 @@ ones leave (AuxK, Gao et al. 2024, arXiv 2406.04093).
 """
 
 import ctypes
+import errno
 import math
-import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from whisper_sae import durable
 
 
 @dataclass(frozen=True)
@@ -208,10 +211,13 @@ def train_together(
     keep_memory()
     asked = held_out if isinstance(held_out, Mapping) else dict.fromkeys(saes, held_out)
     learners = {name: Learner(sae, Settings(**settings), asked[name]) for name, sae in saes.items()}
-    if checkpoint and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=next(iter(saes.values())).W_dec.device)
-        for name, learner in learners.items():
-            learner.resume(saved[name])
+    if saved := _saved(checkpoint, next(iter(saes.values())).W_dec.device):
+        try:
+            for name, learner in learners.items():
+                learner.resume(saved[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{checkpoint}: is of another training ({why}); delete it, or name another file") from None
         longest = max(len(learner.history) for learner in learners.values())
         for step in range(longest):
             yield {name: one.history[step] for name, one in learners.items() if step < len(one.history)}
@@ -225,10 +231,26 @@ def train_together(
             for learner in learning.values():
                 learner.evaluate()
             if checkpoint:
-                _save(checkpoint, {name: learner.state() for name, learner in learners.items()})
+                with durable.replacing(checkpoint) as part:
+                    torch.save({name: learner.state() for name, learner in learners.items()}, part)
         yield rows
     for learner in learners.values():
         learner.finish()
+
+
+def _saved(checkpoint: Path | None, device) -> dict | None:
+    """What a checkpoint holds; None without one. One that cannot be read is deleted, which is said in one line."""
+    if not checkpoint or not checkpoint.exists():
+        return None
+    try:
+        return torch.load(checkpoint, weights_only=True, map_location=device)
+    except (EOFError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is what torch reads past the end with
+            raise
+        why = (str(error).splitlines() or ["it ends too early"])[0]
+        print(f"{checkpoint}: cannot be read ({why}); the training begins anew", file=sys.stderr)
+        checkpoint.unlink()
+        return None
 
 
 def _check(sae: nn.Module, x: Tensor) -> None:
@@ -255,12 +277,6 @@ def _auxiliary(sae: nn.Module, x: Tensor, error: Tensor, dead: Tensor) -> Tensor
     loudest = calls.topk(min(sae.d_in // 2, len(dead)), dim=-1, sorted=False)
     f = torch.zeros_like(calls).scatter(-1, loudest.indices, loudest.values.relu())
     return (error - f @ sae.W_dec[dead]).square().mean() / error.square().mean().clamp_min(1e-12)
-
-
-def _save(path: Path, state: dict) -> None:
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
 
 
 def keep_memory() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
+from whisper_sae import durable
 from whisper_sae.shards import GrowingArray
 
 COLUMNS = {
@@ -182,7 +183,7 @@ class Run:
         part.mkdir(parents=True)
         for name, values in columns.items():
             values.tofile(part / f"{name}.bin")
-        os.rename(part, place)
+        durable.rename(part, place)
         return Finished(place)
 
 
