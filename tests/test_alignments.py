@@ -1,5 +1,6 @@
 """Phones and words are read from TextGrids, CTM and tables alike, beside their sounds, and what is bad is named."""
 
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import alignments, phones, profiles
+from whisper_sae import alignments, corpora, phones, profiles, tables
 
 PHONES = [(0, 0.2, ""), (0.2, 0.4, "s"), (0.4, 0.6, '"a'), (0.6, 1.0, "ɪ")]
 WORDS = [(0, 0.2, ""), (0.2, 1.0, "sea")]
@@ -393,3 +394,99 @@ def test_placing_frames_is_asking_each_clip(data):
     for row, (clip, at) in zip(where.row, asked, strict=True):
         slow = [n for n, (c, a, b) in enumerate(told.to_numpy()) if c == clip and a <= at / 100 < b]
         assert [row] == (slow or [-1])
+
+
+# -------------------------------------------------------------------------------------- damaged and odd files
+
+
+def of_bytes(tmp_path, name: str, content: bytes, kind: str = "phones") -> pd.DataFrame | str:
+    """What a corpus with one sound and one file of alignments gives; of what is refused the message, of one line."""
+    (tmp_path / "a.wav").touch()
+    (tmp_path / name).write_bytes(content)
+    try:
+        return alignments.read(tmp_path, kind)
+    except (alignments.BadAlignment, tables.BadSpeech) as error:
+        assert name in str(error) and str(error).isprintable(), error
+        return str(error)
+
+
+TABLE = "file_name,start_ms,end_ms,phone\na.wav,0,100,s\na.wav,100,200,i\na.wav,200,350,t\n"
+CTM = "a 1 0.00 0.10 s\na 1 0.10 0.10 i\na 1 0.20 0.15 t\n"
+
+
+@given(
+    st.data(),
+    st.sampled_from([("phones.csv", TABLE), ("phones.ctm", CTM), ("a.TextGrid", long()), ("a.TextGrid", short())]),
+)
+def test_damaged_alignments_are_read_or_refused_in_one_line(tmp_path_factory, data, which):
+    name, text = which
+    content = bytearray(text.encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(len(content) - 1, 0)))
+        how = data.draw(st.sampled_from(["change", "cut", "insert", "join"]))
+        if how == "change" and content:
+            content[at] = data.draw(st.integers(0, 255))
+        elif how == "cut":
+            del content[at:]
+        elif how == "insert":
+            content[at:at] = data.draw(st.sampled_from([b'"', b"\0", b"1e400", b"-1", b"\xff", b"\r", b"<", b","]))
+        else:
+            content += text.encode()
+    found = of_bytes(tmp_path_factory.mktemp("damaged"), name, bytes(content))
+    if not isinstance(found, str) and len(found):
+        assert np.isfinite(found[["start", "end"]]).all(axis=None) and (found.start >= 0).all()
+        assert (found.end >= found.start).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.TextGrid", long().replace("size = 3 \nitem", "size = 1e400 \nitem"), "size: 1e400"),
+        ("a.TextGrid", long().replace("xmin = 0.2", "xmin = 1e400", 1), "1e400"),
+        ("a.TextGrid", long().replace("intervals: size = 4", "intervals: size = 2"), "more follows than it announces"),
+        ("a.TextGrid", short().replace("\n4\n", "\n2\n"), "more follows than it announces"),
+        ("a.TextGrid", long().replace("xmin = 0.2", "xmin = -0.2"), "begins before its sound"),
+        ("phones.csv", TABLE.replace("start_ms", "phone"), "two columns are called 'phone'"),
+        ("phones.csv", TABLE.replace("a.wav,100", "a\0.wav,100"), "line 3: a zero byte"),
+        ("phones.csv", TABLE.replace(",s", ',"s'), "line 2: "),
+        ("phones.csv", TABLE.replace(",0,100", ",-10,100"), "begins before its sound"),
+        ("phones.ctm", CTM.replace("0.00", "-0.05"), "begins before its sound"),
+        ("phones.ctm", CTM.replace("0.00", "1e400"), "line 1: start: '1e400' is not a number"),
+    ],
+)
+def test_what_an_alignment_cannot_say_is_refused_with_its_place(tmp_path, name, text, why):
+    assert why in of_bytes(tmp_path, name, text.encode())
+
+
+def test_an_x_sampa_quotation_mark_is_a_phone_in_a_table_parted_by_tabs(tmp_path):
+    found = of_bytes(tmp_path, "phones.tsv", TABLE.replace(",", "\t").replace("\ts\n", '\t"i:\n').encode())
+    assert found.phone.tolist() == ['"i:', "i", "t"]
+
+
+@pytest.mark.parametrize("name", ["phones.csv", "a.TextGrid", "phones.ctm"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    (tmp_path / "a.wav").touch()
+    os.mkfifo(tmp_path / name)
+    if name == "a.TextGrid":
+        with pytest.raises(alignments.BadAlignment, match="not a regular file"):
+            alignments.read(tmp_path)
+    else:
+        assert alignments.read(tmp_path).empty  # a pipe is no table of the corpus
+
+
+@pytest.mark.parametrize("deep", ["", "one", "one/two"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, deep):
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    (tmp_path / "one" / "two" / "a.wav").touch()
+    (tmp_path / "b.wav").touch()
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if str(path) == str(tmp_path / deep):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for read in (corpora.rows, alignments.read):
+        with pytest.raises(tables.BadSpeech, match=f"{deep}: cannot be listed: Permission denied"):
+            read(tmp_path)

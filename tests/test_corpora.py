@@ -582,7 +582,45 @@ def test_a_csv_table_is_read_as_it_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     with open(path, "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows([["one", "two", "three"], *rows])
-    assert tables.read(path).to_numpy().tolist() == rows
+    within = any("," in cell and cell.splitlines() not in ([], [cell]) for row in rows for cell in row)
+    try:
+        assert tables.read(path).to_numpy().tolist() == rows
+    except tables.BadSpeech as error:
+        assert within and "looks like a row of its own" in str(error)
+
+
+ROWS = [[f"audio/{n}.wav", f"v{n // 3}", f"these are the words of clip {n}"] for n in range(12)]
+
+
+@given(st.data(), st.integers(1, 3))
+def test_stray_quotation_marks_lose_no_row_and_give_none_another_speaker(tmp_path_factory, data, count):
+    text = "file_name,speaker,text\n" + "".join(",".join(row) + "\n" for row in ROWS)
+    for _ in range(count):
+        at = data.draw(st.integers(0, len(text) - 1))
+        text = text[:at] + '"' + text[at:]
+    path = tmp_path_factory.mktemp("quotes") / "metadata.csv"
+    path.write_text(text)
+    try:
+        found = tables.read(path)
+        tables.need(path, found, "file_name")
+    except tables.BadSpeech as error:
+        assert str(path) in str(error) and str(error).isprintable()
+    else:
+        assert [[cell.replace('"', "") for cell in row] for row in found.to_numpy().tolist()] == ROWS
+
+
+@given(st.integers(1, 560))
+def test_of_a_table_that_was_cut_no_label_is_lost_unnoticed(tmp_path_factory, left):
+    path = tmp_path_factory.mktemp("cut") / "metadata.csv"
+    text = "file_name,text,speaker\n" + "".join(f"{file},{words},{who}\n" for file, who, words in ROWS)
+    path.write_text(text[:left])
+    try:
+        found = tables.read(path)
+        tables.need(path, found, "speaker")
+    except tables.BadSpeech as error:
+        assert str(error).isprintable()
+    else:
+        assert (found.speaker != "").all() or text[:left].endswith(",")
 
 
 @given(

@@ -102,8 +102,8 @@ def test_clips_may_overlap(told):
         (PLAIN.replace("_ms", "_s").replace("100", "x"), "start_s: 'x' is not a number"),
         (PLAIN.replace("180.5", "99"), r"b\.wav: a phone ends before it begins, at 0\.100 s"),
         (PLAIN.replace("120,300", "120,310"), r"a\.wav: two phones at once, at 0\.300 s"),
-        ("", "not a CSV table"),
-        (PLAIN + "a.wav,500,600,k,h,o\n", "not a CSV table"),
+        ("", "the table is empty"),
+        (PLAIN + "a.wav,500,600,k,h,o\n", "line 5: 6 fields, the header has 4"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named(told, tmp_path, text, why):

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "corpora": {"tables"},
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
-    "alignments": {"corpora"},  # which files are sounds
+    "alignments": {"corpora", "tables"},  # which files are sounds
     "selectivity": {"codes"},  # their entries, and what is known of the frames
     "detectors": {"codes", "intervals", "selectivity"},  # the best thresholds of each feature
     "timing": {"codes", "intervals"},

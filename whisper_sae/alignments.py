@@ -20,13 +20,14 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from whisper_sae.corpora import SOUNDS
+from whisper_sae import tables
+from whisper_sae.corpora import SOUNDS, walk
 
 TIERS = {
     "phones": ("phone", "phones", "phonetic", "phoneme", "phonemes", "mau", "segments"),
@@ -70,7 +71,7 @@ def digest(folder: str | Path, kind: str = "phones") -> str:
     for path, sound in files.items():
         for part in (path, sound):
             total.update(os.fsencode(os.path.relpath(part, folder)) + b"\0" if part else b"\0")
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+        total.update(hashlib.sha256(_read(tables.content, path)).digest())
     return total.hexdigest()[:12] if files else ""
 
 
@@ -93,8 +94,7 @@ def _files(folder: str | Path, kind: str) -> dict[Path, Path | None]:
 
 
 def _below(folder: Path, endings: set[str]) -> Iterator[Path]:
-    for place, within, names in os.walk(folder):
-        within[:] = [name for name in within if not name.startswith(".")]
+    for place, names in walk(folder):
         yield from (Path(place, name) for name in names if os.path.splitext(name)[1].lower() in endings)
 
 
@@ -132,11 +132,8 @@ def _only(path: Path, same: list[Path], folder: Path) -> Path:
 
 
 def _of_table(path: Path, kind: str, tier: str, folder: Path) -> pd.DataFrame:
-    form = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}  # in X-SAMPA " is a phone
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False, **form)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise BadAlignment(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}  # in X-SAMPA " is a phone
+    raw = _read(tables.read, path, **form)
     if "tier" in raw:
         chosen = _chosen(path, raw.tier.unique(), kind, tier)
         if kind == "words" and not tier:
@@ -151,6 +148,14 @@ def _of_table(path: Path, kind: str, tier: str, folder: Path) -> pd.DataFrame:
     rest = raw[[column for column in raw if column not in used]].reset_index(drop=True)
     places = {name: str((folder / name).resolve()) for name in raw.file_name.unique()}  # asks the disk: once a clip
     return pd.DataFrame({"path": raw.file_name.map(places).to_numpy(), **times}).join(rest)
+
+
+def _read(way: Callable, path: Path, **how):
+    """What a function of `tables` gives of a file; its faults as BadAlignment."""
+    try:
+        return way(path, **how)
+    except tables.BadSpeech as error:
+        raise BadAlignment(str(error)) from None
 
 
 def _seconds(path: Path, raw: pd.DataFrame, name: str) -> np.ndarray:
@@ -199,6 +204,7 @@ def _check(path: Path, what: str, found: pd.DataFrame) -> None:
     found = found.sort_values(["path", "start"], kind="stable")
     same = found.path.eq(found.path.shift())
     for wrong, fault in (
+        (found.start < 0, f"a {what} begins before its sound"),
         (found.end < found.start, f"a {what} ends before it begins"),
         (same & (found.start < found.end.shift() - 1e-3), f"two {what}s at once"),
     ):
@@ -289,11 +295,12 @@ def grid(path: str | Path) -> dict[str, list[tuple[float, float, str]]]:
             found.setdefault(name, []).append((start, end, " ".join(tokens.text(here + "text").split())))
         if sort == "IntervalTier":
             found.setdefault(name, [])
+    tokens.end()
     return found
 
 
 def _decoded(path: Path) -> str:
-    raw = path.read_bytes()
+    raw = _read(tables.content, path)
     wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return raw.decode("utf-16" if wide else "utf-8-sig")
@@ -330,7 +337,15 @@ class _Tokens:
         return self._next("a text", field)
 
     def number(self, field: str) -> float:
-        return float(self._next("a number", field))
+        value = float(text := self._next("a number", field))
+        if not np.isfinite(value):
+            raise BadAlignment(f"{self.path}: {field}: {text} is not a number that a time or a count can have")
+        return value
+
+    def end(self) -> None:
+        """There must be nothing after the last row that a size announced."""
+        if rest := next(self.every, None):
+            raise BadAlignment(f"{self.path}: size: more follows than it announces: {rest[0]}, {rest[1][:40]!r}")
 
     def flag(self, field: str) -> str:
         return self._next("a flag", field)

@@ -15,6 +15,7 @@ import functools
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def find(place: str | Path) -> Place:
         return _of_table(place)
     if not place.is_dir():
         raise BadSpeech(f"corpus: there is no directory {place}")
+    next(walk(place), None)  # says so if it cannot be listed
     found = _released(place) or _unpacked(place)
     if found:
         return found
@@ -166,11 +168,23 @@ def _librispeech_at(folder: Path) -> Place:
     return Place("librispeech", folder, (*cast[:1], *tables))
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each directory at or below `folder` with the names of its files, without hidden directories; links to directories
+    are not followed. Raises BadSpeech for one that cannot be listed: nothing must be missing unnoticed."""
+
+    def refuse(error: OSError):
+        if not isinstance(error, FileNotFoundError):
+            raise BadSpeech(f"{error.filename}: cannot be listed: {error.strerror}; make it readable, or move it away")
+
+    for where, inner, names in os.walk(folder, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
+        yield where, names
+
+
 def _walk(folder: Path) -> tuple[list[str], list[str]]:
     """The sound files and the tables below a directory, in order; hidden ones and what is linked to are left out."""
     sounds, tables = [], []
-    for where, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
+    for where, names in walk(folder):
         for name in names:
             if Path(name).suffix.lower() in SOUNDS | FOREIGN and not name.startswith("."):
                 sounds.append(os.path.join(where, name))

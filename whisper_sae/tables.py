@@ -6,6 +6,8 @@ An empty field is an empty string and `NA` is a word. What is wrong with a table
 import csv
 import io
 import json
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,9 +55,21 @@ def need(path: Path, table: pd.DataFrame, name: str) -> None:
 def lines(path: Path, newline: str | None = None) -> Iterable[str]:
     """The lines of a text file in UTF-8, with a byte order mark or without; `newline` as `open` takes it."""
     try:
-        return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=newline)
+        text = content(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadSpeech(f"{path}: not a table in UTF-8: {error}; save it as UTF-8") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise BadSpeech(f"{path}: line {line}: a zero byte, so it is not a text file, or a damaged one")
+    return io.StringIO(text, newline=newline)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file; BadSpeech for what is not a regular file, such as a pipe, or cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadSpeech(f"{path}: not a regular file")
+        return Path(path).read_bytes()
     except OSError as error:
         raise BadSpeech(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -77,22 +91,48 @@ def one_spelling(values: pd.Series) -> pd.Series:
 
 
 def _csv(path: Path, **form) -> pd.DataFrame:
-    reader, rows = csv.reader(lines(path, newline=""), **form), []
+    text = [*lines(path, newline="")]
+    reader, rows, first = csv.reader(text, strict=True, **form), [], 1
     try:
         header = [name.strip() for name in next(reader, [])]
+        first = reader.line_num + 1
         for fields in reader:
             if len(fields) > len(header):
-                raise BadSpeech(f"{path}: line {reader.line_num}: {len(fields)} fields, the header has {len(header)}")
+                raise BadSpeech(f"{path}: line {first}: {len(fields)} fields, the header has {len(header)}")
+            if 0 < len(fields) < len(header) and not text[reader.line_num - 1].endswith(("\n", "\r")):
+                raise BadSpeech(
+                    f"{path}: line {first}: the file ends after {len(fields)} of {len(header)} fields of a row"
+                )
+            if (inner := _row_within(text[first : reader.line_num], len(header), form)) is not None:
+                raise BadSpeech(
+                    f"{path}: line {first}: a quotation mark that opens there takes in line {first + 1 + inner}, which "
+                    "looks like a row of its own; close it, double it within quotes, or take out the line break"
+                )
             if fields:
                 rows.append(fields + [""] * (len(header) - len(fields)))
+            first = reader.line_num + 1
     except csv.Error as error:
-        raise BadSpeech(f"{path}: line {reader.line_num}: not a CSV table: {error}") from None
+        raise BadSpeech(
+            f"{path}: line {first}: not a CSV table: {error}; a quotation mark within a field must be doubled and the "
+            "field quoted"
+        ) from None
     if not header:
         raise BadSpeech(f"{path}: the table is empty")
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise BadSpeech(f"{path}: two columns are called {twice[0]!r}")
     named = [place for place, name in enumerate(header) if name]  # a column without a name holds row numbers
     return pd.DataFrame({header[place]: [row[place] for row in rows] for place in named}, dtype=str)
+
+
+def _row_within(text: list[str], width: int, form: dict) -> int | None:
+    """Which of the lines that a quoted field goes on over looks like a row: it has as many fields, and either no
+    quotation mark or one where a field begins, which is then taken for the end of the quoted one."""
+    mark = form.get("delimiter", ",")
+    for place, line in enumerate(text):
+        before, quote, _ = line.partition('"')
+        if line.count(mark) + 1 >= width > 1 and (not quote or before.endswith(mark)):
+            return place
+    return None
 
 
 def _jsonl(path: Path) -> pd.DataFrame:
