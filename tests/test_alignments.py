@@ -448,7 +448,7 @@ def test_damaged_alignments_are_read_or_refused_in_one_line(tmp_path_factory, da
         ("a.TextGrid", long().replace("xmin = 0.2", "xmin = -0.2"), "begins before its sound"),
         ("phones.csv", TABLE.replace("start_ms", "phone"), "two columns are called 'phone'"),
         ("phones.csv", TABLE.replace("a.wav,100", "a\0.wav,100"), "line 3: a zero byte"),
-        ("phones.csv", TABLE.replace(",s", ',"s'), "line 2: "),
+        ("phones.csv", TABLE.replace(",s\n", ',"s\n'), "line 2: "),
         ("phones.csv", TABLE.replace(",0,100", ",-10,100"), "begins before its sound"),
         ("phones.ctm", CTM.replace("0.00", "-0.05"), "begins before its sound"),
         ("phones.ctm", CTM.replace("0.00", "1e400"), "line 1: start: '1e400' is not a number"),

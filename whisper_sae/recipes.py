@@ -195,9 +195,8 @@ def _below(found: pd.DataFrame, roots: dict[str, Path]) -> pd.DataFrame:
 
 
 def table(run: Profile, step: Step) -> pd.DataFrame:
-    """The table of clips that a step of `clips` holds, with paths as they are on this machine."""
-    text = {name: str for name in [*speech.COLUMNS, "corpus"] if name != "duration"}
-    found = step.table("clips.csv", dtype=text)
+    """The table of clips that a step of `clips` holds, text but for `duration`; paths as they are on this machine."""
+    found = step.table("clips.csv", dtype=str).astype({"duration": float})  # 01 and 1 are two labels of a corpus
     where = folders(run, step.manifest["params"]["seed"])
     return found.assign(path=[str(where[c] / p) for c, p in zip(found.corpus, found.path, strict=True)])
 
