@@ -1,6 +1,7 @@
 """Notebooks that run side by side: none before what it needs, the same pages as one by one, and Ctrl-C ends all."""
 
 import ast
+import errno
 import json
 import os
 import re
@@ -8,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from whisper_sae import pairs, profiles, progress, report
+from whisper_sae import findings, pairs, profiles, progress, report
 
 NOTEBOOK = """
 # %% [markdown]
@@ -83,12 +85,14 @@ INTERRUPTED = """
 import signal
 from whisper_sae import __main__, report
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
+signal.signal(signal.SIGTERM, __main__._terminate)
 report.NOTEBOOKS = report.Path({!r})
 raise SystemExit(__main__.main(["--jobs", "2"]))
 """
 
 
-def test_ctrl_c_kills_what_runs_and_keeps_what_is_done(folder):
+@pytest.mark.parametrize(("signal_", "code", "ended"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_kills_what_runs_and_keeps_what_is_done(folder, signal_, code, ended):
     here = folder(
         {"01_a": ("nothing", 0), "02_b": ("nothing", 600), "03_c": ("notebook 1", 600), "04_d": ("notebook 2", 0)}
     )
@@ -99,9 +103,9 @@ def test_ctrl_c_kills_what_runs_and_keeps_what_is_done(folder):
         begun = re.findall(r"begins (\d+)", (here / "log").read_text() if (here / "log").exists() else "")
         if len(begun) == 3:
             break
-    child.send_signal(signal.SIGINT)
+    child.send_signal(getattr(signal, signal_))
     _, said = child.communicate(timeout=120)
-    assert child.returncode == 130 and said.endswith("whisper_sae: interrupted; what was finished is published\n")
+    assert child.returncode == code and f"whisper_sae: {ended}; what was finished is published" in said
     assert len(begun) == 3 and "Traceback" not in said
     for process in map(int, begun):
         with pytest.raises(ProcessLookupError):
@@ -197,3 +201,72 @@ def test_as_many_at_a_time_as_cores_and_memory_allow(monkeypatch, device, cores,
     monkeypatch.setattr(report, "_cores", lambda: cores)
     monkeypatch.setattr(report.psutil, "virtual_memory", lambda: type("Free", (), {"available": gigabytes << 30}))
     assert report.jobs_for(device) == right
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0])
+@pytest.mark.parametrize(("signal_", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_importing_ends_in_one_line(seconds, signal_, code):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "whisper_sae", "nowhere"], cwd=report.PROJECT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    time.sleep(seconds)
+    child.send_signal(getattr(signal, signal_))
+    _, said = child.communicate(timeout=60)
+    assert child.returncode in (code, 2, -getattr(signal, signal_)), said  # 2: it was faster; -: Python had not begun
+    assert "Traceback" not in said or "whisper_sae/" not in said, said
+
+
+DAMAGE = {
+    "executed/01_a.ipynb": [b"", b'{"cells": [', b"[]", b"\xff\xfe\0"],
+    "findings/01_a.json": [b"", b'{"headline', b"[1]", b"null"],
+    "run.json": [b"", b"[]", b"null", b'{"notebooks": []}', b'{"notebooks": {"01_a": {}}}', "{}".encode("utf-16"),
+                 b"[" * 100_000],
+}  # fmt: skip
+
+
+def test_what_is_damaged_in_the_reports_counts_as_not_there(folder):
+    here = folder({"01_a": ("nothing", 0), "02_b": ("nothing", 0)})
+    plan = report.plan(folder=here)
+    rows = report.run(plan, jobs=2)
+    made = {name: rows["02_b"][name] for name in ("commit", "dirty", "date", "device", "versions")}
+    for name, contents in DAMAGE.items():
+        path = here / "reports" / "demo" / name
+        before = path.read_bytes() if path.exists() else None
+        for content in contents:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            report._finding(plan, "01_a")
+            report._remember(plan, made, {"02_b": rows["02_b"]})
+            for one in rows:
+                report._publish(plan, one, report._titles(plan))
+            report._publish_index(plan)
+            assert report._remembered(plan)["notebooks"]["02_b"] == rows["02_b"]
+        path.unlink() if before is None else path.write_bytes(before)
+        report._remember(plan, made, rows)
+
+
+def test_two_runs_of_one_profile_lose_no_row(folder):
+    plan = report.plan(folder=folder({"01_a": ("nothing", 0)}))
+    made = {"commit": "", "dirty": False, "date": "", "device": "", "versions": {}}
+    row = dict.fromkeys(report.ROW) | made
+    row |= {name: (kind[0] if isinstance(kind, tuple) else kind)() for name, kind in report.ROW.items()}
+    names = [f"{number:02d}_x" for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: report._remember(plan, made, {name: row}), names))
+    assert list(report._remembered(plan)["notebooks"]) == names
+
+
+def test_a_page_that_cannot_be_written_costs_a_line_and_not_the_run(folder, monkeypatch):
+    here, write = folder({f"0{n}_x": ("nothing", 0) for n in (1, 2)}), findings.write
+
+    def full(path, text):
+        if path.name in ("01_x.html", "01_x.ipynb"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(findings, "write", full)
+    rows = report.run(report.plan(folder=here), jobs=1)
+    assert [row["status"] for row in rows.values()] == ["failed", "done"]
+    assert "No space left on device" in rows["01_x"]["error"] and "WHISPER_SAE_REPORTS" in rows["01_x"]["error"]
+    assert (here / "reports" / "demo" / "02_x.html").exists()

@@ -1,9 +1,32 @@
 """`python -m whisper_sae`: run and publish the notebooks of a profile, or keep their two halves together."""
 
 import argparse
+import signal
 import sys
 
-from whisper_sae import report
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system or a container sends it before it kills: everything ends as after Ctrl-C."""
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    ended, code = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", 130)
+    print(
+        f"\nwhisper_sae: {ended}; what was finished is published; the same command goes on from there", file=sys.stderr
+    )
+    return code
+
+
+def _terminate(*_signal) -> None:
+    raise Terminated
+
+
+try:  # importing takes seconds, in which one may change one's mind
+    if __name__ == "__main__":
+        signal.signal(signal.SIGTERM, _terminate)
+    from whisper_sae import report
+except KeyboardInterrupt as interrupt:
+    sys.exit(_interrupted(interrupt))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,9 +41,8 @@ def main(arguments=None) -> int:
         if arguments[:1] == ["pair"]:
             return _pair(arguments[1:])
         return _run(arguments)
-    except KeyboardInterrupt:
-        print("\nwhisper_sae: interrupted; what was finished is published", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(interrupt)
 
 
 def _run(arguments: list[str]) -> int:

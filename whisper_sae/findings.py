@@ -38,9 +38,17 @@ def save(notebook: str, profile: str, headline: str, tables: dict | None = None,
 
 
 def load(profile: str, notebook: str) -> dict | None:
-    """What `save` wrote, or None."""
-    path = folder(profile) / "findings" / f"{notebook}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """What `save` wrote; None where there is nothing, or nothing whole."""
+    found = read(folder(profile) / "findings" / f"{notebook}.json")
+    return found if isinstance(found, dict) and isinstance(found.get("headline"), str) else None
+
+
+def read(path: Path):
+    """What a JSON file holds; None where there is none, or it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def write(path: Path, text: str) -> None:

@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import nbformat
 import papermill
 import psutil
@@ -102,15 +103,19 @@ def run(plan: Plan, terminal=None, jobs: int = 0) -> dict[str, dict]:
         with closing(_run_all(plan, jobs or jobs_for(plan.profile.device), screen)) as rows:
             for name, row in rows:
                 ran[name] = row | made
-                _remember(plan, made, {name: ran[name]})
-                linked[name] = _titles(plan, to_come)
-                _publish(plan, name, linked[name])
-                _publish_index(plan)
+                try:
+                    _remember(plan, made, {name: ran[name]})
+                    linked[name] = _titles(plan, to_come)
+                    _publish(plan, name, linked[name])
+                    _publish_index(plan)
+                except OSError as error:  # the other notebooks need not fail for it
+                    ran[name] |= {"status": "failed", "error": _unwritten(plan, error)}
     finally:
         after = _titles(plan)
         for name in after:
             if linked.get(name) != after:  # other pages are there now than it was thought to link to
-                _publish(plan, name, after)
+                with suppress(OSError):
+                    _publish(plan, name, after)
     return {name: ran[name] for name in plan.chosen if name in ran}
 
 
@@ -140,7 +145,7 @@ def record(plan: Plan) -> list[Path]:
     """Put the checked outputs of the latest run into the `.ipynb` halves; returns the files written."""
     rows = _remembered(plan).get("notebooks", {})
     done = [name for name in plan.chosen if rows.get(name, {}).get("status") == "done"]
-    executed = {name: nbformat.read(_executed(plan, name), as_version=4) for name in done}
+    executed = {name: node for name in done if (node := _read(plan, name))}
     return pairs.record(plan.folder, executed)
 
 
@@ -274,8 +279,11 @@ def _run_one(plan: Plan, name: str, screen: progress.Terminal) -> dict:
     node = managed[0].nb if managed else node
     seconds = round(time.monotonic() - start, 2)
     error = (error.strip().splitlines() or [""])[0]
+    try:
+        findings.write(_executed(plan, name), nbformat.writes(node))
+    except OSError as failure:
+        error = error or _unwritten(plan, failure)
     line.end("failed" if error else "done", pages.duration(seconds))
-    findings.write(_executed(plan, name), nbformat.writes(node))
     finding = _finding(plan, name)
     fresh = finding if not error and finding != found else {}
     return {
@@ -294,6 +302,19 @@ def _run_one(plan: Plan, name: str, screen: progress.Terminal) -> dict:
 def _executed(plan: Plan, name: str) -> Path:
     """Where the executed notebook is kept, with all its outputs."""
     return plan.where / "executed" / f"{name}.ipynb"
+
+
+def _read(plan: Plan, name: str):
+    """The executed notebook; None if there is none, or none that can be read."""
+    try:
+        return nbformat.read(_executed(plan, name), as_version=4)
+    except Exception:  # what a damaged notebook raises depends on where it is damaged
+        return None
+
+
+def _unwritten(plan: Plan, error: OSError) -> str:
+    where = error.filename or plan.where
+    return f"OSError: {where}: {error.strerror or error}; WHISPER_SAE_REPORTS names another folder for reports"
 
 
 def _finding(plan: Plan, name: str) -> dict:
@@ -348,19 +369,32 @@ def _environment(threads: int):
 # --- what is known of a run
 
 
+ROW = {
+    "status": str, "title": str, "headline": str, "tables": list, "steps": dict, "error": str, "seconds": (int, float),
+    "seed": int, "parameters": dict, "versions": dict,
+}  # fmt: skip
+"""What `run.json` has of each notebook; a row without it is as good as none."""
+
+
 def _remembered(plan: Plan) -> dict:
-    path = plan.where / "run.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+    run = findings.read(plan.where / "run.json")
+    run = run if isinstance(run, dict) else {}
+    rows = run.get("notebooks") if isinstance(run.get("notebooks"), dict) else {}
+    whole = {
+        name: row
+        for name, row in rows.items()
+        if isinstance(row, dict) and all(isinstance(row.get(field), kind) for field, kind in ROW.items())
+    }
+    return run | {"notebooks": whole}
 
 
 def _remember(plan: Plan, made: dict, rows: dict) -> None:
-    """Write `run.json` with `rows` renewed and all others kept."""
-    run = {"profile": plan.profile.name, "seed": next(iter(rows.values()))["seed"], **made}
-    run["notebooks"] = dict(sorted((_remembered(plan).get("notebooks", {}) | rows).items()))
-    findings.write(plan.where / "run.json", json.dumps(run, indent=1) + "\n")
+    """Write `run.json` with `rows` renewed and all others kept, those of another run at the same time too."""
+    plan.where.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(plan.where / ".run.lock"):
+        run = {"profile": plan.profile.name, "seed": next(iter(rows.values()))["seed"], **made}
+        run["notebooks"] = dict(sorted((_remembered(plan)["notebooks"] | rows).items()))
+        findings.write(plan.where / "run.json", json.dumps(run, indent=1) + "\n")
 
 
 # --- publishing
@@ -373,16 +407,17 @@ def _about(plan: Plan) -> dict:
 def _titles(plan: Plan, to_come: dict[str, str] | None = None) -> dict[str, str]:
     """The titles of the notebooks that have a page, or will have one, in order."""
     rows = _remembered(plan).get("notebooks", {})
-    there = {name: row["title"] for name, row in rows.items() if _executed(plan, name).exists()} | (to_come or {})
+    there = {name: row["title"] for name, row in rows.items() if _executed(plan, name).is_file()} | (to_come or {})
     return {text.stem: there[text.stem] for text in pairs.texts(plan.folder) if text.stem in there}
 
 
 def _publish(plan: Plan, name: str, titles: dict[str, str]) -> None:
     """Write the page of an executed notebook, with links to those of `titles`."""
-    node = nbformat.read(_executed(plan, name), as_version=4)
-    row = _remembered(plan)["notebooks"][name] | {"name": name}
+    node, row = _read(plan, name), _remembered(plan)["notebooks"].get(name)
+    if node is None or row is None:
+        return
+    row |= {"name": name}
     findings.write(plan.where / f"{name}.html", pages.page(readable.prepared(node), row, _about(plan), titles))
-    return titles
 
 
 def _publish_index(plan: Plan) -> None:
@@ -391,8 +426,7 @@ def _publish_index(plan: Plan) -> None:
     rows = []
     for text in pairs.texts(plan.folder):
         row = {"name": text.stem, "number": text.stem[:2], "status": "not run", "title": text.stem}
-        if text.stem in existing:
-            node = nbformat.read(_executed(plan, text.stem), as_version=4)
+        if text.stem in existing and (node := _read(plan, text.stem)):
             row |= run["notebooks"][text.stem] | {"href": f"{text.stem}.html"}
             row["thumbnail"], row["thumbnail_alt"] = pages.thumbnail(node)
         else:
