@@ -51,9 +51,9 @@ EXCEPTIONS = {
          "restoring.PATTERNS", "activations.__all__", "model.__all__", "phones.__all__"],
         SHOWN,
     ),
-    **dict.fromkeys(["cluster", "kernels.ALONE", "kernels.BLOCK", "profiles", "fingerprints", "store"], SPREAD),
+    **dict.fromkeys(["cluster", "kernels.ALONE", "kernels.BLOCK", "kernels.jit", "profiles", "fingerprints", "store"], SPREAD),
     **dict.fromkeys(
-        ["prompts", "encoders.BUNDLED", "encoders.PACKAGE", "encoders.KINDS", "fragments.GOODS", "fragments.MEASURES",
+        ["prompts", "encoders.BUNDLED", "encoders.PACKAGE", "fragments.GOODS", "fragments.MEASURES",
          "fragments.TITLES", "fragments.STEMS", "fragments.ENDINGS", "fragments.MONTHS", "recipes.DRAWN_BY",
          "emotions.POSITIONS", "emotions.HOW", "emotions.L1", "restoring.HOW", "synthetic.SETTINGS", "narrow.DTYPES",
          "voice_probes._INPUTS", "atlas.NO_LABELS"],
@@ -61,7 +61,7 @@ EXCEPTIONS = {
     ),
     **dict.fromkeys(
         ["articulation.CONSONANTS", "articulation.VOWELS", "decoding.See", "hallucination.RULES", "kernels.SUMS",
-         "meaning.RATE", "media.FRAME", "speech.KINDS", "text.NAMES"],
+         "meaning.RATE", "media.FRAME", "speech.COLUMNS", "speech.KINDS", "text.NAMES"],
         DERIVED,
     ),
 }  # fmt: skip

@@ -1,12 +1,15 @@
 """Whisper and its sites: what a hook hears is what the model says, and hooks leave."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_sae import model, profiles
@@ -269,7 +272,7 @@ def test_a_model_and_its_twin_have_its_tokenizer(tmp_path):
 def test_a_spoilt_tokenizer_is_named(tmp_path):
     folder = shutil.copytree(profiles.DEMO / "whisper", tmp_path / "spoilt")
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(model.BadModel, match=r"tokenizer\.json cannot be loaded") as said:
+    with pytest.raises(model.BadModel, match=r"tokenizer\.json") as said:
         model.load(str(folder), "cpu")
     assert "\n" not in str(said.value)
 
@@ -419,3 +422,78 @@ def test_a_precision_that_is_not_there_is_refused(small_whisper, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     with pytest.raises(model.BadModel, match="precision: cpu cannot multiply in bfloat16 itself; use float32"):
         model.load(str(small_whisper), "cpu", precision="bfloat16")
+
+
+# ----------------------------------------------------------------------------------------- odd and changed files
+
+
+@pytest.fixture
+def copied(small_whisper, tmp_path):
+    """A model's directory that may be spoilt."""
+    return Path(shutil.copytree(small_whisper, tmp_path / "whisper"))
+
+
+def config_of(folder, **change):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def weights_of(folder, change):
+    save_file({name: change(tensor) for name, tensor in load_file(folder / "model.safetensors").items()},
+              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+
+
+def spoil(tensor, value):
+    tensor = tensor.clone()
+    tensor.view(-1)[-1] = value
+    return tensor
+
+
+SPOILT = {
+    "a layer less": (lambda at: config_of(at, encoder_layers=1), "config.json has no place for"),
+    "a decoder layer less": (lambda at: config_of(at, decoder_layers=1), "config.json has no place for"),
+    "integers": (lambda at: weights_of(at, lambda one: one.to(torch.int8)), "no quantized weights"),
+    "NaN": (lambda at: weights_of(at, lambda one: spoil(one, torch.nan)), "NaN or infinite weights"),
+    "infinite": (lambda at: weights_of(at, lambda one: spoil(one, torch.inf)), "NaN or infinite weights"),
+    "weights cut": (lambda at: os.truncate(at / "model.safetensors", 1000), "model.safetensors: not whole"),
+    "no weights": (lambda at: os.truncate(at / "model.safetensors", 0), "model.safetensors: not whole"),
+    "generation settings cut": (lambda at: (at / "generation_config.json").write_text("{"), "not JSON"),
+    "deep JSON": (lambda at: (at / "generation_config.json").write_text("[" * 100_000), "not JSON"),
+    "code of its own": (
+        lambda at: config_of(at, model_type="mine", auto_map={"AutoConfig": "mine.Config"}), "config.json cannot be"),
+    "a pipe": (lambda at: ((at / "vocab.json").unlink(missing_ok=True), os.mkfifo(at / "vocab.json")), "not a regular"),
+    "a folder": (lambda at: (at / "normalizer.json").mkdir(), "not a regular file"),
+    "a broken link": (lambda at: (at / "merges.txt").symlink_to("nowhere"), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_directory_is_refused_in_one_line(copied, how, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    change, why = SPOILT[how]
+    (copied / "generation_config.json").write_text("{}")
+    change(copied)
+    with pytest.raises(model.BadModel, match=why) as said:
+        model.load(str(copied), "cpu")
+    assert str(copied) in str(said.value) and "\n" not in str(said.value)
+
+
+def test_weights_replaced_in_place_are_another_model(copied):
+    before = model.identity(str(copied))
+    stands = os.stat(copied / "model.safetensors")
+    weights_of(copied, lambda one: one + 1)
+    os.utime(copied / "model.safetensors", ns=(stands.st_atime_ns, stands.st_mtime_ns + 1))
+    with pytest.raises(model.BadModel, match="have changed since"):
+        model.load(str(copied), "cpu")
+    assert model.identity(str(copied)) != before
+    model.load(str(copied), "cpu")
+
+
+def test_only_what_a_model_is_made_of_decides_what_it_is(copied):
+    before = model.identity(str(copied))
+    for name in ("notes.json", "README.md", "training_args.bin"):
+        (copied / name).write_text("{}")
+    assert model.identity(str(copied)) == before
+    for name in ("merges.txt", "normalizer.json", "generation_config.json"):
+        (copied / name).write_text("{}")
+        assert before != (before := model.identity(str(copied)))

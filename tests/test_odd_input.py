@@ -207,6 +207,7 @@ ODD = [
         "cannot be decoded to its end"),
     Odd("NaN", spoilt(float("nan")), "skipped", "1 samples are NaN or infinite", ["1 samples are NaN or infinite"]),
     Odd("infinite samples", spoilt(float("-inf")), "skipped", "1 samples are NaN or infinite", ["infinite"]),
+    Odd("samples of 1e20", spoilt(1e20), "skipped", "a sample of 1e+20, which is no sound", ["a sample of 1e+20"]),
     Odd("text that is called .flac", content(lambda old: b"A dark and stormy night.\n" * 20), "skipped",
         "not a sound file that can be read", ["not a sound file"]),
     Odd("AAC in .m4a", m4a, "skipped", "not a sound file that can be read; convert it to FLAC", ["convert it to FLAC"]),

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "edits": {"speech"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
     "sounds": {"codes", "intervals"},
-    "encoders": {"devices"},
+    "encoders": {"devices", "model_files"},
     "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "intervals", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
@@ -53,10 +53,10 @@ MAY_IMPORT = {
     "confounds": {"crossing", "effects"},  # partial d is the same there
     "held_fixed": {"confounds", "effects", "relabelling"},
     "power": {"effects"},  # tidy labels
-    "model": {"attention", "devices", "sites", "hooks", "logmel"},
+    "model": {"attention", "devices", "model_files", "sites", "hooks", "logmel"},
     "modules": {"activations", "hooks"},  # the same store, the same hooks, any model
     "activations": {"narrow", "rows", "shards"},
-    "transpose": {"shards"},
+    "transpose": {"kernels", "shards"},  # how loops are compiled
     "live": {"narrow", "rows", "shards"},  # the other source of rows
     "store": {"fingerprints"},  # a key names the code that makes a result
     "cluster": {"store", "cluster", "fingerprints"},  # one folder and one code for all; in a worker it imports itself

@@ -1,7 +1,10 @@
 """The sparse path: which calls are chosen, and sums over pairs; the loops say what torch says."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import sparse
+from whisper_sae import kernels, sparse
 
 KINDS = st.sampled_from([torch.bfloat16, torch.float32, torch.float64])
 SIZES = (st.integers(1, 150), st.integers(1, 40), st.integers(0, 9), KINDS)
@@ -107,3 +110,34 @@ def test_the_loops_leave_torch_the_number_of_threads_it_was_told():
         "sparse.keep_unit_rows(torch.ones(2, 3)); print(torch.get_num_threads())"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_without_a_folder_to_keep_compiled_code_in_it_is_compiled_each_time(tmp_path):
+    package = shutil.copytree(Path(kernels.__file__).parent, tmp_path / "whisper_sae",
+                              ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    code = """
+from numba.core import caching
+for one in caching.CacheImpl._locator_classes:
+    one.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
+import numpy as np
+from whisper_sae import kernels
+assert kernels.how_many_above(np.arange(5, dtype=np.int32), 2) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert not list(package.rglob("*.nb[ci]"))
+
+
+def test_compiled_code_that_a_power_cut_left_empty_is_removed(tmp_path):
+    package = shutil.copytree(Path(kernels.__file__).parent, tmp_path / "whisper_sae",
+                              ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    code = (
+        "import numpy as np; from whisper_sae import kernels; kernels.how_many_above(np.arange(5, dtype=np.int32), 2)"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-500:]
+        kept = list(package.rglob("*.nb[ci]"))
+        assert len(kept) >= 2 and all(path.stat().st_size for path in kept)
+        for path in kept:
+            os.truncate(path, 0)

