@@ -51,7 +51,9 @@ EXCEPTIONS = {
          "restoring.PATTERNS", "activations.__all__", "model.__all__", "phones.__all__"],
         SHOWN,
     ),
-    **dict.fromkeys(["cluster", "kernels.ALONE", "kernels.BLOCK", "kernels.jit", "profiles", "fingerprints", "store"], SPREAD),
+    **dict.fromkeys(
+        ["cluster", "kernels.ALONE", "kernels.BLOCK", "kernels.jit", "profiles", "fingerprints", "store"], SPREAD
+    ),
     **dict.fromkeys(
         ["prompts", "encoders.BUNDLED", "encoders.PACKAGE", "fragments.GOODS", "fragments.MEASURES",
          "fragments.TITLES", "fragments.STEMS", "fragments.ENDINGS", "fragments.MONTHS", "recipes.DRAWN_BY",
