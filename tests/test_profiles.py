@@ -1,6 +1,7 @@
 """A profile says what a run reads and how hard it works, and refuses what it does not understand."""
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,16 @@ def test_no_such_file(tmp_path):
         ("[environment]\nA = 3", ["environment: expected a table of strings"]),
         ("model = '${NO_SUCH_NAME}/x'", ["model", "needs the environment variable NO_SUCH_NAME"]),
         ("about = 'costs $ 5'", ["about", "'costs $ 5'", "$"]),
+        ("about = '${HOME}'", ["about: '${HOME}': only PROJECT and [environment] are filled in"]),
+        ("banner = '$PATH'", ["banner: '$PATH': only PROJECT"]),
+        ("about = '${A}'\n[environment]\nA = '${HOME}'", ["about: '${A}': only PROJECT"]),
+        ("k = " + "9" * 401, ["k: a number beyond the 64 bits"]),
+        ("k = " + "9" * 5000, ["not valid TOML"]),
+        ("penalty = " + "9" * 401, ["penalty: a number beyond the 64 bits"]),
+        ("corpus = " + "[" * 2000 + "]" * 2000, ["not valid TOML: nested too deeply"]),
+        ("corpus = '~nosuchuser/x'", ["'~nosuchuser/x'"]),
+        ("corpus = 'a\\u0000b'".replace("'", '"'), ["corpus: a zero byte"]),
+        (f"name = '{'a' * 300}'", ["cannot name a folder; use up to 100 letters"]),
     ],
 )
 def test_what_is_not_understood_is_refused(toml, text, words):
@@ -281,3 +292,25 @@ def test_a_file_does_not_take_the_reports_of_the_table(tmp_path):
         profiles.choose(str(path))
     path.write_text('base = "tiny"\nname = "mine"\n')
     assert profiles.choose(str(path)).name == "mine"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_profile(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbfk = 3")
+    assert profiles.choose(str(tmp_path / "mine.toml")).k == 3
+
+
+def test_defaults_of_the_environment_may_name_variables_that_are_set(toml, monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", "/there")
+    assert toml("model = '${A}/m'\n[environment]\nA = '${SOMEWHERE}/x'").model == "/there/x/m"
+
+
+def test_a_secret_of_the_environment_is_not_shown_on_a_page(toml, monkeypatch):
+    monkeypatch.setenv("TOKEN", "a secret")
+    told = toml("about = 'by ${TOKEN}'\nmodel = '${TOKEN}'\n[environment]\nTOKEN = 'nobody'")
+    assert (told.about, told.model) == ("by nobody", "a secret")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "mine.toml")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        profiles.choose(str(tmp_path / "mine.toml"))

@@ -63,11 +63,13 @@ MAY_IMPORT = {
     "foreign": {"interchange"},  # what a folder of ours is, is said once
     "sharing": {"interchange"},
     "calibrations": {"figures"},  # how a table and a number are shown
-    "labels": {"findings"},  # which writes a file whole or not at all
+    "labels": {"findings", "toml_files"},  # which writes a file whole or not at all
     "excerpts": {"speech"},  # a part of what it reads whole
     "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
-    "profiles": {"languages", "sites"},  # names only: a profile may give a site OpenAI's name
-    "report": {"forkserver", "profiles", "store", "findings", "pages", "pairs", "progress", "provenance", "readable"},
+    "profiles": {"languages", "sites", "toml_files"},  # names only: a profile may give a site OpenAI's name
+    "private_paths": {"findings"},  # where reports go
+    "report": {"forkserver", "private_paths", "profiles", "store", "findings", "pages", "pairs", "progress",
+               "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},

@@ -121,6 +121,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _about(self, name: str) -> dict:
         told = self.asked[name].answer({"ask": "about"})
+        if "error" in told:
+            raise ValueError(told["error"])
         begin = self.feature if self.feature is not None and self.feature < told["features"] else told["fires_most"]
         return told | {"source": name, "start": begin}
 

@@ -18,6 +18,7 @@ import soundfile
 from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#E69F00", "#222222", "#767676"
@@ -324,11 +325,20 @@ def _image(fig: Figure, alt: str) -> str:
     if not alt.strip():
         raise ValueError("alt: say the finding in words, for those who cannot see the figure")
     file = io.BytesIO()
+    _take_literally(fig)
     fig.savefig(file, format="png", dpi=150)
     plt.close(fig)
     data = base64.b64encode(file.getvalue()).decode()
     width = round(fig.get_figwidth() * 100)
     return f'<img style="max-width:100%" width="{width}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _take_literally(fig: Figure) -> None:
+    """A $ in a word or a group of a corpus is a $: math is what matplotlib writes on logarithmic axes."""
+    for axes in fig.axes:
+        axes.get_xticklabels(which="both"), axes.get_yticklabels(which="both")  # brings them up to date
+    for text in fig.findobj(Text):
+        text.set_parse_math(r"\mathdefault" in text.get_text())
 
 
 def _player(sound: np.ndarray, rate: int, label: str) -> str:

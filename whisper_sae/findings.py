@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from whisper_sae import durable
 
 
@@ -25,7 +27,7 @@ def save(notebook: str, profile: str, headline: str, tables: dict | None = None,
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"tables: {name!r} cannot name a file; use letters, digits, _ and -")
-        write(where / names[name], tables[name].to_csv(index=tables[name].index.name is not None))
+        write(where / names[name], as_csv(tables[name], index=tables[name].index.name is not None))
     finding = {
         "notebook": notebook,
         "headline": " ".join(headline.split()),
@@ -35,6 +37,25 @@ def save(notebook: str, profile: str, headline: str, tables: dict | None = None,
     path = where / "findings" / f"{notebook}.json"
     write(path, json.dumps(finding, indent=1))
     return path
+
+
+def as_csv(table: pd.DataFrame, index: bool = False) -> str:
+    """A table as CSV for people: what a spreadsheet would run as a formula has an apostrophe before it."""
+    shown = table.map(_harmless).rename(columns=_harmless)
+    return (shown.rename(index=_harmless) if index else shown).to_csv(index=index)
+
+
+def _harmless(value):
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r", " ")  # which ends a row for some readers
+    if len(value) < 2 or value.lstrip()[:1] not in tuple("=+-@"):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def load(profile: str, notebook: str) -> dict | None:

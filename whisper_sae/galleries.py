@@ -78,6 +78,14 @@ def notes(run: Profile, seed: int, site: str, of: str = "dictionary", **which) -
     return labels.Labels(store.root() / "labels", recipe.key, site)
 
 
+class NoFeature(ValueError):
+    """A dictionary has no feature of this number."""
+
+    def __init__(self, number: int, many: int):
+        super().__init__(f"features: there is no {number}; there are {many}")
+        self.number = number
+
+
 def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *, most: int = 300, each: int = 5,
          features: Sequence[int] | None = None, wholes: int = CLIPS, of: str = "dictionary", name: str = "features",
          **which) -> Page:  # fmt: skip
@@ -92,7 +100,10 @@ def page(run: Profile, seed: int, site: str, told: pd.DataFrame | None = None, *
     noted = kept.notes()
     chosen = None if features is None else sorted({int(number) for number in features})
     asked = {"most": most, "each": each, "features": chosen, "also": noted, "wholes": wholes, "of": of}
-    step = store.make(gathered(run, seed, site, **asked, **which))
+    try:
+        step = store.make(gathered(run, seed, site, **asked, **which))
+    except NoFeature as error:
+        raise ValueError(f"{kept.path}: {error}" if error.number in noted else str(error)) from None
     shown = pd.DataFrame(_json(step.path / "features.json"))
     shown = _named(_joined(shown, told), noted)
     drawn = "" if chosen is not None or len(shown) >= step.facts["alive"] else "drawn at random from "
@@ -143,7 +154,7 @@ def _chosen(alive: np.ndarray, many: int, most: int, features, also, seed: int) 
         drawn = np.random.default_rng(seed).permutation(alive)[:most]
         features = {*drawn.tolist(), *also}
     if wrong := [number for number in features if not 0 <= number < many]:
-        raise ValueError(f"features: there is no {wrong[0]}; there are {many}")
+        raise NoFeature(wrong[0], many)
     return sorted(features)
 
 

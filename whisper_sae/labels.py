@@ -26,7 +26,6 @@ import html
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -34,6 +33,8 @@ from pathlib import Path
 import filelock
 import pandas as pd
 
+from whisper_sae import toml_files
+from whisper_sae.findings import as_csv
 from whisper_sae.findings import write as write_whole
 
 CATEGORIES = ("phone", "word", "prosody", "speaker", "sound", "position", "unknown", "other")
@@ -108,7 +109,7 @@ class Labels:
         """The notes by feature, in order; none where there is no file."""
         if not self.path.exists():
             return {}
-        told = _parsed(self.path)
+        told = toml_files.read(self.path)
         for name in ("dictionary", "site"):
             if told.pop(name, None) != getattr(self, name):
                 raise ValueError(f"{self.path}: {name}: these notes are not of {getattr(self, name)}")
@@ -156,13 +157,6 @@ class Labels:
 
 
 # ------------------------------------------------------------------------------------------------- the file
-
-
-def _parsed(path: Path) -> dict:
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from None
 
 
 def _note(path: Path, number: str, given) -> Note:
@@ -217,7 +211,7 @@ def _plain(text: str) -> str:
     return re.sub(r"\r\n|[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", "<br>", text)
 
 
-EXPORTS = {".csv": lambda table: table.to_csv(index=False), ".json": _as_json, ".md": _as_markdown}
+EXPORTS = {".csv": as_csv, ".json": _as_json, ".md": _as_markdown}
 
 
 # --------------------------------------------------------------------------------------------------- drafts

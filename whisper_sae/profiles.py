@@ -10,12 +10,11 @@ import math
 import os
 import re
 import string
-import tomllib
 import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from whisper_sae import languages, sites
+from whisper_sae import languages, sites, toml_files
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEMO = PROJECT / "data" / "demo"
@@ -240,6 +239,10 @@ TABLE = {
 }  # fmt: skip
 
 
+SHOWN = ("name", "about", "banner")
+"""Fields that pages show."""
+
+
 def choose(profile: str) -> Profile:
     """The profile of that name, or the one that a TOML file describes.
 
@@ -262,10 +265,7 @@ def choose(profile: str) -> Profile:
 
 
 def _read(path: Path) -> Profile:
-    try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    text = toml_files.read(path)
     defaults = text.pop("environment", {})
     if not isinstance(defaults, dict) or not all(isinstance(default, str) for default in defaults.values()):
         raise ValueError(f"{path}: environment: expected a table of strings, got {defaults!r}")
@@ -288,6 +288,8 @@ def _field(path: Path, name: str, value, defaults: dict):
     many = typing.get_origin(wanted) is tuple
     item = typing.get_args(wanted)[0] if many else wanted
     values = value if many and isinstance(value, list) else [value]
+    if any(type(v) is int and abs(v) >= 1 << 63 for v in values):
+        raise ValueError(f"{path}: {name}: a number beyond the 64 bits that TOML allows")
     if item is float:
         values = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values]
     if (isinstance(value, list) and not many) or not all(type(v) is item for v in values):
@@ -301,11 +303,19 @@ def _field(path: Path, name: str, value, defaults: dict):
 
 
 def _filled(path: Path, name: str, value: str, defaults: dict) -> str:
+    """`value` with its `${NAMES}` filled in. What is shown on pages knows only `[environment]` and PROJECT: profiles
+    come from others, too, and a variable of the environment may be a secret."""
+    if "\0" in value:
+        raise ValueError(f"{path}: {name}: a zero byte")
     project = {"PROJECT": str(PROJECT)}
+    around = {} if name in SHOWN else os.environ
     try:
-        known = {key: string.Template(text).substitute(project) for key, text in defaults.items()}
-        return string.Template(value).substitute(known | os.environ | project)
+        used = {key: text for key, text in defaults.items() if f"${{{key}}}" in value or f"${key}" in value}
+        known = {key: string.Template(text).substitute({**around, **project}) for key, text in used.items()}
+        return string.Template(value).substitute({**known, **around, **project})
     except KeyError as missing:
+        if name in SHOWN:
+            raise ValueError(f"{path}: {name}: {value!r}: only PROJECT and [environment] are filled in") from None
         raise ValueError(f"{path}: {name}: {value!r} needs the environment variable {missing.args[0]}") from None
     except ValueError:
         raise ValueError(f"{path}: {name}: {value!r}: a $ must start a ${{NAME}}, or be written twice") from None
@@ -315,15 +325,18 @@ def _located(path: Path, value: str) -> str:
     """A path as seen from the profile's file: what starts with `.`, `~` or `/`, or is there; anything else is an id."""
     twin = "untrained:" if value.startswith("untrained:") else ""
     bare = value.removeprefix(twin)
-    if bare.startswith((".", "~", "/")) or (path.parent / bare).exists():
-        return twin + str((path.resolve().parent / Path(bare).expanduser()).resolve())
+    if bare.startswith((".", "~", "/")) or os.path.exists(path.parent / bare):
+        try:
+            return twin + str((path.resolve().parent / Path(bare).expanduser()).resolve())
+        except (OSError, RuntimeError) as error:  # no such user, a name too long, links in a circle
+            raise ValueError(f"{path}: {bare[:80]!r}: {error}") from None
     return value
 
 
 def checked(profile: Profile, where: str | Path) -> Profile:
     """The profile, if all its fields make sense; ValueError says which does not, after `where` it was written."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", profile.name):
-        raise ValueError(f"{where}: name: {profile.name!r} cannot name a folder; use letters, digits, . _ -")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", profile.name):
+        raise ValueError(f"{where}: name: {profile.name!r} cannot name a folder; use up to 100 letters, digits, . _ -")
     for name in FIELDS:
         value = getattr(profile, name)
         for one in value if isinstance(value, tuple) else [value]:

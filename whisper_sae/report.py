@@ -27,7 +27,7 @@ import psutil
 from nbconvert.filters import strip_ansi
 from papermill.engines import NBClientEngine, papermill_engines
 
-from whisper_sae import findings, forkserver, pages, pairs, profiles, progress, provenance, readable
+from whisper_sae import findings, forkserver, pages, pairs, private_paths, profiles, progress, provenance, readable
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -280,7 +280,7 @@ def _run_one(plan: Plan, name: str, screen: progress.Terminal) -> dict:
     seconds = round(time.monotonic() - start, 2)
     error = (error.strip().splitlines() or [""])[0]
     try:
-        findings.write(_executed(plan, name), nbformat.writes(node))
+        findings.write(_executed(plan, name), _hidden(plan, nbformat.writes(node)))
     except OSError as failure:
         error = error or _unwritten(plan, failure)
     line.end("failed" if error else "done", pages.duration(seconds))
@@ -292,10 +292,10 @@ def _run_one(plan: Plan, name: str, screen: progress.Terminal) -> dict:
         "headline": fresh.get("headline", ""),
         "tables": fresh.get("tables", []),
         "steps": fresh.get("steps", {}),
-        "error": error,
+        "error": _hidden(plan, error),
         "seconds": seconds,
         "seed": plan.parameters[name]["seed"],
-        "parameters": plan.parameters[name],
+        "parameters": plan.parameters[name] | {"profile": _hidden(plan, plan.given)},
     }
 
 
@@ -310,6 +310,12 @@ def _read(plan: Plan, name: str):
         return nbformat.read(_executed(plan, name), as_version=4)
     except Exception:  # what a damaged notebook raises depends on where it is damaged
         return None
+
+
+def _hidden(plan: Plan, text: str) -> str:
+    """Text without the places of this machine: reports are given to others."""
+    run = plan.profile
+    return private_paths.hidden(text, (plan.given, run.model, *run.corpus, run.text_encoder))
 
 
 def _unwritten(plan: Plan, error: OSError) -> str:
