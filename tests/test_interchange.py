@@ -4,11 +4,14 @@ That the readers themselves say the same is asked of them in test_peers.py.
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from coders import LATENTS, WIDTH, K, settled
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from whisper_sae import interchange, sae
@@ -53,6 +56,16 @@ def told(**facts):
     return do
 
 
+def replaced(name, by):
+    """Puts something else in the place of a file."""
+
+    def do(folder: Path) -> None:
+        (folder / name).unlink()
+        by(folder / name)
+
+    return do
+
+
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
@@ -74,15 +87,64 @@ def told(**facts):
             r"b_dec is \(5,\), must be \(d_in\) with d_in = 24",
         ),
         (spoil(lambda tensors: tensors["W_dec"].fill_(float("nan"))), "W_dec holds numbers that are not finite"),
-        (spoil(lambda tensors: tensors.update(b_dec=torch.zeros(24, dtype=torch.int64))), "must be a tensor of floats"),
+        (spoil(lambda tensors: tensors.update(b_dec=torch.zeros(24, dtype=torch.int64))), "must be a dense tensor of"),
+        (
+            spoil(lambda tensors: tensors.update(W_dec=tensors["W_dec"].to(torch.int8))),
+            "W_dec must be a dense tensor of",
+        ),
+        (spoil(lambda tensors: tensors.update(W_dec=tensors["W_dec"].to(torch.complex64))), "W_dec must be a dense"),
+        (
+            spoil(lambda tensors: tensors.update(W_dec=torch.full((96, 24), 1e300, dtype=torch.float64))),
+            "W_dec holds numbers that are not finite in float32",
+        ),
+        (
+            spoil(lambda tensors: tensors.update(W_dec=torch.full((96, 24), torch.nan).to(torch.float8_e4m3fn))),
+            "W_dec holds numbers that are not finite",
+        ),
+        (lambda folder: (folder / "sae.json").write_text("[" * 100_000), "not a saved SAE"),
+        (lambda folder: (folder / "sae.json").write_text('{"k": ' + "9" * 5000 + "}"), "not a saved SAE"),
+        (replaced("sae.json", os.mkfifo), "sae.json: not a regular file"),
+        (replaced("sae.safetensors", os.mkfifo), "sae.safetensors: not a regular file"),
+        (replaced("sae.safetensors", os.mkdir), "sae.safetensors: not a regular file"),
+        (lambda folder: os.truncate(folder / "sae.json", interchange.MOST_FACTS + 1), "bytes; 16,777,216 at most"),
     ],
 )
 def test_a_folder_that_is_none_is_named_in_one_line(saved, harm, named):
     folder = saved("batchtopk")
     harm(folder)
-    with pytest.raises(BadSAE, match=named) as caught:
-        interchange.read(folder)
-    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    for read in (interchange.read, sae.load):
+        with pytest.raises(BadSAE, match=named) as caught:
+            read(folder)
+        assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@given(st.data())
+def test_a_damaged_folder_is_read_or_refused_in_one_line(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damaged")
+    sae.save(sae.create("topk", 4, 8, 2), folder)
+    path = folder / data.draw(st.sampled_from(["sae.json", "sae.safetensors"]))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, max(0, len(content) - 1)))
+        if data.draw(st.booleans()) and content:
+            content[at] = data.draw(st.integers(0, 255))
+        else:
+            del content[at:]
+    path.write_bytes(content)
+    try:
+        coder = sae.load(folder)
+    except ValueError as error:
+        assert str(folder) in str(error) and "\n" not in str(error)
+    else:
+        assert all(tensor.isfinite().all() for tensor in coder.state_dict().values())
+
+
+def test_an_sae_of_another_model_is_refused(saved):
+    folder = saved("batchtopk", model="openai/whisper-tiny", **{interchange.DIGEST: "0123456789ab"})
+    interchange.require_model(folder, "0123456789ab")
+    with pytest.raises(BadSAE, match="trained on openai/whisper-tiny with the digest 0123456789ab, and this model has"):
+        interchange.require_model(folder, "ba9876543210")
+    interchange.require_model(saved("topk"), "ba9876543210")  # it does not say
 
 
 # ------------------------------------------------------------------------------------------------------------- exports

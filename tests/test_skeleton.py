@@ -25,7 +25,7 @@ ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination",
 # Leaves import no sibling. These stand on top of them:
 ANYONE = {"durable"}  # how a file is written is said once
 MAY_IMPORT = {
-    "sae": {"devices", "sparse"},
+    "sae": {"devices", "interchange", "sparse"},  # what a saved one must be is said there
     "corpora": {"tables"},
     "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
@@ -74,12 +74,13 @@ MAY_IMPORT = {
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
     "fitting": {"devices", "measure", "rows", "sae", "train"},
-    "elsewhere": {"activations", "fitting", "measure", "modules", "rows", "sae", "store", "transpose"},
+    "elsewhere": {"activations", "fitting", "interchange", "measure", "modules", "rows", "sae", "store", "transpose"},
     "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
     "interventions": {"controls"},
     "emotions": {"activations", "classes", "controls", "elsewhere", "encoders", "index", "interventions", "probes",
                  "profiles", "sae", "store", "verdicts"},
-    "dictionaries": {"classes", "cluster", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae",
+    "dictionaries": {"classes", "cluster", "feeding", "fitting", "interchange", "measure", "model", "profiles",
+                     "recipes", "rows", "sae",
                      "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
@@ -94,7 +95,8 @@ MAY_IMPORT = {
     "text": {"decoding", "languages", "model"},
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
-    "causal": {"decoding", "dictionaries", "edits", "languages", "model", "nonspeech", "patching", "profiles",
+    "causal": {"decoding", "dictionaries", "edits", "interchange", "languages", "model", "nonspeech", "patching",
+               "profiles",
                "recipes", "sae", "scoring", "speech", "store", "text"},
     "targeted": {"causal", "controls", "edits", "intervals", "losses", "meaning", "patching", "phonetics", "profiles",
                  "recipes", "spoken", "store", "targets"},
@@ -117,7 +119,8 @@ MAY_IMPORT = {
     "catalogue": {"excerpts", "logmel", "media", "speaker_labels", "speech"},
     "questions": {"catalogue", "comparisons", "effects", "labels", "media", "messages", "speech",
                   "uploads"},  # no model
-    "explorer": {"controls", "galleries", "languages", "media", "meaning", "messages", "model", "profiles", "questions",
+    "explorer": {"controls", "galleries", "interchange", "languages", "media", "meaning", "messages", "model",
+                 "profiles", "questions",
                  "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
     "stills": {"media"},
     "gallery": {"findings", "media", "template"},  # how a page is written, what its browser may do, its template

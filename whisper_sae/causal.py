@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import languages, model, nonspeech, patching, sae, scoring, speech, text
+from whisper_sae import interchange, languages, model, nonspeech, patching, sae, scoring, speech, text
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, side_of, table
@@ -131,4 +131,6 @@ def coder_of(run: Profile, seed: int, site: str, device: str | torch.device = "c
     Stored frames are on the CPU, and `patching.Coded` copies an SAE to the model's device by itself: only who applies
     it to what a model computes needs `device`.
     """
-    return sae.load(need(dictionary(run, seed, site)).path).requires_grad_(False).to(device)
+    folder = need(dictionary(run, seed, site)).path
+    interchange.require_model(folder, model.identity(run.model))
+    return sae.load(folder).requires_grad_(False).to(device)

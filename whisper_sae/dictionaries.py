@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import classes, cluster, feeding, measure, sae
+from whisper_sae import classes, cluster, feeding, interchange, measure, model, sae
 from whisper_sae.fitting import HALVES, fitted
 from whisper_sae.profiles import Profile, checked, fault
 from whisper_sae.recipes import made_by
@@ -48,7 +48,7 @@ def dictionary(run: Profile, seed: int, site: str, *, own_seed: int | None = Non
     def fit(folder: Path, clips: Step, activations: Step | None = None) -> dict:
         if pass_ is None:
             fed = feeding.fed(run, clips, activations, (site,))
-            return fitted(fed, run, own, {site: folder}, asks(run), frozen)[site]
+            return fitted(fed, run, own, {site: folder}, asks(run), frozen, **whose(run))[site]
         done = make(pass_)
         shutil.copytree(done.path / site, folder, dirs_exist_ok=True)
         return done.facts[site] | {"seconds": round(done.manifest["seconds"] / len(others), 2)}
@@ -67,13 +67,18 @@ def one_pass(run: Profile, seed: int, sites: tuple[str, ...], own_seed: int, fro
         folders = {site: folder / site for site in sites}
         for one in folders.values():
             one.mkdir(exist_ok=True)
-        return fitted(feeding.fed(run, clips, None, sites), run, own_seed, folders, asks(run), frozen)
+        return fitted(feeding.fed(run, clips, None, sites), run, own_seed, folders, asks(run), frozen, **whose(run))
 
     return Recipe(
         "dictionaries", fit, _asked(run, own_seed, frozen) | {"sites": sites} | feeding.asked(run, sites[0]),
         needs=_heard(run, seed, sites[0]), by=made_by(run, "02"),
         label=f"dictionaries of {', '.join(sites)}, {asks(run)}",
     )  # fmt: skip
+
+
+def whose(run: Profile) -> dict:
+    """What a saved SAE says of the model that it was trained on, beside its name."""
+    return {interchange.DIGEST: model.identity(run.model)}
 
 
 def _asked(run: Profile, own_seed: int, frozen: str) -> dict:

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import fitting, measure, modules, sae, transpose
+from whisper_sae import fitting, interchange, measure, modules, sae, transpose
 from whisper_sae.rows import Rows
 from whisper_sae.store import Recipe, Step, digest_of
 
@@ -148,7 +148,8 @@ def dictionary(recording: Recipe, how: Training, seed: int, site: str) -> Recipe
     """One SAE of a site, as `dictionaries.dictionary` makes it of Whisper's: `sae.safetensors`, `history.csv`, …"""
 
     def fit(folder: Path, recording: Step) -> dict:
-        return fitting.fitted(fed(recording), how, seed, {site: folder}, f"{how.variant}, seed {seed}")[site]
+        return fitting.fitted(fed(recording), how, seed, {site: folder}, f"{how.variant}, seed {seed}",
+                              **{interchange.DIGEST: recording.manifest["params"]["model"]})[site]  # fmt: skip
 
     return Recipe(
         "dictionary", fit, asdict(how) | {"seed": seed, "site": site}, needs={"recording": recording},

@@ -21,6 +21,7 @@ from transformers import WhisperFeatureExtractor
 from whisper_sae import (
     controls,
     galleries,
+    interchange,
     languages,
     meaning,
     media,
@@ -181,6 +182,7 @@ class Hearing:
         if self._ready is None:
             whisper = model.load(self.run.model, self.run.device, precision=self.run.precision)
             if self.of == "dictionary":
+                interchange.require_model(self.folder, model.identity(self.run.model))
                 encode = sae.load(self.folder).to(whisper.device)
             else:
                 mean = torch.from_numpy(np.load(self.folder / "mean.npy", allow_pickle=False)).float()

@@ -33,10 +33,17 @@ def save(notebook: str, profile: str, headline: str, tables: dict | None = None,
         "headline": " ".join(headline.split()),
         "tables": list(names.values()),
         "steps": {step.label: step.key for step in steps},
+        "other_versions": _other_versions(steps),
     }
     path = where / "findings" / f"{notebook}.json"
     write(path, json.dumps(finding, indent=1))
     return path
+
+
+def _other_versions(steps) -> list[str]:
+    """A line for each library of which another version made some of the results."""
+    found = {(name, *pair) for step in steps for name, pair in getattr(step, "other_versions", {}).items()}
+    return [f"{name} {then} made some of the results, {now} runs now" for name, then, now in sorted(found)]
 
 
 def as_csv(table: pd.DataFrame, index: bool = False) -> str:

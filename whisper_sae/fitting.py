@@ -46,11 +46,12 @@ class Asked(Protocol):
     patience: int
 
 
-def fitted(fed: Fed, run: Asked, seed: int, folders: dict[str, Path], title: str, frozen: str = "") -> dict:
+def fitted(fed: Fed, run: Asked, seed: int, folders: dict[str, Path], title: str, frozen: str = "",
+           **about) -> dict:  # fmt: skip
     """Train a dictionary of each site, together, save them in their folders, and return facts: {site: scores}.
 
     A folder then has `sae.safetensors`, `sae.json`, `history.csv` and `firing.npy`, rates on the validation speakers.
-    `frozen`, "encoder" or "decoder", leaves that half's directions as they were drawn.
+    `frozen`, "encoder" or "decoder", leaves that half's directions as they were drawn. `about` goes into `sae.json`.
     """
     rows, _ = fed.rows(tuple(folders), "train")
     held_out, voices = fed.rows(tuple(folders), "validation")
@@ -64,7 +65,7 @@ def fitted(fed: Fed, run: Asked, seed: int, folders: dict[str, Path], title: str
         if isinstance(coder, sae.BatchTopK):
             coder.calibrate(x[site] * scales[site] for x in few)
         coder.undo_scale(scales[site])
-        sae.save(coder, folders[site], site=site, model=public(run.model), scale=scales[site])
+        sae.save(coder, folders[site], site=site, model=public(run.model), scale=scales[site], **about)
     facts = scored(coders, held_out, voices)
     for site, (found, rates) in facts.items():
         np.save(folders[site] / "firing.npy", rates)

@@ -16,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whisper_sae.interchange import BadSAE, Described, checked_k, fitting, one_line, write
+from whisper_sae.interchange import (
+    MOST_WEIGHTS,
+    BadSAE,
+    Described,
+    checked_k,
+    fitting,
+    one_line,
+    require_file,
+    write,
+)
 
 
 def from_v1(path: str | Path, out: str | Path, **about) -> Described:
@@ -136,7 +145,7 @@ def _trainer(path: Path) -> dict:
         told = json.loads(path.read_text(encoding="utf-8"))
         trainer = told.get("trainer", told)
         return {name: trainer[name] for name in ("dict_class", "k", "layer", "lm_name") if name in trainer}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadSAE(f"{path}: not a config of dictionary_learning: {one_line(error)}") from None
 
 
@@ -182,6 +191,7 @@ def _opened(path: str | Path) -> dict:
         np.dtypes.Float64DType,
         np.dtypes.Float32DType,
     ]
+    require_file(Path(path), MOST_WEIGHTS)
     try:
         with torch.serialization.safe_globals(numbers):
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -11,10 +11,13 @@ A folder of ours has two files: `sae.safetensors` with the field's names, W_enc 
 """
 
 import json
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +25,10 @@ from torch import Tensor
 from whisper_sae import durable
 
 WEIGHTS, FACTS = "sae.safetensors", "sae.json"
+DIGEST = "model_digest"
+"""In `sae.json`: the digest of the model that an SAE was trained on."""
+MOST_FACTS, MOST_WEIGHTS = 16 << 20, 64 << 30
+"""Bytes that the two files may have."""
 SIZES = ("variant", "d_in", "d_sae", "k")
 
 RULES = {
@@ -72,9 +79,13 @@ def read(folder: str | Path) -> Described:
     """Read a folder that `sae.save` or `write` wrote; BadSAE names what does not fit."""
     folder = Path(folder)
     try:
+        for name, most in ((FACTS, MOST_FACTS), (WEIGHTS, MOST_WEIGHTS)):
+            require_file(folder / name, most)
         told = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except BadSAE:
+        raise
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise BadSAE(f"{folder}: not a saved SAE: {one_line(error)}") from None
     if not isinstance(told, dict) or not {"variant", "k"} <= set(told):
         raise BadSAE(f"{folder / FACTS}: must be a table with variant and k")
@@ -188,16 +199,40 @@ def fitting(
     found, sizes = {}, {}
     for name, wanted in layout.items():
         tensor, axes = tensors[name], wanted.split()
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise BadSAE(f"{where}: {name} must be a tensor of floats")
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if not plain or not tensor.is_floating_point():
+            raise BadSAE(f"{where}: {name} must be a dense tensor of floats")
         agree = [sizes.setdefault(axis, size) == size for axis, size in zip(axes, tensor.shape, strict=False)]
         if tensor.ndim != len(axes) or not all(agree):
             known = ", ".join(f"{axis} = {sizes[axis]}" for axis in axes if axis in sizes)
             raise BadSAE(f"{where}: {name} is {tuple(tensor.shape)}, must be ({', '.join(axes)}) with {known}")
-        if not tensor.isfinite().all():
-            raise BadSAE(f"{where}: {name} holds numbers that are not finite")
         found[name] = tensor.detach().float()
+        if not found[name].isfinite().all():
+            raise BadSAE(f"{where}: {name} holds numbers that are not finite in float32")
     return found, sizes
+
+
+def require_file(path: Path, most: float) -> None:
+    """BadSAE for what is no regular file, such as a pipe, which would be waited for, or has more than `most` bytes."""
+    try:
+        about = os.stat(path)
+    except OSError as error:
+        raise BadSAE(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise BadSAE(f"{path}: not a regular file")
+    if about.st_size > most:
+        raise BadSAE(f"{path}: {about.st_size:,} bytes; {most:,.0f} at most")
+
+
+def require_model(folder: str | Path, identity: str) -> None:
+    """BadSAE where an SAE says that it was trained on another model than the one of this digest, `model.identity`.
+    One that does not say, such as those of others, is taken at its user's word."""
+    said = read(folder).about
+    if said.get(DIGEST, identity) != identity:
+        raise BadSAE(
+            f"{folder}: trained on {said.get('model', 'a model')} with the digest {said[DIGEST]}, and this model has "
+            f"{identity}: its latents mean nothing here"
+        )
 
 
 def checked_k(where: str | Path, k, d_sae: int) -> int:

@@ -292,6 +292,7 @@ def _run_one(plan: Plan, name: str, screen: progress.Terminal) -> dict:
         "headline": fresh.get("headline", ""),
         "tables": fresh.get("tables", []),
         "steps": fresh.get("steps", {}),
+        "other_versions": fresh.get("other_versions", []),
         "error": _hidden(plan, error),
         "seconds": seconds,
         "seed": plan.parameters[name]["seed"],

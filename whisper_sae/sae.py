@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from whisper_sae import durable
+from whisper_sae import durable, interchange
 from whisper_sae.devices import multiplies_bfloat16
 from whisper_sae.sparse import (
     Called,
@@ -402,12 +401,10 @@ def save(sae: SAE, folder: str | Path, **about) -> None:
 
 def load(folder: str | Path) -> SAE:
     """Read what `save` wrote, in evaluation mode; ValueError names the file that does not fit."""
-    folder = Path(folder)
+    said = interchange.read(folder)
     try:
-        told = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
-        sae = create(told["variant"], told["d_in"], told["d_sae"], told["k"], penalty=told.get("penalty"))
-        tensors = load_file(folder / "sae.safetensors")
-        sae.load_state_dict({name: tensors[name] for name in sae.state_dict()})
-    except (FileNotFoundError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
+        sae = create(said.variant, said.d_in, said.d_sae, said.k, penalty=said.about.get("penalty"))
+        sae.load_state_dict({name: said.tensors[name] for name in sae.state_dict()})
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder}: not a saved SAE: {error}".replace("\n", " ")) from None
     return sae.eval()

@@ -32,6 +32,8 @@ from whisper_sae import durable, fingerprints
 
 BEGUN = "begun.json"
 """In the folder of a result in the making: the versions and the processor that began it."""
+FORGOTTEN = 7 * 86400
+"""Seconds after which the folder of a killed run is removed."""
 PATIENCE = 5
 """Seconds that another process may hold a result before it is said that this one waits."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn", "numba", "soxr",
@@ -101,6 +103,12 @@ class Step:
         """A `.csv` file as text and numbers: an empty field is an empty string, and `NA` is a word."""
         return pd.read_csv(self.path / name, **{"keep_default_na": False, "na_values": {}} | options)
 
+    @property
+    def other_versions(self) -> dict[str, tuple[str, str]]:
+        """Libraries of which another version made it than the one that runs: {name: (then, now)}."""
+        then, now = self.manifest.get("versions", {}), versions()
+        return {name: (then[name], now[name]) for name in now if name in then and then[name] != now[name]}
+
     def verify(self) -> None:
         """Read every file again and compare it with the manifest; ValueError names the first that differs."""
         for name, digest in self.manifest["files"].items():
@@ -138,6 +146,7 @@ def make(recipe: Recipe) -> Step:
             if found := _open(place, recipe):  # made by another process while this one waited
                 return found
             _begin(work)
+            _clean(work.parent)
             started = time.perf_counter()
             facts = recipe.make(work, **needs) or {}
             _publish(recipe, work, place, facts, time.perf_counter() - started)
@@ -192,6 +201,15 @@ def _begin(work: Path) -> None:
         shutil.rmtree(work)
     work.mkdir()
     durable.write(work / BEGUN, json.dumps(here))
+
+
+def _clean(folder: Path) -> None:
+    """Remove what runs that were killed long ago have left beside results: nobody has gone on from there."""
+    for old in folder.glob(".*.work"):
+        with suppress(OSError, filelock.Timeout):
+            if old.stat().st_mtime < time.time() - FORGOTTEN:
+                with filelock.FileLock(old.with_suffix(".lock"), timeout=0):
+                    shutil.rmtree(old)
 
 
 def _say(line: str) -> None:
