@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae import activations, durable, sae, shards, store, train
+from whisper_sae import activations, durable, findings, sae, shards, store, train
 from whisper_sae.store import NotMade, Recipe
 
 
@@ -207,3 +207,28 @@ def test_a_shard_that_has_lost_bytes_is_made_again(tmp_path, capsys, name, left)
     assert files == {path.relative_to(tmp_path / "cut") for path in (tmp_path / "cut").rglob("*") if path.is_file()}
     for file in files:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
+
+
+# --------------------------------------------------------------------------------------------- leftovers, versions
+
+
+def test_what_was_killed_long_ago_is_removed_and_what_was_killed_just_now_stays(data):
+    place = store.where(words())
+    old, new = place.with_name(".0123456789ab.work"), place.with_name(".ba9876543210.work")
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "training.pt").write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * store.FORGOTTEN,) * 2)
+    store.make(words())
+    assert not old.exists() and new.exists()
+
+
+def test_results_of_other_versions_are_named(data, monkeypatch):
+    step = store.make(words())
+    assert step.other_versions == {}
+    monkeypatch.setattr(store, "versions", lambda: step.manifest["versions"] | {"torch": "9.9"})
+    again = store.need(words())
+    assert again.other_versions == {"torch": (step.manifest["versions"]["torch"], "9.9")}
+    assert findings._other_versions([again, again]) == [
+        f"torch {step.manifest['versions']['torch']} made some of the results, 9.9 runs now"
+    ]

@@ -27,7 +27,7 @@ ANYONE = {"durable"}  # how a file is written is said once
 MAY_IMPORT = {
     "sae": {"devices", "interchange", "sparse"},  # what a saved one must be is said there
     "corpora": {"tables"},
-    "speech": {"corpora", "tables"},  # a corpus is read by its layout; the sound is read here
+    "speech": {"containers", "corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
     "alignments": {"corpora", "tables"},  # which files are sounds
     "selectivity": {"codes"},  # their entries, and what is known of the frames

@@ -26,6 +26,8 @@ def fetch(
 ) -> dict:
     """Copy a corpus, `id:configuration:split` (or a local path in the hub's format), to `folder`.
 
+    `id@revision` names a commit, a tag or a branch, which is then part of the key of the copy; without it a copy stays
+    the one that was fetched first.
     Writes the sound files to `folder/audio` and every column that is not sound to `folder/metadata.csv`. `choose` is
     given a directory that holds this table of all rows, and no sound, and says the numbers of the rows that are
     wanted; of a row group of parquet (a file, in other formats) that holds none of them no sound is read. Without
@@ -58,7 +60,9 @@ def _opened(corpus: str) -> tuple:
 
     asked = [corpus] if Path(corpus).is_dir() else corpus.split(":")  # a directory's name may hold colons
     name, configuration, split = [*asked, "", ""][:3]
+    name, revision = (name, "") if Path(corpus).is_dir() else name.partition("@")[::2]
     options = {"path": name, "name": configuration or None, "split": split or "train", "streaming": True}
+    options |= {"revision": revision} if revision else {}
     rows = datasets.load_dataset(**options)
     audio = next((key for key, kind in (rows.features or {}).items() if isinstance(kind, datasets.Audio)), None)
     if audio is None:

@@ -87,7 +87,7 @@ def corpora(run: Profile, seed: int) -> dict[str, Path | Recipe]:
             place = Path(corpus).expanduser().absolute()
             name = f"{place.parent.name}-{place.stem}" if place.is_file() else place.name
         else:
-            name, place = corpus.split(":")[0], fetched(corpus, run, seed)
+            name, place = corpus.split(":")[0].split("@")[0], fetched(corpus, run, seed)
         if name in found:
             raise speech.BadSpeech(f"corpus: two are called {name!r}; rename one of the directories")
         found[name] = place
@@ -147,6 +147,7 @@ def clips(run: Profile, seed: int) -> Recipe:
         name: speech.digest(place, _drawn(run, place, seed)) for name, place in known.items() if name not in sources
     }
     params = {"corpora": local, "seed": seed} | {name: getattr(run, name) for name in (*DRAWN_BY, "most_rejected")}
+    params["decoders"] = speech.decoders()
     if run.language:  # all that is decoded of the clips depends on it
         params["language"] = languages.code_of(run.language)
     return Recipe(

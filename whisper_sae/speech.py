@@ -17,7 +17,7 @@ import pandas as pd
 import soundfile
 import soxr
 
-from whisper_sae import corpora
+from whisper_sae import containers, corpora
 from whisper_sae.tables import BadSpeech, one_spelling, plain
 
 RATE = 16_000
@@ -255,6 +255,11 @@ def _require_unchanged(path: str | Path) -> None:
 # ------------------------------------------------------------------------------------------------- the sound
 
 
+def decoders() -> dict[str, str]:
+    """Versions of what decides the samples of a sound file: libsndfile decodes it, soxr resamples it."""
+    return {"libsndfile": soundfile.__libsndfile_version__, "soxr": soxr.__version__}
+
+
 def samples(path: str | Path) -> np.ndarray:
     """A sound file as float32 samples at 16 kHz, channels averaged: (sample,).
 
@@ -271,7 +276,10 @@ def decoded(path: str | Path) -> float:
     Raises BadSpeech as `samples` does.
     """
     with opened(path) as file:
-        return sum(map(len, decode(path, file))) / file.samplerate
+        count = sum(map(len, decode(path, file)))
+    if file.format in ("MP3", "MPEG", "OGG") and (wrong := containers.fault(path, count)):
+        raise BadSpeech(f"{path}: {wrong}")
+    return count / file.samplerate
 
 
 def opened(path: str | Path) -> soundfile.SoundFile:
