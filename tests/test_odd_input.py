@@ -107,6 +107,27 @@ def three_hours(folder: Path) -> None:
             file.write(quiet)
 
 
+def twice(name: str):
+    """A sound file that is joined to itself, as `cat` joins."""
+
+    def spoil(folder: Path) -> None:
+        path = renamed(folder, name)
+        soundfile.write(path, TONE, RATE)
+        path.write_bytes(2 * path.read_bytes())
+
+    return spoil
+
+
+def stray(told: str) -> str:
+    """Two rows whose transcripts begin with a quotation mark that nothing closes."""
+    return told.replace("clip 0", '"clip 0', 1).replace("clip 2", '"clip 2', 1)
+
+
+def taken_in(told: str) -> str:
+    """Two quotation marks that make one row of two."""
+    return told.replace("clip 0", '"clip 0', 1).replace(",clip 1,", ',",', 1)
+
+
 def no_table(folder: Path) -> None:
     (folder / "metadata.csv").unlink()
 
@@ -203,6 +224,10 @@ ODD = [
     Odd("truncated Opus", cut("odd.opus", 0.6, format="OGG", subtype="OPUS"), "skipped", "truncated", ["truncated"]),
     Odd("truncated MP3", cut("odd.mp3", 0.5), "skipped", "truncated, where its first frame tells the length",
         ["truncated"]),
+    Odd("two MP3 files joined", twice("odd.mp3"), "skipped", "the share that is decoded is named; convert it",
+        ["several files were joined"]),
+    Odd("chained Ogg streams", twice("odd.ogg"), "skipped", "the first alone is decoded; part or convert them",
+        ["several Ogg streams"]),
     Odd("bytes overwritten in the middle", content(lambda old: old[:2_000] + bytes(2_000) + old[4_000:]), "skipped",
         "cannot be decoded to its end"),
     Odd("NaN", spoilt(float("nan")), "skipped", "1 samples are NaN or infinite", ["1 samples are NaN or infinite"]),
@@ -247,6 +272,16 @@ ODD = [
     Odd("a column without a name", unnamed_column, "read", "row numbers, left out"),
     Odd("a row with too few fields", cell("audio/v00_0.flac,clip 0,v00,female,train", "audio/v00_0.flac,clip 0,v00"),
         "read", "the last ones are empty", check=lambda clip, sound: clip.gender == ""),
+    Odd("the file ends within its last row", lambda folder: table(folder, lambda told: told[: told.rindex(",")]),
+        "refused", "the line is named", ["metadata.csv", "line 25", "the file ends after 4 of 5 fields"]),
+    Odd("a stray quotation mark", cell("clip 0", '"clip 0'), "refused", "the line is named",
+        ["metadata.csv", "line 2", "quotation mark"]),
+    Odd("two stray quotation marks", lambda folder: table(folder, stray), "refused", "the line is named",
+        ["metadata.csv", "line 2", "quotation mark"]),
+    Odd("a quotation mark that takes in another row", lambda folder: table(folder, taken_in), "refused",
+        "both lines are named", ["line 2", "takes in line 3, which looks like a row"]),
+    Odd("a zero byte in the table", cell("clip 1", "clip\0 1"), "refused", "the line is named",
+        ["metadata.csv", "line 3", "zero byte"]),
     Odd("a row with too many fields", row("audio/v00_0.flac,a,b,c,d,e,f,g"), "refused", "the line is named",
         ["metadata.csv", "line 26", "8 fields"]),
     Odd("fields parted by semicolons", lambda folder: table(folder, lambda told: told.replace(",", ";")), "refused",
