@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from whisper_sae import dictionaries, profiles, recipes, store
+from whisper_sae import dictionaries, meaning, profiles, recipes, store
 
 
 def die_around(when: str, nth: int) -> None:
@@ -32,9 +32,12 @@ def die_around(when: str, nth: int) -> None:
 
 
 def recipe_of(what: str, run: profiles.Profile) -> store.Recipe:
-    if what == "activations":
-        return recipes.activations(run, 0)
-    return dictionaries.dictionary(run, 0, run.focus)
+    made = {
+        "activations": lambda: recipes.activations(run, 0),
+        "dictionary": lambda: dictionaries.dictionary(run, 0, run.focus),
+        "index": lambda: meaning.codes(run, 0, run.focus),
+    }
+    return made[what]()
 
 
 if __name__ == "__main__":

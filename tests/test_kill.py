@@ -8,17 +8,28 @@ import sys
 import time
 from pathlib import Path
 
+import interruptible
 import numpy as np
 import pytest
 import torch
 
-from whisper_sae import dictionaries, profiles, recipes, sae, store, train
+from whisper_sae import profiles, sae, store, train
 
 SCRIPT = Path(__file__).with_name("interruptible.py")
-NEEDED = {"activations": ["clips"], "dictionary": ["clips", "activations"]}
-LONG = {"activations": dict(voices=6, clips=40), "dictionary": dict(voices=3, clips=10)}
+LONG = {
+    "activations": dict(voices=6, clips=40),
+    "dictionary": dict(voices=3, clips=10),
+    "index": dict(voices=6, clips=40),
+}
 SHORT = {"activations": dict(voices=1, clips=4), "dictionary": dict(voices=3, clips=2)}
 STEPS = 1500  # of a long training: fifteen checkpoints
+
+
+def prepare(recipe: store.Recipe) -> None:
+    """Make all that a result is made from."""
+    for need in recipe.needs.values():
+        prepare(need)
+        store.make(need)
 
 
 class Job:
@@ -33,8 +44,7 @@ class Job:
         self.toml.write_text("\n".join(lines), encoding="utf-8")
         self.run = profiles.choose(str(self.toml))
         self.fresh()
-        for name in NEEDED[what]:
-            store.make(getattr(recipes, name)(self.run, 0))
+        prepare(self.recipe)
         self.upstream = store.root()
         self.fresh()
         self.right = self.begin_right()
@@ -43,9 +53,7 @@ class Job:
 
     @property
     def recipe(self) -> store.Recipe:
-        if self.what == "activations":
-            return recipes.activations(self.run, 0)
-        return dictionaries.dictionary(self.run, 0, self.run.focus)
+        return interruptible.recipe_of(self.what, self.run)
 
     def fresh(self) -> None:
         """A data folder in which only what is needed has been made."""
@@ -96,7 +104,7 @@ class Job:
     def check_names(self) -> None:
         """Whatever stands under a result's own name is whole."""
         found = [path for path in (store.root() / "steps").glob("*/*") if not path.name.startswith(".")]
-        assert len(found) >= len(NEEDED[self.what])
+        assert len(found) >= len(self.recipe.needs)
         for path in found:
             manifest = json.loads((path / "manifest.json").read_text())
             assert manifest["key"] == path.name
@@ -155,7 +163,7 @@ def test_killed_half_way(job, what, when, nth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "kills"), [("activations", 20), ("dictionary", 10)])
+@pytest.mark.parametrize(("what", "kills"), [("activations", 40), ("dictionary", 40), ("index", 20)])
 def test_killed_at_many_moments(job, what, kills):
     kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=kills, seed=1)
 
