@@ -334,7 +334,7 @@ def test_a_damaged_profile_is_read_or_refused_in_one_line(tmp_path_factory, data
                 st.sampled_from([b'"', b"\0", b"[" * 2000, b"9" * 400, b"~nobody/", b"$", b"\xff"])
             )
         else:
-            content += content
+            content += bytes(content)
     path.write_bytes(content)
     try:
         profiles.choose(str(path))
