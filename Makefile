@@ -17,7 +17,7 @@ RUN = $(VENV)/bin/python -m
 SEEDS ?= 0 1 2 3 4
 SETS ?= native avx2 baseline
 
-.PHONY: report test test-slow test-anywhere test-anywhere-short lab pair demo lock clean
+.PHONY: report test test-slow test-durability test-anywhere test-anywhere-short lab pair demo lock clean
 
 report: $(READY)
 	$(RUN) whisper_sae "$(PROFILE)" $(NB) --jobs $(JOBS)
@@ -29,6 +29,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN) pytest -m slow
+
+# 100 kills and 20 power cuts while results are made, and that the next run makes the same bytes. Power cuts need root.
+test-durability: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "slow or not slow" -v tests/test_durable.py tests/test_kill.py tests/test_power_cut.py
 
 # The demo's calibrations for five seeds under three instruction sets; it goes on where it was stopped.
 test-anywhere: $(READY)
