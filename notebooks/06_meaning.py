@@ -459,8 +459,8 @@ calibrated.require()  # the table of calibrations is saved by now
 # %% [markdown]
 # ## What we found, what we dropped, what is next
 #
-# Most phones have a feature that finds them in new voices, and where it fires can be heard. What a feature goes with is not yet what
-# it does: for that the model has to be changed.
+# In the demo most phones have a feature that finds them in the speech of new speakers, and where it fires can be heard. What
+# a feature goes with is not yet what it does: for that the model has to be changed.
 #
 # Tried and dropped: shifts as the only null, which take the time in a window for a phone where all read one sentence; shuffling labels frame by frame as a null, which finds too much, because frames are no independent draws; one shift for all
 # clips of a speaker, which finds too much where clips differ; and leaving out short shifts, which finds far too much.

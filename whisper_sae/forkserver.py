@@ -107,6 +107,13 @@ class KernelManager(AsyncKernelManager):
         self.provisioner.pid = self.provisioner.pgid = self.provisioner.process.pid
         return self._reconcile_connection_info(self.provisioner.connection_info)
 
+    async def _async_interrupt_kernel(self):
+        """A kernel that is shut down has ended its cells, well or not: to interrupt it would only make it complain."""
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+    interrupt_kernel = _async_interrupt_kernel
+
     async def _async_post_start_kernel(self, **options):
         self.running.add(self)
         await super()._async_post_start_kernel(**options)
