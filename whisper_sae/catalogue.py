@@ -4,6 +4,7 @@ A clip is known by its row in the table and an uploaded sound by its number, nev
 lies below its folders, links followed; a table that leads elsewhere is refused.
 """
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,7 @@ class Catalogue:
 
     def __init__(self, drawn, clips: pd.DataFrame, filters: np.ndarray, roots: Sequence[str | Path]):
         self.drawn, self.index, self.clips, self.filters = drawn, drawn.index, clips, filters
-        self.roots = [Path(root).resolve() for root in roots]
+        self.roots = [Path(os.path.abspath(root)) for root in roots]
         self.uploaded: dict[int, Uploaded] = {}
         self.groups, self.left_out = groups_of(clips)
         self.columns = {name: clips[name].to_numpy() for name in ("id", "speaker", "text", "duration", *self.groups)}
@@ -108,8 +109,9 @@ class Catalogue:
         return excerpts.excerpt(self.path(which), first, samples)
 
     def path(self, which: int) -> Path:
-        """Where a clip lies: below one of the folders of the corpus, links followed, or ValueError."""
-        path = Path(self.clips.path.iloc[which]).resolve()
+        """Where a clip lies: below one of the folders of the corpus, or ValueError. A link there is followed: the
+        notebooks have read the file behind it, too."""
+        path = Path(os.path.abspath(self.clips.path.iloc[which]))
         if not any(path.is_relative_to(root) for root in self.roots):
             raise ValueError(f"clip: {self.clips.id.iloc[which]} lies outside of the corpus, and is not read")
         return path
