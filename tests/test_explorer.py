@@ -146,6 +146,15 @@ def test_whatever_the_browser_says_there_is_an_answer(widget, question):
     json.dumps(widget.answer(question), allow_nan=False)
 
 
+def test_a_file_of_notes_that_cannot_be_read_is_named(widget):
+    path = widget.asked["dictionary"].notes.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[feature.3\n")
+    assert widget.answer({"ask": "about"})["error"].startswith(f"{path}: not valid TOML: ")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        widget._repr_mimebundle_()
+
+
 def test_who_asks_is_never_left_waiting(widget, monkeypatch):
     sent = []
     monkeypatch.setattr(widget, "send", sent.append)

@@ -152,6 +152,9 @@ def test_notes_outlive_the_report_and_stay_with_their_dictionary(made):
         assert (one["label"], one["by"], one["category"]) == ("<b>hum</b> & “more”", "note", "sound")
         assert (one["confidence"], one["evidence"]) == (0.5, "all\nloud")
     assert kept.path.read_bytes() == before and kept.path.parent == store.root() / "labels"
+    kept.put(labels.Note(99_999, "sound", "of no feature"))
+    with pytest.raises(ValueError, match=rf"{kept.path.name}: features: there is no 99999; there are \\d+"):
+        galleries.page(run, 0, SITE, most=2, each=1)
     other = galleries.notes(replace(run, k=3), 0, SITE)
     assert other.notes() == {} and other.others() == [kept.path]
     assert galleries.notes(run, 0, SITE, of="neurons").notes() == {}
