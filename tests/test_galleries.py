@@ -153,7 +153,7 @@ def test_notes_outlive_the_report_and_stay_with_their_dictionary(made):
         assert (one["confidence"], one["evidence"]) == (0.5, "all\nloud")
     assert kept.path.read_bytes() == before and kept.path.parent == store.root() / "labels"
     kept.put(labels.Note(99_999, "sound", "of no feature"))
-    with pytest.raises(ValueError, match=rf"{kept.path.name}: features: there is no 99999; there are \\d+"):
+    with pytest.raises(ValueError, match=rf"{kept.path.name}: features: there is no 99999; there are [0-9]+"):
         galleries.page(run, 0, SITE, most=2, each=1)
     other = galleries.notes(replace(run, k=3), 0, SITE)
     assert other.notes() == {} and other.others() == [kept.path]
