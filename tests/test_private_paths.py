@@ -22,22 +22,22 @@ PROJECT, HOME = str(private_paths.PROJECT), str(Path.home())
         (f"{PROJECT}/data/demo/a.wav: truncated", "./data/demo/a.wav: truncated"),
         (f'File "{PROJECT}/whisper_sae/sae.py"', 'File "./whisper_sae/sae.py"'),
         (f"{PROJECT}-old/a", f"{PROJECT}-old/a".replace(HOME, "~")),
-        ("/mnt/x/corpora/emo: no rows; see /mnt/x/corpora/emo/a.wav", "…/emo: no rows; see …/emo/a.wav"),
-        ("/mnt/x/corpora2/emo", "/mnt/x/corpora2/emo"),
+        ("/elsewhere/x/corpora/emo: no rows; see /elsewhere/x/corpora/emo/a.wav", "…/emo: no rows; see …/emo/a.wav"),
+        ("/elsewhere/x/corpora2/emo", "/elsewhere/x/corpora2/emo"),
         (f"({HOME}/models/m)", "(~/models/m)"),
-        ("https://example.org/mnt/x/corpora/emo", "https://example.org/mnt/x/corpora/emo"),
+        ("https://example.org/elsewhere/x/corpora/emo", "https://example.org/elsewhere/x/corpora/emo"),
     ],
 )
 def test_places_of_this_machine_are_hidden(text, shown):
-    assert private_paths.hidden(text, ("/mnt/x/corpora/emo", "openai/whisper-tiny")) == shown
+    assert private_paths.hidden(text, ("/elsewhere/x/corpora/emo", "openai/whisper-tiny")) == shown
 
 
 @given(st.binary(min_size=100, max_size=400), st.integers(0, 99))
 def test_pictures_stay_as_they_are(data, at):
     text = base64.b64encode(data).decode()
-    for folder in (HOME, PROJECT, "/mnt/x/corpora"):
+    for folder in (HOME, PROJECT, "/elsewhere/x/corpora"):
         inside = text[: at + 1] + folder + text[at + 1 :]
-        assert private_paths.hidden(inside, ("/mnt/x/corpora/emo",)) == inside
+        assert private_paths.hidden(inside, ("/elsewhere/x/corpora/emo",)) == inside
 
 
 def test_where_data_and_reports_lie_is_hidden(monkeypatch, tmp_path):
