@@ -398,3 +398,13 @@ def test_a_mended_file_is_heard(small_whisper, corpus, data, run_for):
 
 def test_messages_are_one_line_whatever_is_in_them():
     assert str(corpora.BadSpeech("a\nb\x1b[31m\u202e\udcff")) == r"a\nb\x1b[31m\u202e\udcff"
+
+
+def test_labels_that_look_like_numbers_stay_apart(small_whisper, corpus, data, run_for):
+    """01, 1, 1.0 and 001 are four stations."""
+    folder, stations = corpus(voices=4, clips=1), ["01", "1", "1.0", "001"]
+    raw = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(station=stations, yes="True")
+    raw.to_csv(folder / "metadata.csv", index=False)
+    heard = recipes.table(run := run_for(small_whisper, folder), store.make(recipes.clips(run, 0)))
+    assert sorted(heard.station) == sorted(stations) and set(heard.yes) == {"True"}
+    assert heard.duration.dtype == float
