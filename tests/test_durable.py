@@ -128,6 +128,22 @@ def test_what_other_versions_have_begun_is_begun_anew(data, capsys, monkeypatch)
     assert sorted(store.make(recipe).manifest["files"]) == ["half.npy"]
 
 
+def test_what_a_killed_run_was_writing_is_no_part_of_the_result(data):
+    def write(folder):
+        if not seen:
+            seen.append(1)
+            (folder / "deep").mkdir()
+            for part in (folder / ".a.txt.0123456789ab.part", folder / "deep" / ".b.txt.0123456789ab.part"):
+                part.write_text("half")
+            raise KeyboardInterrupt
+        durable.write(folder / "a.txt", "whole")
+
+    seen, recipe = [], Recipe("half", write, {}, by="notebook 1")
+    with pytest.raises(KeyboardInterrupt):
+        store.make(recipe)
+    assert list(store.make(recipe).manifest["files"]) == ["a.txt"]
+
+
 def test_who_waits_for_another_process_is_told_so(data, capsys, monkeypatch):
     monkeypatch.setattr(store, "PATIENCE", 0.1)
     place = store.where(words())

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PART = ".part"
+"""How the name of a file ends that is being written."""
 STALE = 3600
 """Seconds after which a file that was never finished is taken for one of a killed run."""
 UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS}
@@ -36,11 +38,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f".{path.name[:80]}."
     for old in path.parent.iterdir():  # what a killed run has left
-        if old.name.startswith(name) and old.name.endswith(".part"):
+        if old.name.startswith(name) and old.name.endswith(PART):
             with suppress(OSError):
                 if old.stat().st_mtime < time.time() - STALE:
                     old.unlink()
-    part = path.with_name(f"{name}{uuid.uuid4().hex[:12]}.part")
+    part = path.with_name(f"{name}{uuid.uuid4().hex[:12]}{PART}")
     try:
         yield part
         flush(part)

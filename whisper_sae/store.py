@@ -250,6 +250,8 @@ def _is_full(error: Exception, work: Path) -> bool:
 
 def _publish(recipe: Recipe, work: Path, place: Path, facts: dict, seconds: float) -> None:
     """Hash what was written, add the manifest, and give the folder its name in one rename."""
+    for part in work.rglob(f".*{durable.PART}"):  # a killed run was writing it
+        part.unlink()
     own = {work / "manifest.json", work / BEGUN}
     files = sorted(path for path in work.rglob("*") if path.is_file() and path not in own)
     manifest = {
