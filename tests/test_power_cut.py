@@ -63,6 +63,7 @@ def test_after_a_power_cut_the_next_run_makes_the_same_bytes(
     disk, what, cuts, small_whisper, corpus, run_for, monkeypatch
 ):
     job = Job(what, disk.at, run_for(small_whisper, corpus(**LONG[what]), tokens=256 * STEPS), monkeypatch)
+    run("sync", "-f", disk.at)  # what the test itself has copied there
     rng, hits, made = np.random.default_rng(2), 0, 0
     for _attempt in range(4 * cuts):
         if hits == cuts:
@@ -78,7 +79,7 @@ def test_after_a_power_cut_the_next_run_makes_the_same_bytes(
             made += 1
             job.check_same(job.finish())
             job.fresh()
-            os.sync()
+            run("sync", "-f", disk.at)
     assert hits == cuts and (made or what != "activations")
     job.check_same(job.finish())
 
