@@ -1,6 +1,7 @@
 """What was recorded is what the model says, without padding, each frame once, in shards that can be resumed."""
 
 import functools
+import math
 import json
 from dataclasses import replace
 
@@ -254,11 +255,15 @@ def test_no_windows_is_an_error(made):
 
 @pytest.fixture
 def spoilt(small_whisper, tmp_path):
-    """A copy of the small Whisper whose layer 1 adds `value` to one dimension: `spoilt(value)`."""
+    """A copy of the small Whisper whose layer 1 adds `value` to one dimension: `spoilt(value)`; infinity by two weights
+    that are finite, for others are refused."""
 
     def copy(value: float):
         whole = WhisperForConditionalGeneration.from_pretrained(small_whisper)
-        whole.model.encoder.layers[1].fc2.bias.data[5] = value
+        layer = whole.model.encoder.layers[1]
+        layer.fc2.bias.data[5] = min(value, 3e38)
+        if math.isinf(value):
+            layer.self_attn.out_proj.bias.data[5] = 3e38
         whole.save_pretrained(tmp_path / "spoilt")
         (tmp_path / "spoilt" / "preprocessor_config.json").write_bytes(
             (small_whisper / "preprocessor_config.json").read_bytes()
@@ -272,8 +277,8 @@ def spoilt(small_whisper, tmp_path):
     ("value", "dtype", "why"),
     [
         (1e6, "float16", "too large for float16: use bfloat16 or float32"),
-        (float("nan"), "bfloat16", "NaN or infinite"),
-        (float("nan"), "float32", "NaN or infinite"),
+        (float("inf"), "bfloat16", "NaN or infinite"),
+        (float("inf"), "float32", "NaN or infinite"),
         (float("inf"), "float16", "NaN or infinite"),
     ],
 )
