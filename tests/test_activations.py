@@ -1,8 +1,8 @@
 """What was recorded is what the model says, without padding, each frame once, in shards that can be resumed."""
 
 import functools
-import math
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
