@@ -274,7 +274,7 @@ def without(state: dict, name: str) -> dict:
         (foreign.from_v1, without(v1_state(), "decoder.bias"), "has no decoder.bias; it has encoder.weight"),
         (foreign.from_v1, v1_state() | {"r_mag": drawn(3)}, "another layout: .* it has r_mag"),
         (foreign.from_v1, v1_state() | {"encoder.bias": drawn(5)}, r"encoder.bias is \(5,\)"),
-        (foreign.from_v1, v1_state() | {"encoder.bias": [1.0]}, "encoder.bias must be a tensor of floats"),
+        (foreign.from_v1, v1_state() | {"encoder.bias": [1.0]}, "encoder.bias must be a dense tensor of floats"),
         (foreign.from_v1, v1_state() | {"decoder.bias": torch.full((WIDTH,), torch.inf)}, "not finite"),
         (foreign.from_freud, v1_state(), "it must hold `model` and `hparams`"),
         (foreign.from_freud, freud(topk_state(), None), "hparams do not say k"),

@@ -44,7 +44,7 @@ DERIVED = "what is read is another constant or a loop that is made of it"
 EXCEPTIONS = {
     **dict.fromkeys(
         ["calibrations", "catalogue", "cautions", "comparisons", "explorer", "figures", "figures_of_clusters",
-         "interchange", "labels", "pages", "pairs", "provenance", "questions", "readable", "report", "stills",
+         "interchange", "labels", "pages", "pairs", "private_paths", "provenance", "questions", "readable", "report", "stills",
          "template", "uploads", "verdicts", "messages", "by_label.SIDES", "confounds.OVERLAP", "contrasts.SPLITS",
          "correlates.EXPLAINED", "faithfulness.MEAN", "gallery.SHOWN", "held_fixed.AT_ONCE", "held_fixed.ALIKE",
          "interventions", "instrument.MOST_LABELS", "meaning.INPUTS", "atlas._PLACE", "atlas._TRUST",
@@ -55,7 +55,7 @@ EXCEPTIONS = {
         ["cluster", "kernels.ALONE", "kernels.BLOCK", "kernels.jit", "profiles", "fingerprints", "store"], SPREAD
     ),
     **dict.fromkeys(
-        ["prompts", "encoders.BUNDLED", "encoders.PACKAGE", "fragments.GOODS", "fragments.MEASURES",
+        ["prompts", "toml_files", "encoders.BUNDLED", "encoders.PACKAGE", "fragments.GOODS", "fragments.MEASURES",
          "fragments.TITLES", "fragments.STEMS", "fragments.ENDINGS", "fragments.MONTHS", "recipes.DRAWN_BY",
          "emotions.POSITIONS", "emotions.HOW", "emotions.L1", "restoring.HOW", "synthetic.SETTINGS", "narrow.DTYPES",
          "voice_probes._INPUTS", "atlas.NO_LABELS"],
