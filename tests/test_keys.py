@@ -44,9 +44,10 @@ DERIVED = "what is read is another constant or a loop that is made of it"
 EXCEPTIONS = {
     **dict.fromkeys(
         ["calibrations", "catalogue", "cautions", "comparisons", "explorer", "figures", "figures_of_clusters",
-         "interchange", "labels", "pages", "pairs", "private_paths", "provenance", "questions", "readable", "report", "stills",
-         "template", "uploads", "verdicts", "messages", "by_label.SIDES", "confounds.OVERLAP", "contrasts.SPLITS",
-         "correlates.EXPLAINED", "faithfulness.MEAN", "gallery.SHOWN", "held_fixed.AT_ONCE", "held_fixed.ALIKE",
+         "interchange", "labels", "pages", "pairs", "private_paths", "provenance", "questions", "readable", "report",
+         "stills", "template", "uploads", "verdicts", "messages", "by_label.SIDES",
+         "confounds.OVERLAP", "contrasts.SPLITS", "correlates.EXPLAINED", "faithfulness.MEAN",
+         "gallery.SHOWN", "held_fixed.AT_ONCE", "held_fixed.ALIKE",
          "interventions", "instrument.MOST_LABELS", "meaning.INPUTS", "atlas._PLACE", "atlas._TRUST",
          "restoring.PATTERNS", "activations.__all__", "model.__all__", "phones.__all__"],
         SHOWN,
