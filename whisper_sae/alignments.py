@@ -39,6 +39,9 @@ TIERS = {
 class BadAlignment(ValueError):
     """An alignment that cannot be used; the message is one line and names the file and the field."""
 
+    def __init__(self, said: str):
+        super().__init__(tables.plain(said))
+
 
 def read(folder: str | Path, kind: str = "phones", tier: str = "") -> pd.DataFrame:
     """The `phones` or `words` of a corpus, empty where it tells none: path, start, end (seconds), phone or word, …
