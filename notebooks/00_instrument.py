@@ -347,7 +347,13 @@ told_by += (
 told_by += [f"{label} {row.right:.0%} (chance {row.chance:.0%})" for label, row in at.iterrows()]
 tables = {"word_errors": wer, "labels": voice, "phones": rates, "calibrations": calibrated.table}
 steps = [clips, acts, labelled, *([transcripts] if len(wrote) else []), *([probe] if len(rates) else [])]
-findings.save("00_instrument", run.name, headline="; ".join(told_by) + ".", tables=tables, steps=steps)
+findings.save(
+    "00_instrument",
+    run.name,
+    headline="; ".join(told_by or ["No words, phones or labels to ask about"]) + ".",
+    tables=tables,
+    steps=steps,
+)
 
 # %% tags=["checks"]
 calibrated.require()  # the table of calibrations is saved by now

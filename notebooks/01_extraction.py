@@ -261,7 +261,8 @@ figures.say(
 # speaker until a window is full. It can also ask for cruder numbers, `precision = "bfloat16"`, where the machine
 # multiplies them faster. Neither says quite the same, and the table is there to choose by. An error of 10 % means that a
 # tenth of the variance of a layer is another than if each clip had been heard alone. Expect packing to matter more, for
-# a clip then has neighbours, and Whisper knows where in the window it is.
+# a clip then has neighbours, and Whisper knows where in the window it is. Levels are clamped to 80 dB below the loudest
+# point of a clip, packed or not; of a clip longer than a window, each window by its own, as transformers does it.
 
 # %%
 others = store.make(recipes.other_ways(run, seed))

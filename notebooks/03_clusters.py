@@ -58,7 +58,7 @@ heard, said = recipes.table(run, clips), index.Index(codes.path)
 labels, left_out = atlas.labels_of(heard, averaged.table("clips.csv"))  # (clip, label)
 figures.say(
     f"{averaged.facts['clips']:,} clips at {run.focus}, {said.rows:,} frames, {said.features:,} features, of which "
-    f"{averaged.facts['silent_features']:,} never fire. Told of the clips: {', '.join(labels)}."
+    f"{averaged.facts['silent_features']:,} never fire. Told of the clips: {', '.join(labels) or 'nothing'}."
 )
 figures.say(dictionaries.seed_note(run, seed, run.focus))
 if left_out:

@@ -1,6 +1,7 @@
 """A run for test_kill.py to kill: makes one result of a profile, and says `ready` just before it begins.
 
     python tests/interruptible.py activations profile.toml [before|after N]
+    python tests/interruptible.py reports folder-of-notebooks
 
 With `before` or `after` it kills itself around the N-th rename, the moments at which something gets its name.
 """
@@ -9,7 +10,7 @@ import os
 import signal
 import sys
 
-from whisper_sae import dictionaries, meaning, profiles, recipes, store
+from whisper_sae import dictionaries, meaning, profiles, recipes, report, store
 
 
 def die_around(when: str, nth: int) -> None:
@@ -41,9 +42,14 @@ def recipe_of(what: str, run: profiles.Profile) -> store.Recipe:
 
 
 if __name__ == "__main__":
-    what, profile, *around = sys.argv[1:]
-    recipe = recipe_of(what, profiles.choose(profile))
+    what, source, *around = sys.argv[1:]
+    if what == "reports":
+        plan = report.plan(folder=source)
+        make = lambda: report.run(plan, jobs=2)  # noqa: E731
+    else:
+        recipe = recipe_of(what, profiles.choose(source))
+        make = lambda: store.make(recipe)  # noqa: E731
     if around:
         die_around(around[0], int(around[1]))
     print("ready", flush=True)
-    store.make(recipe)
+    make()

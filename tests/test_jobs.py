@@ -91,7 +91,10 @@ raise SystemExit(__main__.main(["--jobs", "2"]))
 """
 
 
-@pytest.mark.parametrize(("signal_", "code", "ended"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+@pytest.mark.parametrize(
+    ("signal_", "code", "ended"),
+    [pytest.param("SIGINT", 130, "interrupted", marks=pytest.mark.slow), ("SIGTERM", 143, "terminated")],
+)
 def test_a_signal_kills_what_runs_and_keeps_what_is_done(folder, signal_, code, ended):
     here = folder(
         {"01_a": ("nothing", 0), "02_b": ("nothing", 600), "03_c": ("notebook 1", 600), "04_d": ("notebook 2", 0)}

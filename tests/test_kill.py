@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import interruptible
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,26 @@ LONG = {
     "dictionary": dict(voices=3, clips=10),
     "index": dict(voices=6, clips=40),
 }
+NOTEBOOK = """
+# %% [markdown]
+# # {number} · How do {number} sums of random numbers vary?
+#
+# **You will** see a table.
+# **You need** nothing from the other notebooks.
+
+# %% tags=["parameters"]
+profile = "demo"
+seed = 0
+
+# %%
+import numpy as np, pandas as pd
+from whisper_sae import findings
+sums = pd.DataFrame({{"sum": np.random.default_rng(seed).normal(size=(int("{number}"), 1000)).sum(axis=1)}})
+sums
+
+# %%
+findings.save("{number}_sums", profile, f"The largest sum is {{sums['sum'].max():.2f}}.", {{"sums": sums}})
+"""
 SHORT = {"activations": dict(voices=1, clips=4), "dictionary": dict(voices=3, clips=2)}
 STEPS = 1500  # of a long training: fifteen checkpoints
 
@@ -30,6 +52,17 @@ def prepare(recipe: store.Recipe) -> None:
     for need in recipe.needs.values():
         prepare(need)
         store.make(need)
+
+
+def start(folder: Path, *arguments) -> subprocess.Popen:
+    """A process that is about to make something."""
+    with open(folder / "stderr", "w") as log:
+        child = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *map(str, arguments)], stdout=subprocess.PIPE, stderr=log, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    assert child.stdout.readline() == "ready\n", (folder / "stderr").read_text()
+    return child
 
 
 class Job:
@@ -80,12 +113,7 @@ class Job:
         return store.need(self.recipe)
 
     def start(self, *arguments) -> subprocess.Popen:
-        asks = [sys.executable, str(SCRIPT), self.what, str(self.toml), *map(str, arguments)]
-        with open(self.folder / "stderr", "w") as log:
-            one = os.environ | {"OMP_NUM_THREADS": "1"}
-            child = subprocess.Popen(asks, stdout=subprocess.PIPE, stderr=log, text=True, env=one)
-        assert child.stdout.readline() == "ready\n", (self.folder / "stderr").read_text()
-        return child
+        return start(self.folder, self.what, self.toml, *arguments)
 
     def kill_after(self, seconds: float) -> None:
         child = self.start()
@@ -117,6 +145,77 @@ class Job:
         step.verify()
         assert step.manifest["files"] == self.right.manifest["files"]
         assert step.facts == self.right.facts
+
+
+class Reports:
+    """The pages of three notebooks that are run by processes that get killed, and the same pages made undisturbed."""
+
+    def __init__(self, folder: Path, monkeypatch):
+        self.folder, self.monkeypatch, self.roots = folder, monkeypatch, 0
+        for number in ("01", "02", "03"):
+            (folder / f"{number}_sums.py").write_text(NOTEBOOK.format(number=number).lstrip(), encoding="utf-8")
+        self.seconds = 0.0
+        self.fresh()
+        self.right = self.finish()
+        self.fresh()
+
+    @property
+    def where(self) -> Path:
+        return self.folder / f"reports{self.roots}" / "demo"
+
+    def fresh(self) -> None:
+        self.roots += 1
+        self.monkeypatch.setenv("WHISPER_SAE_REPORTS", str(self.where.parent))
+
+    def start(self) -> subprocess.Popen:
+        return start(self.folder, "reports", self.folder)
+
+    def finish(self) -> dict[str, str]:
+        child, begun = self.start(), time.monotonic()
+        assert child.wait() == 0, (self.folder / "stderr").read_text()
+        self.seconds = self.seconds or time.monotonic() - begun
+        return self.files()
+
+    kill_after = Job.kill_after
+
+    def files(self) -> dict[str, str]:
+        """What stands under its own name, without what legitimately differs: dates, durations, and message ids."""
+        found = {}
+        for path in sorted(self.where.rglob("*")):
+            if path.is_dir() or path.name.startswith("."):
+                continue
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".ipynb":
+                text = "\n".join(f"{cell.source}\n{cell.get('outputs')}" for cell in nbformat.reads(text, 4).cells)
+            text = re.sub(r"\d+(\.\d+)? s\b|\d{4}-\d\d-\d\d.\d\d:\d\d(:\d\d)?", "", text)
+            found[path.relative_to(self.where).as_posix()] = re.sub(r'"(seconds|written)": [\d.]+', "", text)
+        return found
+
+    def is_made(self) -> bool:
+        found = self.files()
+        return all(f'href="0{number}_sums.html"' in found.get("index.html", "") for number in (1, 2, 3))
+
+    def at_work(self) -> bool:
+        return self.where.exists() and not self.is_made()
+
+    def check_names(self) -> None:
+        """Whatever stands under its own name is whole: it ends, or is the table and the answer that it will be."""
+        for name, text in self.files().items() if self.where.exists() else ():
+            assert name in self.right
+            if name.endswith(".html"):
+                assert text.rstrip().endswith("</html>"), name
+            elif name.endswith(".json"):
+                json.loads((self.where / name).read_text(encoding="utf-8"))
+            else:
+                assert text == self.right[name], name
+
+    def check_same(self, found: dict[str, str]) -> None:
+        assert found == self.right
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    return Reports(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -163,9 +262,14 @@ def test_killed_half_way(job, what, when, nth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "kills"), [("activations", 40), ("dictionary", 40), ("index", 20)])
+@pytest.mark.parametrize(("what", "kills"), [("activations", 30), ("dictionary", 30), ("index", 20)])
 def test_killed_at_many_moments(job, what, kills):
     kill_again_and_again(job(what, LONG[what], 256 * STEPS), kills=kills, seed=1)
+
+
+@pytest.mark.slow
+def test_reports_killed_at_many_moments(reports):
+    kill_again_and_again(reports, kills=20, seed=1)
 
 
 @pytest.mark.slow

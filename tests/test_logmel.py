@@ -39,6 +39,22 @@ def test_a_clip_is_not_told_of_the_others(loaded):
     np.testing.assert_allclose(model.mel(loaded, sounds)[:1], model.mel(loaded, sounds[:1]), atol=1e-6)
 
 
+def test_a_soft_clip_beside_a_loud_one_is_what_it_is_alone(loaded):
+    """Packed into one window each is clamped by its own loudest point; only frames at a clip's edge hear the other."""
+    rng, alone = np.random.default_rng(0), []
+    for level in (0.5, 0.00005):
+        alone.append(rng.normal(0, level, 9_600).astype(np.float32))
+    gap = np.zeros(6_400, np.float32)
+    packed = np.concatenate([alone[0], gap, alone[1]])
+    found = model.mel(loaded, [packed], [[0, 16_000]])[0]
+    right = [model.mel(loaded, [sound])[0] for sound in alone]
+    np.testing.assert_allclose(found[:, :90], right[0][:, :90], atol=1e-6)
+    np.testing.assert_allclose(found[:, 102:], right[1][:, 2:100], atol=1e-5)
+    as_one = model.mel(loaded, [packed])[0]
+    assert (as_one[:, 102:158] - right[1][:, 2:58]).abs().mean() > 0.1, "without `starts` the soft clip is floored"
+    np.testing.assert_array_equal(model.mel(loaded, alone, [[0], [0]]), model.mel(loaded, alone))
+
+
 @pytest.mark.parametrize("bins", [80, 128])
 def test_equal_on_speech(shared, bins):
     how = WhisperFeatureExtractor(feature_size=bins)

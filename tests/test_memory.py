@@ -35,6 +35,7 @@ def peak(model: Path, corpus: Path, data: Path, windows: str) -> tuple[int, floa
 
 
 @linux
+@pytest.mark.slow
 def test_a_small_model_and_200_clips(small_whisper, corpus, tmp_path):
     frames, megabytes = peak(small_whisper, corpus(voices=10, clips=20), tmp_path / "data", "clip")
     assert frames > 10_000 and megabytes < 1_000

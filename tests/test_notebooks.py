@@ -36,7 +36,7 @@ def nbval(elsewhere, *notebooks):
     return subprocess.run(
         [*command, f"--nbval-sanitize-with={sanitize}", *map(str, notebooks)],
         cwd=folder,
-        env=environment,
+        env={name: value for name, value in environment.items() if name != "PYTEST_ADDOPTS"},
         capture_output=True,
         text=True,
     )

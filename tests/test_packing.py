@@ -65,7 +65,8 @@ def test_rows_are_those_of_the_clip_wherever_it_was_heard(both, loaded):
     for _, rows in windows.groupby("heard"):
         parts = [recipes.sound_of(heard, windows, row) for row in rows.index]
         sound = packing.joined(parts, rows["at"].tolist(), FRAME)
-        live = model.record(loaded, model.mel(loaded, [sound]), ["encoder.1.resid"])["encoder.1.resid"][0]
+        mel = model.mel(loaded, [sound], [[FRAME * at for at in rows["at"]]])
+        live = model.record(loaded, mel, ["encoder.1.resid"])["encoder.1.resid"][0]
         for row, part in zip(rows.index, parts, strict=True):
             n, at = -(-len(part) // FRAME), windows["at"][row]
             np.testing.assert_allclose(recorded.window("encoder.1.resid", row), live[at : at + n], atol=2e-5)

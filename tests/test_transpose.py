@@ -180,10 +180,11 @@ RUNS = 5
 
 @pytest.mark.parametrize(
     ("what", "when", "nth", "left"),
-    [("say", "before", 5, 3), ("os.rename", "before", 2, 1), ("transpose._join", "after", 1, RUNS),
-     ("os.unlink", "after", 3, RUNS - 1), *(pytest.param(*rarer, marks=pytest.mark.slow) for rarer in (
-         ("say", "before", 1, 0), ("os.rename", "after", 2, 2), ("transpose._read", "after", 9, RUNS),
-         ("os.rename", "after", RUNS + 1, RUNS - 1)))],
+    [("say", "before", 5, 3), ("transpose._join", "after", 1, RUNS), *(
+        pytest.param(*rarer, marks=pytest.mark.slow) for rarer in (
+            ("os.rename", "before", 2, 1), ("os.unlink", "after", 3, RUNS - 1), ("say", "before", 1, 0),
+            ("os.rename", "after", 2, 2), ("transpose._read", "after", 9, RUNS),
+            ("os.rename", "after", RUNS + 1, RUNS - 1)))],
 )  # fmt: skip
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, right, what, when, nth, left):
     asks = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path), what, when, str(nth)]
@@ -247,6 +248,7 @@ print(facts["firings"], int(told) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak memory")
 def test_memory_does_not_grow_with_the_corpus():
     found = []

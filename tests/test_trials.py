@@ -54,6 +54,7 @@ def test_a_label_that_goes_with_the_corpus_is_tried_within_it():
     assert (held.found == 0).mean() > 0.85 and (held.beyond == 0).mean() > 0.85
 
 
+@pytest.mark.slow
 def test_the_truth_within_strata_is_what_draws_come_to_on_average():
     cast, rng = two_corpora(planted=2.0), np.random.default_rng(0)
     x, first, corpus = cast.means[:, :4], (cast.labels.gender == "female").to_numpy(), cast.corpus

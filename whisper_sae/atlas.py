@@ -146,7 +146,7 @@ def labels_of(heard: pd.DataFrame, averaged: pd.DataFrame) -> tuple[pd.DataFrame
             found[name] = text
         else:
             why[name] = "the same everywhere" if groups else "not known of any clip"
-    return pd.DataFrame(found, dtype=str).set_index(averaged["clip"].to_numpy()), why
+    return pd.DataFrame(found, index=told.index, dtype=str).set_index(averaged["clip"].to_numpy()), why
 
 
 def silhouettes_of(steps: dict[str, Step]) -> dict[str, pd.DataFrame]:

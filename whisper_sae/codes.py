@@ -130,5 +130,5 @@ def coincidences(codes: csc_array, label: np.ndarray, labels: int, weight: np.nd
     for some, inner in blocks(codes):
         key = feature_of(inner) * labels + label[inner.indices]
         mine = None if weight is None else weight[codes.indptr[some.start] : codes.indptr[some.stop]]
-        found[some] = np.bincount(key, mine, minlength=inner.shape[1] * labels).reshape(-1, labels)
+        found[some] = np.bincount(key, mine, minlength=inner.shape[1] * labels).reshape(inner.shape[1], labels)
     return found

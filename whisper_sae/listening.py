@@ -43,19 +43,21 @@ def sound_of(heard: pd.DataFrame, windows: pd.DataFrame, number: int) -> np.ndar
 
 
 def reader(whisper: model.Whisper, heard: pd.DataFrame, windows: pd.DataFrame) -> Callable[[range], tuple]:
-    """A function that reads what some windows hold: their sounds, and the kinds of their frames (window, position)."""
+    """A function that reads what some windows hold: their sounds, where in these each piece begins (in samples), and
+    the kinds of their frames, (window, position)."""
     ends = np.searchsorted(windows.heard.to_numpy(), np.arange(windows.heard.max() + 2))
 
-    def read(numbers: range) -> tuple[list[np.ndarray], np.ndarray]:
-        sounds, kinds = [], []
+    def read(numbers: range) -> tuple[list[np.ndarray], list[list[int]], np.ndarray]:
+        sounds, starts, kinds = [], [], []
         for number in numbers:
             rows = range(ends[number], ends[number + 1])
             at = [int(windows["at"][row]) for row in rows]
             parts = [sound_of(heard, windows, row) for row in rows]
             sounds.append(packing.joined(parts, at, whisper.samples_a_frame))
+            starts.append([position * whisper.samples_a_frame for position in at])
             each = [speech.kinds(part, whisper.samples_a_frame, whisper.positions) for part in parts]
             kinds.append(packing.joined_kinds(each, at))
-        return sounds, np.stack(kinds)
+        return sounds, starts, np.stack(kinds)
 
     return read
 
@@ -67,10 +69,11 @@ def listener(run: Profile, whisper: model.Whisper, heard: pd.DataFrame, windows:
     last bits of an activation may depend on the place of a window in its batch, and on the processor.
     """
 
-    def hear(_numbers, ready: tuple[list[np.ndarray], np.ndarray]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-        sounds, kinds = ready
-        silence = [np.zeros(1, np.float32)] * (run.batch_windows - len(sounds))
-        said = model.record(whisper, model.mel(whisper, sounds + silence), wanted)
+    def hear(_numbers, ready: tuple[list, list, np.ndarray]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+        sounds, starts, kinds = ready
+        lacking = run.batch_windows - len(sounds)
+        mels = model.mel(whisper, sounds + [np.zeros(1, np.float32)] * lacking, starts + [[0]] * lacking)
+        said = model.record(whisper, mels, wanted)
         return {site: hidden[: len(sounds)] for site, hidden in said.items()}, kinds
 
     return hear, reader(whisper, heard, windows)
@@ -139,8 +142,8 @@ def frames_heard(run: Profile, heard: pd.DataFrame, wanted: list[str]) -> dict[s
     total = int(windows.heard.max()) + 1
     for first in range(0, total, run.batch_windows):
         numbers = range(first, min(first + run.batch_windows, total))
-        sounds, _ = read(numbers)
-        told = model.record(whisper, model.mel(whisper, sounds), wanted)
+        sounds, starts, _ = read(numbers)
+        told = model.record(whisper, model.mel(whisper, sounds, starts), wanted)
         for row in np.flatnonzero((of_window[:, 0] >= numbers.start) & (of_window[:, 0] < numbers.stop)):
             window, at, count = of_window[row]
             parts[row] = {site: told[site][window - first, at : at + count].cpu().clone() for site in wanted}

@@ -5,6 +5,7 @@ same, so only the frames that a clip reaches are transformed. Equal to transform
 """
 
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -13,10 +14,14 @@ FLOOR = 1e-10
 """Energies under this count as this: silence is log10 of it."""
 
 
-def log_mel(sounds: list[np.ndarray], filters: np.ndarray, *, window: int, n_fft: int, hop: int, device="cpu"):
+def log_mel(
+    sounds: list[np.ndarray], filters: np.ndarray, *, window: int, n_fft: int, hop: int, device="cpu", starts=None
+) -> torch.Tensor:
     """Spectrograms of clips of at most `window` samples: (clip, mel bin, window / hop) float32, on `device`.
 
-    `filters` is (frequency, mel bin). Each clip is put in relation to its own loudest point, as Whisper wants it.
+    `filters` is (frequency, mel bin). Levels are clamped to 80 dB below the clip's loudest point, as Whisper does it.
+    Where several clips were packed into one window, `starts` has for each window the samples at which they begin, and
+    each is clamped by its own loudest point; otherwise a soft clip would be lost beside a loud one.
     """
     frames, longest = window // hop, max(len(sound) for sound in sounds)
     reached = min(frames, -(-(longest + n_fft // 2) // hop))  # frames with any sound in them
@@ -33,7 +38,14 @@ def log_mel(sounds: list[np.ndarray], filters: np.ndarray, *, window: int, n_fft
     loudest = level.amax(dim=(1, 2), keepdim=True).clamp(min=np.log10(FLOOR))  # silence is everywhere else
     found = loudest.new_full((len(sounds), filters.shape[1], frames), np.log10(FLOOR))
     found[..., :reached] = level
-    return torch.maximum(found, loudest - 8.0).add_(4.0).div_(4.0)
+    floor = loudest - 8.0
+    if starts and any(len(begun) > 1 for begun in starts):
+        floor = floor.repeat(1, 1, frames)
+        for row, begun in enumerate(starts):
+            edges = [0, *(start // hop for start in begun[1:]), frames]
+            for first, last in itertools.pairwise(edges):
+                floor[row, :, first:last] = found[row, :, first:last].max() - 8.0
+    return torch.maximum(found, floor).add_(4.0).div_(4.0)
 
 
 @functools.lru_cache(maxsize=4)

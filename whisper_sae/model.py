@@ -349,8 +349,11 @@ def final_norm(whisper: Whisper, site: str) -> nn.LayerNorm:
 # ------------------------------------------------------------------------------------------------- listening
 
 
-def mel(whisper: Whisper, sounds: list[np.ndarray]) -> torch.Tensor:
-    """Log-mel spectrograms of 16 kHz clips, each padded with silence to a window: (clip, mel bin, mel frame)."""
+def mel(whisper: Whisper, sounds: list[np.ndarray], starts: list[list[int]] | None = None) -> torch.Tensor:
+    """Log-mel spectrograms of 16 kHz clips, each padded with silence to a window: (clip, mel bin, mel frame).
+
+    Of several clips in a window `starts` has the samples at which they begin: see `log_mel`.
+    """
     for sound in sounds:
         if len(sound) > whisper.window:
             raise BadModel(f"a clip of {len(sound):,} samples is longer than the window of {whisper.window:,}")
@@ -359,7 +362,8 @@ def mel(whisper: Whisper, sounds: list[np.ndarray]) -> torch.Tensor:
         found = how(sounds, sampling_rate=RATE, return_tensors="pt", padding="max_length").input_features
         return found.to(whisper.device)
     return log_mel(
-        sounds, how.mel_filters, window=whisper.window, n_fft=how.n_fft, hop=how.hop_length, device=whisper.device
+        sounds, how.mel_filters, window=whisper.window, n_fft=how.n_fft, hop=how.hop_length, device=whisper.device,
+        starts=starts,
     )  # fmt: skip
 
 
