@@ -27,6 +27,7 @@ from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
+print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
 # ## Whose voices?

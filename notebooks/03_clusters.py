@@ -41,6 +41,7 @@ from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
+print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
 # ## What a clip says on average

@@ -43,6 +43,7 @@ from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
+print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
 # ## An edit that changes nothing changes nothing

@@ -42,6 +42,7 @@ from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
 figures.use_style()
+print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
 # ## All that a feature does

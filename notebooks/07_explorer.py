@@ -24,6 +24,7 @@ from whisper_sae.questions import FIELDS
 
 run = profiles.choose(profile)
 figures.use_style()
+print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
 # ## Begin with a clip

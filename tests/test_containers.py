@@ -1,5 +1,7 @@
 """What a decoder leaves out of MP3 and Ogg without a word is noticed, and whole files are not suspected."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -88,6 +90,20 @@ def test_chained_ogg_is_rejected_and_one_stream_is_read(tmp_path, subtype):
     assert speech.decoded(path) == pytest.approx(1.0, abs=0.02)
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(speech.BadSpeech, match="several Ogg streams follow each other"):
+        speech.decoded(path)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("pages", [1, 2])
+def test_ogg_without_its_last_pages_is_truncated_wherever_it_was_cut(tmp_path, subtype, pages):
+    """Cut between two pages everything that is left decodes: only the mark of the last page is missing."""
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, noise(6.0, 16_000), 16_000, format="OGG", subtype=subtype)
+    content = path.read_bytes()
+    starts = [found.start() for found in re.finditer(b"OggS", content)]
+    assert len(starts) > 4
+    path.write_bytes(content[: starts[-pages]])
+    with pytest.raises(speech.BadSpeech, match="truncated"):
         speech.decoded(path)
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import types
 
 import datasets
 import numpy as np
@@ -317,6 +318,7 @@ def test_what_cannot_be_fetched_is_named_in_one_line(dataset, tmp_path, made, as
 
 OFFLINE = """
 import sys
+import types
 from pathlib import Path
 from whisper_sae import hub, model
 for ask, kind in [
@@ -347,6 +349,27 @@ def test_a_hub_out_of_reach_is_one_line_with_the_way_out(tmp_path):
     for line in (corpus, whisper, identity):
         assert "give a local directory" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_all_is_read_from_the_commit_that_the_hub_is_at(monkeypatch, tmp_path):
+    """Without a revision the newest commit, with one its commit; where the hub does not answer, what was asked for."""
+    commits, opened = {None: "c0ffee", "v1": "5eed"}, []
+
+    def info(self, name, revision=None):
+        if name == "nobody/away":
+            raise ConnectionError
+        return types.SimpleNamespace(sha=commits[revision])
+
+    def load(**options):
+        opened.append(options.get("revision"))
+        raise ValueError("no more of it is needed")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    for corpus in ("some/voices", "some/voices@v1:clean:test", "nobody/away", "nobody/away@v1"):
+        with pytest.raises(hub.BadCorpus, match="no more of it is needed"):
+            hub.fetch(corpus, tmp_path / "out")
+    assert opened == ["c0ffee", "5eed", None, "v1"]
 
 
 def test_a_copy_of_librispeech_has_its_readers_gender(dataset, tmp_path):

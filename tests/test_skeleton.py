@@ -200,6 +200,9 @@ def _needed(cells):
     order = [
         tag for cell in cells for tag in ("parameters", "setup", "nbval-check-output", "save") if tag in _tags(cell)
     ]
+    said = 'print(f"profile {run.name}, seed {seed}")'
+    if said not in "".join(cell.source for cell in cells if "setup" in _tags(cell)):
+        yield f"the cell setup must end with {said}: without tags other parameters than those given are used"
     if list(dict.fromkeys(order)) != ["parameters", "setup", "nbval-check-output", "save"]:
         yield f"the cells parameters, setup, nbval-check-output, save must come in this order, got {order}"
     checks = "\n".join(cell.source for cell in cells if "checks" in _tags(cell))

@@ -45,21 +45,22 @@ def fault(path: str | Path, heard: int) -> str:
 
 
 def _fault_of_ogg(content) -> str:
-    begun = False
-    for first in _ogg_pages(content):
+    begun = last = False
+    for first, end in _ogg_pages(content):
         if first and begun:
             return "several Ogg streams follow each other, of which the first alone is decoded; part or convert them"
-        begun = begun or not first
-    return ""
+        begun, last = begun or not first, end
+    return "" if last else "truncated Ogg: the page that ends the stream is not there; convert it to keep what is"
 
 
-def _ogg_pages(content) -> Iterator[bool]:
-    """Of each page, whether a stream begins with it (RFC 3533)."""
+def _ogg_pages(content) -> Iterator[tuple[bool, bool]]:
+    """Of each whole page, whether a stream begins with it, and whether one ends (RFC 3533, section 6)."""
     at = 0
     while (at := content.find(b"OggS", at)) >= 0 and at + 27 <= len(content):
-        yield bool(content[at + 5] & 2)
-        segments = content[at + 26]
+        flags, segments = content[at + 5], content[at + 26]
         at += 27 + segments + sum(content[at + 27 : at + 27 + segments])
+        if at <= len(content):
+            yield bool(flags & 2), bool(flags & 4)
 
 
 def _fault_of_mp3(content, heard: int) -> str:

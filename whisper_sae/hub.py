@@ -27,7 +27,8 @@ def fetch(
     """Copy a corpus, `id:configuration:split` (or a local path in the hub's format), to `folder`.
 
     `id@revision` names a commit, a tag or a branch, which is then part of the key of the copy; without it a copy stays
-    the one that was fetched first.
+    the one that was fetched first. Everything is read from one commit, which the facts have as `revision`, unless
+    it is a directory, or the hub is out of reach and its cache is read.
     Writes the sound files to `folder/audio` and every column that is not sound to `folder/metadata.csv`. `choose` is
     given a directory that holds this table of all rows, and no sound, and says the numbers of the rows that are
     wanted; of a row group of parquet (a file, in other formats) that holds none of them no sound is read. Without
@@ -37,11 +38,12 @@ def fetch(
         rows, audio, options = _opened(corpus)
         if choose is None:
             clips = (_row(number, row, audio, rows.features) for number, row in enumerate(_sound(rows, audio)))
-            return _copy(progress(clips), folder)
+            return _copy(progress(clips), folder) | {key: options[key] for key in ("revision",) if key in options}
         sizes = _tell(rows, audio, options, folder / "told", progress)
     wanted = sorted(set(choose(folder / "told")))  # its errors speak for themselves
     with _in_one_line(corpus):
         facts = _copy(progress(_those(wanted, sizes, rows, audio, folder / "told")), folder)
+        facts |= {key: options[key] for key in ("revision",) if key in options}
     shutil.rmtree(folder / "told")
     return facts
 
@@ -60,7 +62,8 @@ def _opened(corpus: str) -> tuple:
 
     asked = [corpus] if Path(corpus).is_dir() else corpus.split(":")  # a directory's name may hold colons
     name, configuration, split = [*asked, "", ""][:3]
-    name, revision = (name, "") if Path(corpus).is_dir() else name.partition("@")[::2]
+    name, revision = (name, "") if Path(name).is_dir() else name.partition("@")[::2]
+    revision = revision if Path(name).is_dir() else _commit(name, revision)
     options = {"path": name, "name": configuration or None, "split": split or "train", "streaming": True}
     options |= {"revision": revision} if revision else {}
     rows = datasets.load_dataset(**options)
@@ -68,6 +71,16 @@ def _opened(corpus: str) -> tuple:
     if audio is None:
         raise BadCorpus(f"no column of sound; it has {', '.join(rows.features or {})}")
     return rows, audio, options
+
+
+def _commit(name: str, revision: str) -> str:
+    """The commit that a data set of the hub is at; what was asked for where the hub is out of reach."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.HfApi().dataset_info(name, revision=revision or None).sha or revision
+    except Exception:  # out of reach, or no such thing: load_dataset has it in its cache, or says what is wrong
+        return revision
 
 
 def _sound(rows, audio: str):
