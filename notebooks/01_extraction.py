@@ -251,8 +251,8 @@ figures.say(
 # %% tags=["hide-input"]
 figures.say(
     f"Of valid frames the dictionary that learnt padding too leaves {every.fvu:.1%}. The same valid frames alone, and {same.l0:.1f} latents "
-    f"on each, leave {same.fvu:.1%}: with padding the error is {same.beside:.2f} times as large ({same.beside_low:.2f} to "
-    f"{same.beside_high:.2f}, over speakers). Two that differ in their seed alone leave {one.fvu:.1%} and {other.fvu:.1%}."
+    f"on each, leave {same.fvu:.1%}: with padding the error is {same.beside:.2f} times as large ("
+    f"{figures.between(same.beside_low, same.beside_high, '.2f')}, over speakers). Two that differ in their seed alone leave {one.fvu:.1%} and {other.fvu:.1%}."
 )
 
 # %% [markdown]

@@ -411,7 +411,13 @@ saved = {
 for name in tables:
     saved |= {f"silhouettes_{name.replace(' ', '_')}": tables[name], f"told_{name.replace(' ', '_')}": telling[name][0]}
 steps = [clips, codes, averaged, laid, *grouped.values(), asked_thrice]
-findings.save("03_clusters", run.name, headline=f"Of {'; '.join(news)}.", tables=saved, steps=steps)
+findings.save(
+    "03_clusters",
+    run.name,
+    headline=f"Of {'; '.join(news) or 'these clips no map or cluster could be made'}.",
+    tables=saved,
+    steps=steps,
+)
 
 # %% tags=["checks"]
 calibrated.require()  # the table of calibrations is saved by now

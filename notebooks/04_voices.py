@@ -129,7 +129,7 @@ if found:
     chance = found["rate"].chance
     fig = draw.forest(top, chance.groups, chance.threshold)
     fig.axes[0].set(title=f"{label}: the foremost features, by rate")
-    figures.show(fig, alt="; ".join(f"{row.feature}: {row.d:.2f} ({row.low:.2f} to {row.high:.2f})" for row in top.head(5).itertuples()),
+    figures.show(fig, alt="; ".join(f"{row.feature}: {row.d:.2f} ({figures.between(row.low, row.high, '.2f')})" for row in top.head(5).itertuples()),
                  caption="d with its 95 % interval over speakers. Grey: what chance gives to the greatest; filled marks lie beyond.")  # fmt: skip
 
 # %% [markdown]
@@ -168,7 +168,7 @@ if found:
     shelf = meaning.examples_in(run, seed, run.focus)
     for row in top.head(min(4, max(1, chance.beyond.sum()))).itertuples():
         pairs = voices.alike(shelf, heard, row.feature, label, chance.groups, 1)
-        figures.voices(meaning.sounds(heard, pairs), meaning.RATE, caption=f"Feature {row.feature}, d = {row.d:.2f} ({row.low:.2f} to {row.high:.2f}): {' and '.join(chance.groups)} at equal activation.")  # fmt: skip
+        figures.voices(meaning.sounds(heard, pairs), meaning.RATE, caption=f"Feature {row.feature}, d = {row.d:.2f} ({figures.between(row.low, row.high, '.2f')}): {' and '.join(chance.groups)} at equal activation.")  # fmt: skip
 
 # %% [markdown]
 # Where two labels are crossed, d is asked **within** the groups of the other, and labels change places only there: what accents do to a

@@ -195,7 +195,7 @@ if len(table):
     )
     figures.say(
         f"Above matched controls the features cost {total.mean:.2f} nats on average over "
-        f"{total.speakers} speakers (95 % interval {total.low:.2f} to {total.high:.2f}, "
+        f"{total.speakers} speakers (95 % interval {figures.between(total.low, total.high, '.2f')}, "
         f"p = {total.p:.2g}). "
         f"Phones left out for want of controls: {', '.join(tested.unmatched) or 'none'}. "
         f"p of {len(tested.null)} features that are no phone's best is uniform "
@@ -457,7 +457,7 @@ if total:
     answers.insert(
         0,
         f"Without their phone's feature words lose {total.mean:.2f} nats of log-odds more than without "
-        f"matched controls ({total.low:.2f} to {total.high:.2f}, {total.speakers} speakers).",
+        f"matched controls ({figures.between(total.low, total.high, '.2f')}, {total.speakers} speakers).",
     )
 findings.save(
     "05_patching",

@@ -120,9 +120,9 @@ def number(value, digits: int = 3) -> str:
     return f"{value:,.{min(places, 6)}f}"
 
 
-def between(low: float, high: float) -> str:
-    """A 95 % interval of shares as prose has it: "16.3% to 24.4%"; "too few for an interval" where it is NaN."""
-    return "too few for an interval" if math.isnan(low) or math.isnan(high) else f"{low:.1%} to {high:.1%}"
+def between(low: float, high: float, form: str = ".1%") -> str:
+    """A 95 % interval as prose has it: "16.3% to 24.4%"; "too few for an interval" where it is NaN."""
+    return "too few for an interval" if math.isnan(low) or math.isnan(high) else f"{low:{form}} to {high:{form}}"
 
 
 # ------------------------------------------------------------------------------------------------- drawing
