@@ -239,9 +239,13 @@ def _tokenizer(where: str) -> WhisperTokenizer | None:
     """None where a directory has none: WhisperTokenizer would make an empty one."""
     if Path(where).is_dir() and not any((Path(where) / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
-    options = {"pad_token": faster_whisper.END} if faster_whisper.is_model(where) else {}
     try:
-        return WhisperTokenizer.from_pretrained(where, **options)
+        tokenizer = WhisperTokenizer.from_pretrained(where)
+        if faster_whisper.is_model(where):  # which lacks the settings that name them
+            special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+            others = [token for token in special if token != faster_whisper.END]
+            tokenizer.add_special_tokens({"pad_token": faster_whisper.END, "additional_special_tokens": others})
+        return tokenizer
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(where, "tokenizer.json", error) from None
 
