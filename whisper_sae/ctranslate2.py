@@ -209,8 +209,8 @@ def _variable(stream: _Stream) -> Variable:
     if number >= len(TYPES):
         raise stream.error(f"{name} is of type {number}; 0 to {len(TYPES) - 1} are known")
     kind, size = TYPES[number], stream.number("I")
-    if size != (expected := math.prod(shape) * np.dtype(STORED[kind]).itemsize):
-        raise stream.error(f"{name} has {size:,} bytes; {shown(shape)} of {kind} take {expected:,}")
+    if size != math.prod(shape) * np.dtype(STORED[kind]).itemsize:
+        raise stream.error(f"{name} has {size:,} bytes, which do not make {shown(shape)} of {kind}")
     start = stream.file.tell()
     stream.skip(size)
     return Variable(name, shape, kind, start)

@@ -62,11 +62,11 @@ class Converted:
         """All tensors. Raises ValueError for NaN, infinite values and a bias of keys, which Whisper does not have."""
         tensors = {}
         for name, parts in self.stacked.items():
-            whole = self.stored.tensor(name)
-            tensors |= {part: rows.copy() for part, rows in zip(parts, np.split(whole, len(parts)), strict=True)}
-        for name in [name for name in tensors if name.endswith("k_proj.bias")]:
-            if tensors.pop(name).any():
-                raise self.stored.error(f"{name} is not 0, and Whisper's keys have no bias")
+            for part, rows in zip(parts, np.split(self.stored.tensor(name), len(parts)), strict=True):
+                if not part.endswith("k_proj.bias"):
+                    tensors[part] = rows.copy()
+                elif rows.any():
+                    raise self.stored.error(f"{name} gives keys a bias, which Whisper's do not have")
         return tensors
 
 
