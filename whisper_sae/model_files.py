@@ -12,9 +12,11 @@ from safetensors import SafetensorError, safe_open
 FILES = {
     "config.json", "generation_config.json", "preprocessor_config.json", "normalizer.json", "tokenizer.json",
     "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-    "spiece.model", "sentencepiece.bpe.model",
+    "spiece.model", "sentencepiece.bpe.model", "vocabulary.json", "vocabulary.txt",
 }  # fmt: skip
 """Files that decide what a model does, beside its weights; others, such as a README, decide nothing."""
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+CTRANSLATE2 = "model.bin"
 FLOATS = {"F64", "F32", "F16", "BF16"}
 MOST_JSON = 64 << 20
 """Bytes; the largest tokenizer.json are a quarter of it."""
@@ -31,8 +33,9 @@ def digest(folder: Path, weights: bool = True, salt: str = "") -> str:
 
 def files(folder: Path, weights: bool = True) -> list[Path]:
     """The files of a model, in order. Raises ValueError for one that is not a regular file, such as a pipe."""
-    kinds = (".safetensors", ".safetensors.index.json") if weights else ()
-    found = sorted(path for path in Path(folder).iterdir() if path.name in FILES or path.name.endswith(kinds or "\0"))
+    names = FILES | ({CTRANSLATE2} if weights else set())
+    kinds = WEIGHTS if weights else ()
+    found = sorted(path for path in Path(folder).iterdir() if path.name in names or path.name.endswith(kinds))
     for path in found:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):

