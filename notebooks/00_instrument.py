@@ -249,7 +249,7 @@ if len(rates):
     mel_name = one.filter(like="log-mel").mean().idxmax()  # the stronger of the two
     ours, mel, twin = one[f"trained {best}"], one[mel_name], one[f"untrained {best}"]
     ahead = [
-        f"{100 * m:.1f} points ({100 * a:.1f} to {100 * b:.1f})"
+        f"{100 * m:.1f} points ({figures.between(100 * a, 100 * b, '.1f')})"
         for m, a, b in map(probes.interval, (ours - mel, ours - twin))
     ]
     figures.say(

@@ -415,68 +415,6 @@ headline = f"Of {'; '.join(news) or 'these clips no map or cluster could be made
 findings.save("03_clusters", run.name, headline=headline, tables=saved, steps=steps)
 
 # %% tags=["checks"]
-frames, one = averaged.table("clips.csv").frames.to_numpy(), some[0]
-sums = averaged.array("means.npy")[:, one].astype(float) @ frames
-assert np.isclose(sums, said.activations(one)[1].sum(dtype=float), rtol=1e-3)
-assert (joint.correlation == joint.correlation.T).all() and np.isfinite(joint.correlation).all()
-assert all(draw.counted(values, said.rows)[1].sum() == said.rows for values in firings.values())
-
-# %% tags=["checks"]
-calibrated = Calibrations()
-if run.name == "demo":
-    every, spoken = (telling[name][0].set_index("label") for name in ("all clips", "clips of speech"))
-    of_null = spoken.share["null_label"] / spoken.chance_95["null_label"]
-    calibrated.at_least("clusters of all clips: share of speech or sound that they tell", every.share["kind"], 0.3)
-    calibrated.at_most("clusters of speech: null label, times what one permutation in 20 reaches", of_null, 3)
-    by_map = trust.trustworthiness
-    calibrated.at_least("trustworthiness: t-SNE less two principal components", by_map[:2].min() - by_map[2], 0.03)
-    calibrated.at_least("trustworthiness: two principal components less chance", by_map[2] - by_map[3], 0.1)
-    calibrated.at_least("permuted gender, forest split by frame, above chance", lot - 0.5, 0.08)
-    calibrated.at_least("gender: forest split by frame less split by speaker", met - new, 0.04)
-calibrated.show()
-
-# %% [markdown]
-# These facts are the same on every machine, and a test compares them.
-
-# %% tags=["nbval-check-output"]
-print(f"{averaged.facts['clips']} clips, {said.rows} frames, {said.features} features")
-print("looked for clusters of:", ", ".join(f"{step.facts['clips']} {name}" for name, step in grouped.items()))
-print("labels:", ", ".join(labels), "| tree of:", ", ".join(grown.names) if grown else "nothing")
-
-# %% tags=["save"]
-news = [
-    f"{name}: {grouped[name].facts['clusters']} clusters (p = {grouped[name].facts['p']:.3f}), told most by {' '.join(table.label[:1]) or 'nothing'}"
-    for name, (table, _) in telling.items()
-]
-news += [f"{len(sure)} of {len(splits)} splits of the tree of accents are beyond chance"] if grown else []
-news += (
-    [
-        f"a forest that has met the speakers reads {met:.0%} of gender, {lot:.0%} of one by lot, {new:.0%} of new speakers"
-    ]
-    if len(forest)
-    else []
-)
-saved = {
-    "calibrations": calibrated.table,
-    "trust": trust,
-    "foremost": foremost,
-    "accents": splits,
-    "pairs": pairs,
-    "families": parents,
-    "forest": forest,
-}
-for name in tables:
-    saved |= {f"silhouettes_{name.replace(' ', '_')}": tables[name], f"told_{name.replace(' ', '_')}": telling[name][0]}
-steps = [clips, codes, averaged, laid, *grouped.values(), asked_thrice]
-findings.save(
-    "03_clusters",
-    run.name,
-    headline=f"Of {'; '.join(news) or 'these clips no map or cluster could be made'}.",
-    tables=saved,
-    steps=steps,
-)
-
-# %% tags=["checks"]
 calibrated.require()  # the table of calibrations is saved by now
 
 # %% [markdown]

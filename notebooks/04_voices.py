@@ -184,7 +184,7 @@ if across:
     said_of = contrasts.counted(inside, label, "rate")
     figures.say(
         f"Within {across}, {said_of['found']} of {said_of['tested']} features are found and {said_of['beyond']} lie beyond |d| = {said_of['threshold']:.2f}; the foremost has d = {inside.table.d[0]:.2f} "
-        f"({inside.table.low[0]:.2f} to {inside.table.high[0]:.2f}). An interaction has p ≤ 0.05 in {(inside.table.interaction <= 0.05).sum()}; by chance in {0.05 * len(inside.table):.0f}. {'Refused: ' + crossed.why[crossed.why != ''].iloc[0] + '.' if (crossed.why != '').any() else ''}"
+        f"({figures.between(inside.table.low[0], inside.table.high[0], '.2f')}). An interaction has p ≤ 0.05 in {(inside.table.interaction <= 0.05).sum()}; by chance in {0.05 * len(inside.table):.0f}. {'Refused: ' + crossed.why[crossed.why != ''].iloc[0] + '.' if (crossed.why != '').any() else ''}"
     )
 
 # %% [markdown]
@@ -369,7 +369,7 @@ if label in asked:
     figures.say(
         f"Read off {ranked.speakers.max()} speakers unheard, {label} is right in "
         + ", ".join(f"{row.balanced:.0%} from {row.input}" for row in ranked.itertuples())
-        + f". Random directions less the dictionary, speaker by speaker: {better[0]:+.1%} ({better[1]:+.1%} to {better[2]:+.1%})."
+        + f". Random directions less the dictionary, speaker by speaker: {better[0]:+.1%} ({figures.between(better[1], better[2], '+.1%')})."
     )
 
 # %% [markdown]
