@@ -392,13 +392,10 @@ news = [
     for name, (table, _) in telling.items()
 ]
 news += [f"{len(sure)} of {len(splits)} splits of the tree of accents are beyond chance"] if grown else []
-news += (
-    [
-        f"a forest that has met the speakers reads {met:.0%} of gender, {lot:.0%} of one by lot, {new:.0%} of new speakers"
-    ]
-    if len(forest)
-    else []
-)
+if len(forest):
+    news.append(
+        f"a forest that met the speakers reads {met:.0%} of gender, {lot:.0%} of one by lot, {new:.0%} of new speakers"
+    )
 saved = {
     "calibrations": calibrated.table,
     "trust": trust,
