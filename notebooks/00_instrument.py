@@ -179,7 +179,7 @@ counted = len(wrote) > 0 and bool(((wrote.split != "train") & (wrote.words > 0))
 if not counted:
     figures.say("No held-out clip has a transcript (or the model has no decoder), so no word errors are counted.")
 else:
-    spoken_in = instrument.decoded_languages(run, whisper, speaking)
+    spoken_in = instrument.decoded_languages(run, whisper, speaking, wrote)
     figures.table(spoken_in, caption="Clips with a transcript: their language, and how they are decoded.")
     for caution in instrument.language_cautions(run, whisper, speaking):
         figures.say(caution)

@@ -1,6 +1,7 @@
 """Every clip is decoded and scored in its language, and an English-only model is never given one."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import soundfile
 import torch
 from generated import generated
 from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_sae import (
     instrument,
@@ -127,6 +129,17 @@ def test_clips_of_several_languages_are_decoded_as_each_alone(several, sounds):
     assert together != text.transcribe(several, mels)
 
 
+def test_the_detected_language_is_that_of_transformers(several, sounds, demo):
+    encoded = several.encoder(model.mel(several, sounds)).last_hidden_state
+    codes, p = text.detect_languages(several, encoded)
+    right = several.whole.detect_language(
+        encoder_outputs=BaseModelOutput(encoded), generation_config=several.whole.generation_config
+    )
+    assert [TOKENS[f"<|{code}|>"] for code in codes] == right.flatten().tolist() and (p >= 0.5).all()
+    with pytest.raises(ValueError, match="English-only"):
+        text.detect_languages(demo, encoded)
+
+
 def test_edits_and_teacher_forcing_are_in_the_language_of_the_clip(several, sounds):
     spoken, site = ["de", "en", "de"], "encoder.1.resid"
     heard = patching.hear(several, sounds, [site, "decoder.0.resid"], languages=spoken)
@@ -212,6 +225,10 @@ def test_a_german_corpus_is_decoded_in_german(several, sounds, tmp_path, data, r
     store.make(recipes.clips(run, 0))
     told = store.make(instrument.transcripts(run, 0)).table("transcripts.csv")
     assert told.heard.tolist() == text.transcribe(several, model.mel(several, sounds), ["de", "en", "en"])
+    assert set(told.detected) <= {"de", "en"} and told.p_detected.between(0.5, 1).all(), "of two languages"
+    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
+    shown = instrument.decoded_languages(run, several, heard, told.assign(id=told.id.astype(str)))
+    assert shown.clips.sum() == 3 and all(re.fullmatch(r"(de|en) \d(, (de|en) \d)?", one) for one in shown.detected)
     tokens = store.make(recipes.decoded(run, 0)).table("tokens.csv")
     assert tokens[tokens.position == 1].token_id.tolist() == [TOKENS[f"<|{one}|>"] for one in ("de", "en", "en")]
     german = profiles.replace(run, language="German")

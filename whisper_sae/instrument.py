@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
@@ -34,24 +35,35 @@ from whisper_sae.store import Recipe, Step
 
 def transcripts(run: Profile, seed: int) -> Recipe:
     """`transcripts.csv`: what the model writes of each clip, and the word errors in it; the windows of a long clip
-    are written one by one and joined."""
+    are written one by one and joined. A multilingual model adds the language that it detects in a clip's first window,
+    `detected`, and its probability, `p_detected`; a clip is decoded in the language of `languages.of_clips` all the
+    same."""
 
     def write(folder: Path, clips: Step) -> dict:
         whisper = model.load(run.model, run.device)
         heard = table(run, clips)
         windows = speech.windows(heard, whisper.window)
         text.require_language(whisper, run.language)
-        spoken = languages.of_clips(heard, run.language)
-        wrote = []
-        starts = range(0, len(windows), run.batch_windows)
-        for first in tqdm(starts, desc="writing", unit=" batches"):
-            numbers = range(first, min(first + run.batch_windows, len(windows)))
-            mels = model.mel(whisper, [sound_of(heard, windows, number) for number in numbers])
-            wrote += text.transcribe(whisper, mels, spoken[windows["clip"].to_numpy()[numbers]])
-        joined = pd.Series(wrote).groupby(windows["clip"].to_numpy()).agg(" ".join)
+        spoken, several = languages.of_clips(heard, run.language), bool(text.languages_of(whisper))
+        columns = {"wrote": "", **({"detected": "", "p_detected": np.nan} if several else {})}
+        windows = windows.assign(**columns)
+        order = np.argsort(-windows.samples.to_numpy(), kind="stable")  # transcripts of a batch end at about one time
+        for first in tqdm(range(0, len(order), run.batch_windows), desc="transcribing", unit=" batches"):
+            rows = order[first : first + run.batch_windows]
+            mels = model.mel(whisper, [sound_of(heard, windows, row) for row in rows])
+            with torch.no_grad():
+                encoded = whisper.encoder(mels).last_hidden_state
+            windows.loc[rows, "wrote"] = text.decode(whisper, encoded, spoken[windows["clip"].to_numpy()[rows]])
+            if several:
+                windows.loc[rows, "detected"], windows.loc[rows, "p_detected"] = text.detect_languages(whisper, encoded)
+        of_clip = windows.groupby("clip")
+        joined = of_clip.wrote.agg(" ".join)
         found = text.errors(heard.text.tolist(), joined.tolist(), text.normalisers(whisper, spoken))
         found = found.assign(id=heard.id, said=heard.text, heard=joined.to_numpy())
-        found[["id", "said", "heard", *found.columns[:-3]]].to_csv(folder / "transcripts.csv", index=False)
+        found = found[["id", "said", "heard", *found.columns[:-3]]]
+        for column in list(columns)[1:]:
+            found[column] = of_clip[column].first().to_numpy()
+        found.to_csv(folder / "transcripts.csv", index=False)
         digits = sum(map(text.is_digits, heard.text))
         return {"clips": len(found), "words": int(found.words.sum()), "digit_strings": digits,
                 "device": str(whisper.device)}  # fmt: skip
@@ -63,18 +75,29 @@ def transcripts(run: Profile, seed: int) -> Recipe:
     )  # fmt: skip
 
 
-def decoded_languages(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> pd.DataFrame:
-    """How clips are decoded: a row a corpus and language, with what the corpus records, the language that they are
-    decoded and scored in, its token in the prompt, the normaliser and the number of clips."""
+def decoded_languages(
+    run: Profile, whisper: model.Whisper, heard: pd.DataFrame, transcripts: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """How clips are decoded: a row per corpus and language, with what the corpus records, the language that they are
+    decoded and scored in, its token in the prompt, the normaliser and the number of clips. With the table of
+    `transcripts` of a multilingual model also the languages that it detects, the three most frequent ones."""
     known = text.languages_of(whisper)
     rows = heard.assign(recorded=languages.recorded(heard), language=languages.of_clips(heard, run.language))
-    found = rows.groupby(["corpus", "recorded", "language"]).size().rename("clips").reset_index()
+    by = ["corpus", "recorded", "language"]
+    found = rows.groupby(by).size().rename("clips").reset_index()
+    shown = ["corpus", "recorded", "language", "token", "normaliser", "clips"]
+    if transcripts is not None and "detected" in transcripts:
+        rows["detected"] = rows.id.map(transcripts.set_index("id").detected)
+        counts = rows.groupby(by).detected.apply(lambda codes: ", ".join(
+            f"{code} {count:,}" for code, count in codes.value_counts().head(3).items()))  # fmt: skip
+        found = found.merge(counts.reset_index(), on=by)
+        shown.append("detected")
     token = [code if code in known else languages.ENGLISH for code in found.language]
     found["token"] = [f"<|{code}|>" if known else "none: English-only model" for code in token]
     found["normaliser"] = np.where(found.language == languages.ENGLISH, "English", "basic")
     for name in ("recorded", "language"):
         found[name] = found[name].map(lambda code: languages.named(code) or "not recorded")
-    return found[["corpus", "recorded", "language", "token", "normaliser", "clips"]]
+    return found[shown]
 
 
 def language_cautions(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> list[str]:

@@ -107,11 +107,30 @@ def transcribe(whisper, mels: torch.Tensor, spoken: Sequence[str] | None = None)
     Raises model.BadModel where there is no decoder or no tokenizer.
     """
     whisper.require_decoder()
+    return decode(whisper, whisper.encoder(mels).last_hidden_state, spoken)
+
+
+def decode(whisper, encoded: torch.Tensor, spoken: Sequence[str] | None = None) -> list[str]:
+    """Greedy transcripts of the encoder's output, (clip, frame, width): see `transcribe`."""
     tokenizer = whisper.require_tokenizer()
-    begun = prompts(whisper, [languages.ENGLISH] * len(mels) if spoken is None else list(spoken))
-    decoder = Decoder(whisper, prompt(whisper))
-    ids = decoder.write(whisper.encoder(mels).last_hidden_state, prompts=begun)
+    begun = prompts(whisper, [languages.ENGLISH] * len(encoded) if spoken is None else list(spoken))
+    ids = Decoder(whisper, prompt(whisper)).write(encoded, prompts=begun)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def detect_languages(whisper, encoded: torch.Tensor) -> tuple[list[str], np.ndarray]:
+    """The most probable language of each window and its probability among all languages of a multilingual model, from
+    the encoder's output, (clip, frame, width). As `detect_language` of openai/whisper: the softmax over the language
+    tokens that may follow `<|startoftranscript|>`. Raises ValueError for an English-only model."""
+    known = languages_of(whisper)
+    if not known:
+        raise ValueError(f"{whisper.name} is an English-only model and detects no language")
+    codes, tokens = list(known), torch.tensor(list(known.values()), device=encoded.device)
+    decoder = Decoder(whisper, prompt(whisper))
+    start = torch.tensor([decoder.prompt[:1]], device=encoded.device).expand(len(encoded), -1)
+    p, best = decoder.logits(encoded, start)[:, -1, tokens].softmax(dim=-1).max(dim=-1)
+    return [codes[one] for one in best.tolist()], p.cpu().numpy()
 
 
 def given(whisper, texts: list[str], spoken: Sequence[str] | None = None) -> tuple[torch.Tensor, np.ndarray]:
