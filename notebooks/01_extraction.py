@@ -53,6 +53,11 @@ figures.say(
     f"{clips.facts['minutes']:.1f} minutes; "
     f"half of the clips are shorter than {heard.duration.median():.1f} s."
 )
+if speech.parts_share_speakers(heard):
+    figures.say(
+        "With one or two speakers no part can have its own: training, validation and test share them, and wherever a page says "
+        "held-out speakers, it means other clips of the same ones. Nothing here generalises to other people."
+    )
 if clips.facts["short"]:
     figures.say(f"Groups with fewer clips than asked for: {'; '.join(clips.facts['short'])}.")
 if clips.facts["rejected"]:
@@ -358,7 +363,7 @@ for site in sites if run.windows == "clip" else ():  # among others a clip sound
     live_x = again[site][0, : len(stored_x)].cpu()
     assert (stored_x - live_x).norm() < 2e-3 * live_x.norm(), site
 assert len(recorded.rows(sites[0])) == (recorded.kinds > 0).sum() == facts["frames"]
-assert (heard[heard.speaker != ""].groupby("speaker").split.nunique() == 1).all()
+assert not speech.parts_share_speakers(heard) or heard.speaker[heard.speaker != ""].nunique() < 3
 
 # %% tags=["checks"]
 calibrated = Calibrations()

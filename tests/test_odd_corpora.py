@@ -57,13 +57,13 @@ KINDS = {
     "digital silence": (digital_silence, dict(voices=3, clips=4)),
     "nothing but files": (bare, dict(voices=6, clips=5)),
     "one sentence": (one_sentence, dict(voices=8, clips=3)),
-    "one speaker": (lambda folder: None, dict(voices=1, clips=12)),
+    "one speaker": (without("split"), dict(voices=1, clips=12)),
     "two speakers": (without("split"), dict(voices=2, clips=6)),
     "three speakers": (without("split"), dict(voices=3, clips=4)),
     "no speakers": (without("speaker", "gender", "split"), dict(voices=4, clips=4)),
     "no gender": (without("gender"), dict(voices=7, clips=3)),
     "no words": (without("text"), dict(voices=7, clips=3)),
-    "two clips": (lambda folder: None, dict(voices=2, clips=1)),
+    "three clips": (without("split"), dict(voices=3, clips=1)),
     "very short clips": (short, dict(voices=6, clips=4)),
 }
 

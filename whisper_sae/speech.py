@@ -149,10 +149,13 @@ def split(clips: pd.DataFrame, seed: int, shares=(0.8, 0.1, 0.1)) -> pd.DataFram
 
     What the corpus has assigned stays, and holds for all clips of the speaker. Other speakers are drawn at random
     within corpus and gender; a clip without a speaker counts as a speaker of its own. Every part gets a speaker where
-    there are three, unless the corpus has placed them otherwise.
+    there are three, unless the corpus has placed them otherwise. One or two speakers are in every part: their clips are
+    drawn, one by one (see `parts_share_speakers`).
     """
     corpora.check_splits(clips)
     voice = _voice(clips)
+    if voice.nunique() < 3 and (clips.speaker != "").any() and (clips.split == "").all():
+        return clips.assign(split=split(clips.assign(speaker=""), seed, shares).split)
     given = clips.split != ""
     names = dict(zip(voice[given], clips.split[given], strict=True))
     by = [name for name in ("corpus", "gender") if name in clips]
@@ -167,6 +170,11 @@ def split(clips: pd.DataFrame, seed: int, shares=(0.8, 0.1, 0.1)) -> pd.DataFram
     for some in (people, set(voice)):  # a part of people, where there are three
         _fill({name: names[name] for name in sorted(some)}, set(unplaced.voice), names, rng)
     return clips.assign(split=voice.map(names))
+
+
+def parts_share_speakers(clips: pd.DataFrame) -> bool:
+    """Whether a speaker is in more than one part, because `split` had one or two speakers to divide."""
+    return bool((clips[clips.speaker != ""].groupby("speaker").split.nunique() > 1).any())
 
 
 def _fill(some: dict[str, str], movable: set[str], names: dict[str, str], rng: np.random.Generator) -> None:
