@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import soundfile
+from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -636,6 +637,27 @@ def test_whatever_a_table_holds_it_is_read_or_refused_in_one_line(tmp_path_facto
     else:
         assert list(clips.columns[:7]) == corpora.COLUMNS
         assert all(Path(path).is_relative_to(folder) for path in clips.path)
+
+
+@given(st.data())
+def test_of_a_damaged_jsonl_table_no_row_is_lost_unnoticed(tmp_path_factory, data):
+    lines = [json.dumps({"file_name": file, "speaker": who, "text": words}) for file, who, words in ROWS]
+    path = tmp_path_factory.mktemp("jsonl") / "metadata.jsonl"
+    inserts = [b"\0", b'"', b"\n", b"}", b'{"file_name": "b.wav"}', b', "speaker": "other"']
+    path.write_bytes(damaged(data, "\n".join(lines).encode(), inserts))
+    try:
+        found = tables.read(path)
+    except tables.BadSpeech as error:
+        assert str(path) in str(error) and str(error).isprintable()
+    else:
+        assert len(found) == sum(bool(line.strip()) for line in path.read_text().splitlines())
+
+
+def test_a_field_that_a_line_of_jsonl_has_twice_is_refused(tmp_path):
+    path = tmp_path / "metadata.jsonl"
+    path.write_text('{"file_name": "a.wav", "speaker": "x", "speaker": "y"}\n')
+    with pytest.raises(tables.BadSpeech, match=r"line 1: not JSON: field 'speaker' is there twice"):
+        tables.read(path)
 
 
 @given(st.text(max_size=200))

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from damage import damaged
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -497,3 +500,20 @@ def test_only_what_a_model_is_made_of_decides_what_it_is(copied):
     for name in ("merges.txt", "normalizer.json", "generation_config.json"):
         (copied / name).write_text("{}")
         assert before != (before := model.identity(str(copied)))
+
+
+FILES = ["config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors"]
+
+
+@given(st.data())
+@settings(max_examples=15)
+def test_a_damaged_directory_is_loaded_or_refused_in_one_line(small_whisper, tmp_path_factory, data):
+    folder = Path(shutil.copytree(small_whisper, tmp_path_factory.mktemp("damaged") / "model"))
+    path = folder / data.draw(st.sampled_from(FILES))
+    path.write_bytes(damaged(data, path.read_bytes(), [b"\0", b"[", b'"', b"\xe4", b"99999999999", b"-"]))
+    try:
+        whisper = model.load(str(folder), "cpu")
+    except model.BadModel as error:
+        assert str(folder) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+    else:
+        assert all(torch.isfinite(weights).all() for weights in whisper.encoder.parameters())

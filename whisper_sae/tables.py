@@ -141,13 +141,22 @@ def _jsonl(path: Path) -> pd.DataFrame:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
             raise BadSpeech(f"{path}: line {number}: not JSON: {error}") from None
         if not isinstance(fields, dict):
             raise BadSpeech(f"{path}: line {number}: not a JSON object")
         rows.append({name: _told(value) for name, value in fields.items()})
     return pd.DataFrame(rows, dtype=str).fillna("")
+
+
+def _without_repeats(pairs: list[tuple]) -> dict:
+    """A JSON object; ValueError where a field is there twice, of which the first would be lost."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return fields
 
 
 def _told(value) -> str:
