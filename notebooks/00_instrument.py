@@ -313,7 +313,7 @@ for name, why in refused.items():
 # What must hold: no speaker and no sentence on two sides; phones inside their clips; the same voices in every table.
 
 # %% tags=["checks"]
-assert (speaking[speaking.speaker != ""].groupby("speaker").split.nunique() == 1).all()
+assert speech.has_valid_split(speaking)
 assert (told.end.to_numpy() <= heard.duration.to_numpy()[told["clip"]] + 1e-3).all()
 assert set(named.speaker) <= set(heard.speaker)
 

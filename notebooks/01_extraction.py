@@ -363,7 +363,7 @@ for site in sites if run.windows == "clip" else ():  # among others a clip sound
     live_x = again[site][0, : len(stored_x)].cpu()
     assert (stored_x - live_x).norm() < 2e-3 * live_x.norm(), site
 assert len(recorded.rows(sites[0])) == (recorded.kinds > 0).sum() == facts["frames"]
-assert not speech.parts_share_speakers(heard) or heard.speaker[heard.speaker != ""].nunique() < 3
+assert speech.has_valid_split(heard)
 
 # %% tags=["checks"]
 calibrated = Calibrations()

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import cautions, dictionaries, figures, findings, measure, profiles, recipes, sae, store
+from whisper_sae import cautions, dictionaries, figures, findings, measure, profiles, recipes, sae, speech, store
 from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
@@ -308,9 +308,7 @@ assert (f >= 0).all()
 assert torch.allclose(coder.decode(f), coder(x), atol=1e-3)
 
 # %% tags=["checks"]
-heard = recipes.table(run, clips)
-named = heard[heard.speaker != ""]
-assert (named.groupby("speaker").split.nunique() == 1).all(), "a speaker is in two splits"
+assert speech.has_valid_split(recipes.table(run, clips)), "a speaker is in two splits"
 assert (front.fvu.diff().dropna() <= 0).all() and chosen.fvu >= sweep.fvu.min()
 
 # %% tags=["checks"]

@@ -177,6 +177,11 @@ def parts_share_speakers(clips: pd.DataFrame) -> bool:
     return bool((clips[clips.speaker != ""].groupby("speaker").split.nunique() > 1).any())
 
 
+def has_valid_split(clips: pd.DataFrame) -> bool:
+    """Whether no speaker is in two parts, which only one or two speakers may be."""
+    return not parts_share_speakers(clips) or clips.speaker[clips.speaker != ""].nunique() < 3
+
+
 def _fill(some: dict[str, str], movable: set[str], names: dict[str, str], rng: np.random.Generator) -> None:
     """Put one of the movable voices into each part that has none of `some`, from the part that has most of them."""
     for part in corpora.SPLITS:
