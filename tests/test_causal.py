@@ -36,6 +36,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("causal")
     patch.setenv("WHISPER_SAE_DATA", str(folder))
     patch.setattr(hallucination, "EACH", 2)
+    patch.setattr(hallucination, "OF_CORPUS", 14)
     patch.setattr(targeted, "COVERED", 6)
     small = profiles.replace(profiles.choose("demo"), sites=(SITE,), focus=SITE, tokens=20_000, sweep_tokens=0,
                              clips_per_speaker=3, source="")  # fmt: skip

@@ -125,6 +125,7 @@ def test_what_was_interrupted_goes_on(run, monkeypatch, tmp_path, beside):
     assert whole.manifest["files"].keys() == resumed.manifest["files"].keys()
 
 
+@pytest.mark.slow
 def test_rivals_sweeps_and_scores_are_those_of_a_store(run, rounding):
     found = {}
     for name, one in {"heard": live(run), "stored": run}.items():

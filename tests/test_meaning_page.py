@@ -61,6 +61,7 @@ def page(small_whisper, corpus, run_for, data, monkeypatch):
     return run_it
 
 
+@pytest.mark.slow
 def test_without_phones_it_asks_the_transcripts(page):
     said, saved = page(lambda folder: None)
     assert "No corpus of this profile has times of phones" in said

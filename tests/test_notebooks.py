@@ -68,6 +68,7 @@ def test_papermill_runs_them_from_any_folder(elsewhere, name):
     check_run(elsewhere, name, "demo", papermill(elsewhere, name, "-p", "seed", "0"))
 
 
+@pytest.mark.slow
 def test_papermill_runs_the_first_from_any_folder(elsewhere):
     """On a few of the demo's clips, by a profile of that folder's own, with results of their own."""
     folder, environment = elsewhere

@@ -218,6 +218,7 @@ def test_a_clip_that_is_too_long_is_refused(demo):
         patching.hear(demo, [np.zeros(9 * 16_000, np.float32)], ["encoder.1.resid"])
 
 
+@pytest.mark.slow
 def test_on_real_weights_edits_go_on_as_they_should(shared):
     """OpenAI's tiny.en on the digits of two speakers."""
     whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")

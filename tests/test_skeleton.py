@@ -327,6 +327,7 @@ def test_nothing_imports_a_notebook():
         assert not re.search(r"^\s*(from|import) notebooks", path.read_text(encoding="utf-8"), re.M), path
 
 
+@pytest.mark.slow
 def test_importing_does_no_work():
     """Importing every module prints nothing, writes nothing, opens no socket and leaves random states alone."""
     code = """

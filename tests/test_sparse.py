@@ -128,6 +128,7 @@ assert kernels.how_many_above(np.arange(5, dtype=np.int32), 2) == 2
     assert not list(package.rglob("*.nb[ci]"))
 
 
+@pytest.mark.slow
 def test_compiled_code_that_a_power_cut_left_empty_is_removed(tmp_path):
     package = shutil.copytree(Path(kernels.__file__).parent, tmp_path / "whisper_sae",
                               ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
