@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_sae import (
+    causal,
     instrument,
     languages,
     losses,
@@ -238,6 +239,25 @@ def test_a_german_corpus_is_decoded_in_german(several, sounds, tmp_path, data, r
         welsh = profiles.replace(run, language="cy")
         store.make(recipes.clips(welsh, 0))
         store.make(instrument.transcripts(welsh, 0))
+
+
+def test_of_a_language_that_the_model_lacks_no_word_is_scored_or_given(demo, sounds, tmp_path, data, run_for):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number, sound in enumerate(sounds):
+        soundfile.write(folder / f"{number}.wav", sound, 16_000)
+    rows = {"file_name": [f"{n}.wav" for n in range(3)], "text": ["put six toys"] * 3, "language": ["de", "", "de"],
+            "speaker": list("abc"), "split": ["train", "test", "validation"]}  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+    run = run_for(WHISPER, folder, sites=("encoder.1.resid", "decoder.1.resid"), focus="encoder.1.resid")
+    assert text.can_decode(demo, ["de", "en", "de"]).tolist() == [False, True, False]
+    store.make(recipes.clips(run, 0))
+    told = store.make(instrument.transcripts(run, 0)).table("transcripts.csv")
+    assert told.words.tolist() == [0, 3, 0] and (told.said == "put six toys").all()
+    decoded = store.make(recipes.decoded(run, 0))
+    assert decoded.table("windows.csv")["clip"].tolist() == [1] and decoded.facts["clips_left_out"] == 2
+    some = causal.gathered(run, 0, ("encoder.1.resid",))
+    assert some.clips.split.tolist() == ["test"] and some.left_out == 1
 
 
 def test_prompts_are_on_the_cpu_and_of_one_length(several):

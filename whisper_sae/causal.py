@@ -63,8 +63,8 @@ class Gathered:
 @functools.lru_cache(maxsize=4)
 def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str, ...] = HELD_OUT,
              spoken: bool | None = True, most: int = 108) -> Gathered:  # fmt: skip
-    """Clips of some splits that fit in a window and the decoder, with a transcript, without speech (`spoken=False`: see
-    `nonspeech.is_nonspeech`) or all (None), heard at `sites`.
+    """Clips of some splits that fit in a window and the decoder and are in its language, with a transcript, without
+    speech (`spoken=False`: see `nonspeech.is_nonspeech`) or all (None), heard at `sites`.
 
     At most `most`, and no more than HELD bytes hold, drawn at random, the speakers in turn. The last few that were
     asked for are remembered: do not change them. ValueError where there is none.
@@ -74,9 +74,11 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     words, silent = nonspeech.is_transcribed(every), nonspeech.is_nonspeech(every)
     of_kind = {True: words, False: silent, None: np.full(len(every), True)}[spoken]
     asked = every.assign(nonspeech=silent)[every.split.isin(splits) & of_kind]
-    tokens = text.given(whisper, asked.text.tolist(), languages.of_clips(asked, run.language))[1]
+    in_language = languages.of_clips(asked, run.language)
+    tokens = text.given(whisper, asked.text.tolist(), in_language)[1]
     short = (asked.duration * speech.RATE).round() <= whisper.window
-    here = asked[short & (tokens <= whisper.config.max_target_positions)]
+    fits = (tokens <= whisper.config.max_target_positions) & text.can_decode(whisper, in_language)
+    here = asked[short & fits]
     if here.empty:
         kind = {True: "with a transcript ", False: "without speech ", None: ""}[spoken]
         raise ValueError(f"clips: none {kind}of {' or '.join(splits)} fits in a window and the decoder")

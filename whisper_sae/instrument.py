@@ -35,7 +35,8 @@ from whisper_sae.store import Recipe, Step
 
 def transcripts(run: Profile, seed: int) -> Recipe:
     """`transcripts.csv`: what the model writes of each clip, and the word errors in it; the windows of a long clip
-    are written one by one and joined. A multilingual model adds the language that it detects in a clip's first window,
+    are written one by one and joined; no words are counted of a clip in a language that the model does not have
+    (`text.can_decode`). A multilingual model adds the language that it detects in a clip's first window,
     `detected`, and its probability, `p_detected`; a clip is decoded in the language of `languages.of_clips` all the
     same."""
 
@@ -58,7 +59,8 @@ def transcripts(run: Profile, seed: int) -> Recipe:
                 windows.loc[rows, "detected"], windows.loc[rows, "p_detected"] = text.detect_languages(whisper, encoded)
         of_clip = windows.groupby("clip")
         joined = of_clip.wrote.agg(" ".join)
-        found = text.errors(heard.text.tolist(), joined.tolist(), text.normalisers(whisper, spoken))
+        references = heard.text.where(text.can_decode(whisper, spoken), "")
+        found = text.errors(references.tolist(), joined.tolist(), text.normalisers(whisper, spoken))
         found = found.assign(id=heard.id, said=heard.text, heard=joined.to_numpy())
         found = found[["id", "said", "heard", *found.columns[:-3]]]
         for column in list(columns)[1:]:
@@ -118,10 +120,10 @@ def language_cautions(run: Profile, whisper: model.Whisper, heard: pd.DataFrame)
         f"The profile sets language = {run.language!r}, and the corpus records another one for {against.sum():,} {of}: "
         f"{named(against, recorded)}. They are decoded and scored as the profile says.": against,
         f"{name} is an English-only model, and {foreign.sum():,} {of} are in another language: "
-        f"{named(foreign, used)}. Their transcripts, word errors and all that the decoder is made to say mean "
-        "little; take a multilingual model.": foreign,
+        f"{named(foreign, used)}. Their word errors are not counted, and the decoder is not given their text; a "
+        "multilingual model has their language.": foreign,
         f"{name} has no token for the language of {unknown.sum():,} {of}: {named(unknown, used)}. They are "
-        "decoded as English.": unknown,
+        "decoded as English; their word errors are not counted, and the decoder is not given their text.": unknown,
         f"For {assumed.sum():,} {of} no language is recorded: they are decoded as English; the field `language` of "
         "a profile sets another one.": assumed,
     }

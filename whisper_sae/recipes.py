@@ -314,7 +314,8 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
 
     A row is a token that is given, the prompt's too; `tokens.csv` tells each row's window, position, token and word,
     and frames of kind 1 are the prompt. `given="start"` gives `<|startoftranscript|>` alone: one row a clip.
-    A clip longer than a window is left out, because nothing says which of its words are in which window.
+    A clip longer than a window is left out, because nothing says which of its words are in which window, and one in a
+    language that the model does not have (`text.can_decode`).
     """
     sites = side_of(run, "decoder")
     if given not in ("transcript", "start"):
@@ -326,11 +327,14 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
         wanted = _wanted(whisper, sites, "decoder")
         heard = table(run, clips)
         every = speech.windows(heard, whisper.window)
-        windows = every[~every["clip"].duplicated(keep=False)].reset_index(drop=True)
-        if windows.empty:
-            raise model.BadModel(f"every clip is longer than a window of {whisper.window / speech.RATE:g} s")
         text.require_language(whisper, run.language)
-        spoken = languages.of_clips(heard, run.language)[windows["clip"]]
+        spoken = languages.of_clips(heard, run.language)
+        whole = ~every["clip"].duplicated(keep=False) & text.can_decode(whisper, spoken)[every["clip"]]
+        windows = every[whole].reset_index(drop=True)
+        if windows.empty:
+            longer = f"longer than a window of {whisper.window / speech.RATE:g} s"
+            raise model.BadModel(f"every clip is {longer}, or in a language that {whisper.name} does not have")
+        spoken = spoken[windows["clip"]]
         ids, lengths = text.given(whisper, heard.text[windows["clip"]].tolist(), spoken)
         if given == "start":
             ids, lengths = ids[:, :1], np.ones_like(lengths)

@@ -68,6 +68,12 @@ def require_language(whisper, language: str) -> None:
     )
 
 
+def can_decode(whisper, spoken: Sequence[str]) -> np.ndarray:
+    """Whether a model has the language of each clip, a code: (clip,) bool. Where it has not, a reference is neither
+    scored nor given to the decoder."""
+    return np.isin(np.asarray(spoken, dtype=str), list(languages_of(whisper)) or [languages.ENGLISH])
+
+
 def prompt(whisper, language: str = languages.ENGLISH) -> list[int]:
     """The tokens with which every transcript in a language begins: `<|startoftranscript|>`, language and
     `<|transcribe|>` where the model is multilingual, `<|notimestamps|>`.
