@@ -231,7 +231,8 @@ def _told(task: _Task, values, by_class, choice, overall, drawn, asked) -> Sound
         features, times = np.unique(choice[choice[:, one] >= 0, one], return_counts=True)
         mine, rest = np.flatnonzero(task.label == one), np.flatnonzero(task.label != one)
         recordings = len(np.unique(task.source[asked & (task.label == one)]))
-        low, high = intervals.of_draws(drawn[:, one], recordings) if np.isfinite(auc[one]) else (np.nan, np.nan)
+        others = len(np.unique(task.source[asked & (task.label != one)]))
+        _, low, high = intervals.of_auc(auc[one], recordings, others)  # has a length where the AUC is 1, unlike draws
         rows.append({
             "label": name, "feature": features[times.argmax()] if len(times) else -1, "chosen": times.max(initial=0),
             "folds": times.sum(), "auc": auc[one], "low": float(low), "high": float(high), "p": p[one], "q": q[one],
