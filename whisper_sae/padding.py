@@ -82,6 +82,8 @@ def _compare(run: Profile, seed: int, heard: pd.DataFrame, folder: Path) -> dict
 
     its = round(add("all frames", every, run)["l0"])
     less = {name: math.ceil(getattr(run, name) * share) for name in ("tokens", "batch_tokens", "dead_tokens")}
+    if (batch := less["batch_tokens"]) < (least := max(its, run.k)):  # a batch of k frames at least, in as many steps
+        less |= {"tokens": math.ceil(less["tokens"] * least / batch), "batch_tokens": least}
     if its != run.k and steered_by(run.variant) == "k":
         add("its valid frames, k raised", valid, replace(run, k=its, **less))
     add("its valid frames", valid, replace(run, **less))
