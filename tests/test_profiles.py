@@ -275,7 +275,7 @@ def test_the_profile_of_the_real_data_reads(monkeypatch):
     path = str(PROJECT / "data" / "profiles" / "real.toml")
     run = profiles.choose(path)
     assert run.name == "real"
-    assert run.model == str((PROJECT.parent / "shared" / "data" / "whisper-tiny.en-encoder").resolve())
+    assert run.model == str((PROJECT.parent / "shared" / "data" / "whisper-tiny.en").resolve())
     monkeypatch.setenv("WHISPER_SAE_SHARED", "/mnt/data")
     run = profiles.choose(path)
     assert {*run.corpus, run.model} == {where for where in (*run.corpus, run.model) if where.startswith("/mnt/data/")}
