@@ -118,6 +118,21 @@ def twice(name: str):
     return spoil
 
 
+def without_last_page(folder: Path) -> None:
+    path = renamed(folder, "odd.ogg")
+    soundfile.write(path, np.tile(TONE, 8), RATE)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"OggS")])
+
+
+def lines_of_json(folder: Path) -> None:
+    """The table as JSON lines, in the first of which the speaker is named twice."""
+    raw = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
+    text = raw.to_json(orient="records", lines=True).replace("{", '{"speaker": "another", ', 1)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    (folder / "metadata.csv").unlink()
+
+
 def stray(told: str) -> str:
     """Two rows whose transcripts begin with a quotation mark that nothing closes."""
     return told.replace("clip 0", '"clip 0', 1).replace("clip 2", '"clip 2', 1)
@@ -222,6 +237,8 @@ ODD = [
     Odd("truncated AIFF", cut("odd.aiff", 0.7), "skipped", "truncated", ["truncated"]),
     Odd("truncated Ogg Vorbis", cut("odd.ogg", 0.99), "skipped", "truncated", ["truncated"]),
     Odd("truncated Opus", cut("odd.opus", 0.6, format="OGG", subtype="OPUS"), "skipped", "truncated", ["truncated"]),
+    Odd("Ogg without its last page", without_last_page, "skipped", "truncated, although all that is left decodes",
+        ["truncated Ogg"]),
     Odd("truncated MP3", cut("odd.mp3", 0.5), "skipped", "truncated, where its first frame tells the length",
         ["truncated"]),
     Odd("two MP3 files joined", twice("odd.mp3"), "skipped", "the share that is decoded is named; convert it",
@@ -265,6 +282,8 @@ ODD = [
     Odd("two files of one id, a.flac and a.wav", sound(TONE, name="v00_1.wav"), "read", "ids keep their endings",
         check=lambda clip, sound: clip.id == "audio/v00_1.wav"),
     # --- tables
+    Odd("JSON lines with a field written twice", lines_of_json, "refused", "the line and the field are named",
+        ["metadata.jsonl", "line 1", "'speaker' is there twice"]),
     Odd("byte order mark", lambda folder: table(folder, str, "utf-8-sig"), "read", "as any other"),
     Odd("CRLF line ends", lambda folder: table(folder, lambda told: told.replace("\n", "\r\n")), "read",
         "as any other"),
