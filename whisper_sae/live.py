@@ -1,8 +1,9 @@
 """Frames that are heard when they are asked for, and never written down: a `rows.Source` on a Whisper.
 
 The model runs as in `activations.write`, in batches of one size, and activations are rounded to the dtype of the store.
-Read in order they have the bits of a stored recording; in another order a window may have another place in its batch,
-and float32 activations may differ by about 1e-6 of their size before they are rounded.
+Read in order they have the bits of a stored recording whose shards hold whole batches; otherwise, and in another order,
+a window may have another place in its batch, and float32 activations may differ by about 1e-6 of their size before they
+are rounded.
 """
 
 import copy
