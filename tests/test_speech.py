@@ -12,7 +12,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import corpora, speech
+from whisper_sae import corpora, recipes, speech, store
 
 
 def tone(frequency: float, rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -428,3 +428,12 @@ def test_a_sound_that_was_replaced_after_its_digest_is_not_read_under_the_old_on
     os.utime(path, ns=(stands.st_atime_ns, stands.st_mtime_ns))
     with pytest.raises(speech.BadSpeech, match="has changed"):
         speech.samples(path)
+
+
+def test_labels_that_look_like_one_number_stay_apart(corpus, run_for, small_whisper, data):
+    """01, 1 and 1.0 are three labels of a corpus, also when its table has been written and read again."""
+    folder = corpus(voices=3, clips=1)
+    table = pd.read_csv(folder / "metadata.csv", dtype=str).assign(room=["01", "1", "1.0"])
+    table.to_csv(folder / "metadata.csv", index=False)
+    run = run_for(small_whisper, folder)
+    assert recipes.table(run, store.make(recipes.clips(run, 0))).room.tolist() == ["01", "1", "1.0"]
