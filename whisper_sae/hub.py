@@ -36,16 +36,16 @@ def fetch(
     """
     with _in_one_line(corpus):
         rows, audio, options = _opened(corpus)
+        commit = {"revision": options["revision"]} if "revision" in options else {}
         if choose is None:
             clips = (_row(number, row, audio, rows.features) for number, row in enumerate(_sound(rows, audio)))
-            return _copy(progress(clips), folder) | {key: options[key] for key in ("revision",) if key in options}
+            return _copy(progress(clips), folder) | commit
         sizes = _tell(rows, audio, options, folder / "told", progress)
     wanted = sorted(set(choose(folder / "told")))  # its errors speak for themselves
     with _in_one_line(corpus):
         facts = _copy(progress(_those(wanted, sizes, rows, audio, folder / "told")), folder)
-        facts |= {key: options[key] for key in ("revision",) if key in options}
     shutil.rmtree(folder / "told")
-    return facts
+    return facts | commit
 
 
 def number_of(file: str | Path) -> int:
@@ -62,8 +62,10 @@ def _opened(corpus: str) -> tuple:
 
     asked = [corpus] if Path(corpus).is_dir() else corpus.split(":")  # a directory's name may hold colons
     name, configuration, split = [*asked, "", ""][:3]
-    name, revision = (name, "") if Path(name).is_dir() else name.partition("@")[::2]
-    revision = revision if Path(name).is_dir() else _commit(name, revision)
+    revision = ""
+    if not Path(name).is_dir():
+        name, _, revision = name.partition("@")
+        revision = _commit(name, revision)
     options = {"path": name, "name": configuration or None, "split": split or "train", "streaming": True}
     options |= {"revision": revision} if revision else {}
     rows = datasets.load_dataset(**options)

@@ -48,6 +48,7 @@ FRAME = 320
 """Samples under an encoder frame of OpenAI's models: two hops of their spectrograms."""
 UNTRAINED = "untrained:"
 """Before the name of a model: its twin of the same config, whose weights are drawn at random and never trained."""
+"""What transformers reports of weights that do not fit."""
 REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
 
 
