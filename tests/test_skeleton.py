@@ -74,7 +74,7 @@ MAY_IMPORT = {
                "provenance", "readable"},
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
-    "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store", "train"},
+    "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store"},
     "fitting": {"devices", "measure", "rows", "sae", "train"},
     "elsewhere": {"activations", "fitting", "interchange", "measure", "modules", "rows", "sae", "store", "transpose"},
     "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},

@@ -13,7 +13,6 @@ from whisper_sae.profiles import Profile
 from whisper_sae.recipes import recorded, table, windows_of
 from whisper_sae.rows import Rows, Source
 from whisper_sae.store import Recipe, Step
-from whisper_sae.train import keep_memory
 
 
 def on_the_fly(run: Profile, site: str) -> bool:
@@ -68,7 +67,6 @@ def fed(run: Profile, clips: Step, activations_: Step | None, sites: tuple[str, 
 def heard_live(run: Profile, heard: pd.DataFrame, sites: tuple[str, ...], **options) -> tuple[live.Live, pd.DataFrame]:
     """A source that hears some sites say what they say of the clips, and its windows; `options` are those of `Live`."""
     whisper = model.load(run.model, run.device, precision=run.precision)
-    keep_memory()
     widths = model.sites(whisper.config, sites)
     windows = listening.planned(run, whisper, heard)
     hear, prepare = listening.listener(run, whisper, heard, windows, list(widths))

@@ -34,7 +34,6 @@ from whisper_sae import corpora as places
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.store import Recipe, Step, make
-from whisper_sae.train import keep_memory
 
 DRAWN_BY = ("only", "balance", "clips", "clips_per_group", "clips_per_speaker")
 """The fields of a profile that say which clips of a corpus it asks for; where none is set it asks for all."""
@@ -233,7 +232,6 @@ def activations(run: Profile, seed: int) -> Recipe:
         windows.to_csv(folder / "windows.csv", index=False)
 
         def begin(planned: tuple = ()) -> tuple[Callable, Callable]:
-            keep_memory()
             whisper, wanted, heard, windows = planned or plan(clips, _loaded(run, params["model"]))
             return listening.listener(run, whisper, heard, windows, wanted)
 
@@ -355,7 +353,6 @@ def decoded(run: Profile, seed: int, given: str = "transcript") -> Recipe:
         tokens.to_csv(folder / "tokens.csv", index=False)
 
         def begin(planned: tuple = ()) -> tuple[Callable, Callable]:
-            keep_memory()
             whisper, wanted, heard, windows, _, ids, kinds = planned or plan(clips, _loaded(run, params["model"]))
 
             def read(numbers: range) -> list[np.ndarray]:

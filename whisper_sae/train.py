@@ -5,7 +5,6 @@ variants that have one; `auxiliary` asks latents that have long been silent to e
 ones leave (AuxK, Gao et al. 2024, arXiv 2406.04093).
 """
 
-import ctypes
 import errno
 import math
 import pickle
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from whisper_sae import durable
+from whisper_sae import devices, durable
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def train_together(
     A batch is a tensor for all of them, or {name: tensor}, and `held_out` is one for all, or {name: one}. Each SAE
     learns as it would alone; one that has stopped early no longer yields.
     """
-    keep_memory()
+    devices.keep_memory()
     asked = held_out if isinstance(held_out, Mapping) else dict.fromkeys(saes, held_out)
     learners = {name: Learner(sae, Settings(**settings), asked[name]) for name, sae in saes.items()}
     if saved := _saved(checkpoint, next(iter(saes.values())).W_dec.device):
@@ -277,16 +276,3 @@ def _auxiliary(sae: nn.Module, x: Tensor, error: Tensor, dead: Tensor) -> Tensor
     loudest = calls.topk(min(sae.d_in // 2, len(dead)), dim=-1, sorted=False)
     f = torch.zeros_like(calls).scatter(-1, loudest.indices, loudest.values.relu())
     return (error - f @ sae.W_dec[dead]).square().mean() / error.square().mean().clamp_min(1e-12)
-
-
-def keep_memory() -> None:
-    """Ask the C library to keep the memory of large tensors instead of giving it back after every use.
-
-    glibc maps each tensor above 32 MiB anew, and the kernel fills it with zeros page by page: a quarter of a step. For
-    the whole process; elsewhere than on Linux with glibc it does nothing.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "gnu_get_libc_version"):
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
