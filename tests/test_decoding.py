@@ -74,7 +74,11 @@ def test_the_decoder_stops_where_it_repeats_itself(demo, encoded, monkeypatch):
     decoder = decoder_of(demo)
     wrote = decoder.write(heard)
     again = iter(range(10**6))
-    monkeypatch.setattr(decoder, "_chosen", lambda said, first: torch.full(said.shape[:2], 5 + next(again) % 2))
+
+    def by_turns(logits, first):
+        return torch.nn.functional.one_hot(torch.full(logits.shape[:1], 5 + next(again) % 2), logits.shape[1])
+
+    monkeypatch.setattr(decoder, "_suppressed", by_turns)
     assert decoder.write(heard) == [[5, 6] * 15] * len(heard)
     monkeypatch.undo()
     assert decoder.write(heard) == wrote

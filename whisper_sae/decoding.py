@@ -160,7 +160,8 @@ class Decoder:
         while going.any() and place + ids.shape[1] < self.longest:
             said = self.step(ids, place, heard, written, see, rows)
             place += ids.shape[1]
-            ids = self._chosen(said[:, -1:], first=place == len(self.prompt))
+            first = torch.arange(len(rows) if place == len(self.prompt) else 0)
+            ids = self._suppressed(self.out(said[:, -1]), first).argmax(dim=-1, keepdim=True)
             going &= ids[:, 0].cpu() != self.end
             for row, token, on in zip(rows.tolist(), ids[:, 0].tolist(), going.tolist(), strict=True):
                 if on:
@@ -178,29 +179,33 @@ class Decoder:
 
         A draft is given as a whole, and where the decoder answers each token with the next one, it is what would have
         been written. Where it does not, its first other answer takes the place of the draft's, and what is left of the
-        draft is tried behind it. Who is not through after ROUNDS writes from the beginning.
+        draft is tried behind it. A row that needs more than ROUNDS, or whose draft the decoder confirms in less than
+        half of its tokens, is decoded from the beginning.
         """
-        heard, found, guesses = self.listened(encoded), [[] for _ in drafts], [list(draft) for draft in drafts]
+        cross_kv, found, guesses = self.listened(encoded), [[] for _ in drafts], [list(draft) for draft in drafts]
         begun = self._begun(prompts, len(drafts))
-        rows, most = list(range(len(drafts))), self.longest - len(self.prompt)
+        rows, most, from_start = list(range(len(drafts))), self.longest - len(self.prompt), []
         for _ in range(ROUNDS):
-            answers = self._answers(heard, begun[rows].tolist(), [guesses[row][:most] for row in rows])
+            kv = _of(cross_kv, torch.tensor(rows, device=encoded.device))
+            answers = self._answers(kv, begun[rows].tolist(), [guesses[row][:most] for row in rows])
             still = []
-            for place, row in enumerate(rows):
+            for answer, row in zip(answers, rows, strict=True):
                 guess = guesses[row][:most]
-                at = next((n for n, token in enumerate(guess) if token != answers[place][n]), len(guess))
-                other = self.end if at == most else answers[place][at]
+                confirmed = [token == other for token, other in zip(guess, answer, strict=False)]
+                at = confirmed.index(False) if False in confirmed else len(guess)
+                other = self.end if at == most else answer[at]
                 guesses[row] = guess[:at] if other == self.end else [*guess[:at], other, *guess[at + 1 :]]
                 if other == self.end:
                     found[row] = until_loop(guesses[row])
                 else:
-                    still.append(place)
-            rows = [rows[place] for place in still]
+                    (still if 2 * sum(confirmed) >= len(guess) else from_start).append(row)
+            rows = still
             if not rows:
-                return found
-            heard = _of(heard, torch.tensor(still, device=encoded.device))
-        for row, tokens in zip(rows, self._greedy(heard, begun[rows]), strict=True):
-            found[row] = tokens
+                break
+        if left := sorted(rows + from_start):
+            kv = _of(cross_kv, torch.tensor(left, device=encoded.device))
+            for row, tokens in zip(left, self._greedy(kv, begun[left]), strict=True):
+                found[row] = tokens
         return found
 
     def _answers(self, heard: list, prompts: list[list[int]], guesses: list[list[int]]) -> list[list[int]]:
@@ -211,18 +216,17 @@ class Decoder:
         ]
         ids = torch.tensor(given, device=heard[0][0].device)
         rows = torch.arange(len(ids), device=ids.device)
-        said = self.step(ids, 0, heard, [None] * len(self.net.layers), _as_it_is, rows)
-        return self._chosen(said[:, len(self.prompt) - 1 :], first=True).tolist()
+        hidden = self.step(ids, 0, heard, [None] * len(self.net.layers), _as_it_is, rows)[:, len(self.prompt) - 1 :]
+        counts = torch.tensor([len(guess) + 1 for guess in guesses])
+        counted = torch.arange(hidden.shape[1]) < counts[:, None]  # the output matrix is most of the work
+        logits = self._suppressed(self.out(hidden[counted.to(hidden.device)]), counts.cumsum(0) - counts)
+        return [part.tolist() for part in logits.argmax(dim=-1).split(counts.tolist())]
 
-    def _chosen(self, said: Tensor, first: bool) -> Tensor:
-        """The tokens answered at positions, (row, position); `first`: the first of them begins the transcript."""
-        return self._suppressed(self.out(said), first).argmax(dim=-1)
-
-    def _suppressed(self, logits: Tensor, first: bool) -> Tensor:
-        """Logits (row, position, token) without the tokens that are never written; in place. The one place for it."""
-        logits[..., self.never] = -torch.inf
-        if first:
-            logits[:, 0, self.not_first] = -torch.inf
+    def _suppressed(self, logits: Tensor, first: Tensor) -> Tensor:
+        """Logits, (position, token), without the tokens that are never written; in place. `first` are the numbers of
+        the positions at which a transcript begins."""
+        logits[:, self.never] = -torch.inf
+        logits[first[:, None], self.not_first] = -torch.inf
         return logits
 
     @torch.no_grad()
@@ -247,19 +251,21 @@ class Decoder:
         for row, one in enumerate(tokens):
             cut = is_loop(one) or begun + len(one) >= self.longest
             answers = torch.tensor(one if cut else [*one, self.end], device=ids.device)
-            logits = self._suppressed(self.out(said[row : row + 1, begun - 1 : begun - 1 + len(answers)]), first=True)
-            mean[row] = logits[0].log_softmax(dim=-1).gather(1, answers[:, None]).sum() / (len(one) + 1)
+            logits = self._suppressed(self.out(said[row, begun - 1 : begun - 1 + len(answers)]), torch.tensor([0]))
+            mean[row] = logits.log_softmax(dim=-1).gather(1, answers[:, None]).sum() / (len(one) + 1)
         return silent, mean
 
     # ------------------------------------------------------------------------------------------ teacher forcing
 
     @torch.no_grad()
-    def logits(self, encoded: Tensor, ids: Tensor, see: See = _as_it_is) -> Tensor:
-        """What the decoder answers when it is given `ids`, (row, position): (row, position, token). Position p is about
-        the token after it; nothing is suppressed."""
+    def logits(self, encoded: Tensor, ids: Tensor, see: See = _as_it_is, counted: Tensor | None = None) -> Tensor:
+        """Logits of teacher forcing with `ids`, (row, position): (row, position, token), or with `counted`, (row,
+        position) bool, of these positions alone, in order: (counted, token). Position p is about the token after it;
+        nothing is suppressed. The output matrix is most of the work, so positions that do not count are left out."""
         rows = torch.arange(len(encoded), device=encoded.device)
         written = [None] * len(self.net.layers)
-        return self.out(self.step(ids.to(encoded.device), 0, self.listened(encoded), written, see, rows))
+        hidden = self.step(ids.to(encoded.device), 0, self.listened(encoded), written, see, rows)
+        return self.out(hidden if counted is None else hidden[counted.to(hidden.device)])
 
 
 def answering(site: str, look: Callable[[Tensor, Tensor], Tensor], norm: nn.LayerNorm | None = None) -> See:

@@ -17,9 +17,10 @@ from whisper_sae import patching, text
 
 
 class Read(NamedTuple):
-    """What is written under a change, and the costs of what was said: tokens a clip, and three (clip,) arrays."""
+    """The transcripts under a change, and the costs of the references: tokens a clip, and three (clip,) arrays."""
 
-    tokens: list[list[int]]
+    tokens: list[list[int] | None]
+    """None for a clip that was not to be transcribed."""
     cross_entropy: np.ndarray
     """The sum over the text's tokens, its end among them, of -log p: nats."""
     divergence: np.ndarray
@@ -54,39 +55,85 @@ def forced(heard: patching.Heard, texts: Sequence[str]) -> Forced:
 
 @torch.no_grad()
 def read(heard: patching.Heard, changes: Mapping[str, patching.Change], texts: Sequence[str],
-         batch: int = patching.BATCH, progress: Callable = iter) -> dict[str, Read]:  # fmt: skip
-    """{name: Read} of every clip under each change; `texts` (clip,) are what was said. Each is run once for both."""
-    told = forced(heard, texts)
-    before = [part for at in torch.arange(len(heard)).split(batch) for part in _costs(heard, told, at)]
-    unchanged = np.array([cost for cost, _ in before])
-    nothing = np.zeros(len(heard))
-    count = told.counted.sum(dim=1).numpy()
-    found = {name: Read(list(heard.plain), unchanged.copy(), nothing.copy(), count) for name in changes}
-    for parts in progress(list(patching.batches(heard, changes, batch))):
-        clips = torch.cat([clips for _, clips in parts])
-        run = patching.run_of(heard, [(changes[name], mine) for name, mine in parts])
-        wrote, costs = run.write(), _costs(heard, told, clips, run)
-        names = [name for name, mine in parts for _ in mine]
-        for name, clip, tokens, (cost, away) in zip(names, clips.tolist(), wrote, costs, strict=True):
-            one = found[name]
-            one.tokens[clip], one.cross_entropy[clip], one.divergence[clip] = tokens, cost, away
-    return found
+         batch: int = patching.BATCH, progress: Callable = iter,
+         transcribed: Mapping[str, np.ndarray] | None = None) -> dict[str, Read]:  # fmt: skip
+    """{name: Read} of every clip under each change; `texts` (clip,) are the references.
+
+    `transcribed`, {name: (clip,) bool}, restricts which clips are transcribed under a change, since a transcript
+    costs more than its losses; a change that it does not name is transcribed in all.
+    """
+    batch_of = forced(heard, texts)
+    count, n_clips = batch_of.counted.sum(dim=1).numpy(), len(heard)
+    result = {name: Read([None] * n_clips, np.zeros(n_clips), np.zeros(n_clips), count) for name in changes}
+    wanted = {name: torch.ones(n_clips, dtype=torch.bool) for name in changes}
+    wanted |= {name: torch.from_numpy(mask) for name, mask in (transcribed or {}).items()}
+    steps = [(clips, name) for clips in torch.arange(n_clips).split(batch) for name in changes]
+    baseline, of_clips = None, None
+    for clips, name in progress(steps):
+        if of_clips is not clips:
+            baseline, of_clips = _baseline(heard, batch_of, clips), clips
+        change, one = changes[name], result[name]
+        one.cross_entropy[clips] = baseline.cross_entropy
+        for clip in clips.tolist():
+            one.tokens[clip] = list(heard.plain[clip]) if wanted[name][clip] else None
+        touched = torch.ones(len(clips), dtype=torch.bool)
+        if change.touched is not None:
+            touched = torch.from_numpy(np.asarray(change.touched)[clips.numpy()])
+        if not touched.any():
+            continue
+        run = patching.run_of(heard, [(change, clips[touched])])
+        one.cross_entropy[clips[touched]], one.divergence[clips[touched]] = _costs(heard, baseline, touched, run)
+        to_write = wanted[name][clips[touched]]
+        if to_write.any():
+            for clip, tokens in zip(clips[touched][to_write].tolist(), run.at(to_write).write(), strict=True):
+                one.tokens[clip] = tokens
+    return result
 
 
-def _costs(heard: patching.Heard, told: Forced, clips: Tensor, run=None) -> list[tuple[float, float]]:
-    """Cross-entropy and divergence of some clips, (cost, divergence) each; without `run`, unchanged."""
-    ids, counted = told.ids[clips], told.counted[clips]
+class _Baseline(NamedTuple):
+    """The unchanged model on some clips: token positions that count, `ids` and `counted` (clip, position), their
+    targets (token,), probabilities (token, vocabulary), entropies (token,) and the cross-entropy of each clip."""
+
+    ids: Tensor
+    counted: Tensor
+    targets: Tensor
+    p: Tensor
+    entropy: Tensor
+    cross_entropy: np.ndarray
+
+
+def _baseline(heard: patching.Heard, forced_: Forced, clips: Tensor) -> _Baseline:
+    counted = forced_.counted[clips]
     longest = int(counted.any(dim=0).nonzero().max()) + 1
-    ids, counted, wanted = ids[:, :longest], counted[:, :longest], told.wanted[clips][:, :longest]
-    plain = heard.decoder.logits(heard.encoded[clips], ids).log_softmax(dim=-1)
-    wanted = wanted.to(plain.device)
-    now = plain
-    if run is not None:
-        see = {"see": run.see()} if run.see else {}
-        now = heard.decoder.logits(run.encoded, ids, **see).log_softmax(dim=-1)
-    cost = -now.gather(-1, wanted[..., None])[..., 0].cpu().double()
-    away = (plain.exp() * (plain - now)).sum(dim=-1).cpu().double()
-    return list(zip((cost * counted).sum(dim=1).tolist(), (away * counted).sum(dim=1).tolist(), strict=True))
+    ids, counted = forced_.ids[clips, :longest], counted[:, :longest]
+    logits = heard.decoder.logits(heard.encoded[clips], ids, counted=counted)
+    targets = forced_.wanted[clips, :longest][counted].to(logits.device)
+    total = logits.logsumexp(dim=-1)
+    cost = _of_clips(total - logits.gather(-1, targets[:, None])[:, 0], counted)
+    p = (logits - total[:, None]).exp_()
+    return _Baseline(ids, counted, targets, p, total - torch.linalg.vecdot(p, logits), cost)
+
+
+def _costs(heard: patching.Heard, baseline: _Baseline, rows: Tensor, run: patching.Run) -> tuple:
+    """Cross-entropy and KL(unchanged || changed) of the clips `rows` (clip,) bool of a baseline, under a change.
+
+    With logits z and log Z = logsumexp z, KL = Σ p log p − Σ p z + log Z: no second table of the vocabulary's size.
+    """
+    counted = baseline.counted[rows]
+    tokens = torch.repeat_interleave(rows, baseline.counted.sum(dim=1)).to(baseline.p.device)
+    how = {"see": run.see()} if run.see else {}
+    logits = heard.decoder.logits(run.encoded, baseline.ids[rows], counted=counted, **how)
+    total = logits.logsumexp(dim=-1)
+    cost = total - logits.gather(-1, baseline.targets[tokens, None])[:, 0]
+    away = total - torch.linalg.vecdot(baseline.p[tokens], logits) - baseline.entropy[tokens]
+    return _of_clips(cost, counted), _of_clips(away, counted)
+
+
+def _of_clips(values: Tensor, counted: Tensor) -> np.ndarray:
+    """Sums over each clip's positions that count: (clip,)."""
+    table = torch.zeros(counted.shape, dtype=torch.float64)
+    table[counted] = values.cpu().double()
+    return table.sum(dim=1).numpy()
 
 
 class Words(NamedTuple):
@@ -140,10 +187,12 @@ def by_word(heard: patching.Heard, changes: Mapping[str, patching.Change], texts
 def _odds(heard: patching.Heard, told: Forced, encoded: Tensor, clips: Tensor, see=None) -> Tensor:
     """log p / (1 - p) of each token that should be answered: (item, position), 0 where none counts."""
     longest = int(told.counted[clips].any(dim=0).nonzero().max()) + 1
-    logits = heard.decoder.logits(encoded, told.ids[clips, :longest], *([see()] if see else []))
-    right = told.wanted[clips, :longest, None].to(logits.device)
-    others = logits.scatter(-1, right, -torch.inf).logsumexp(dim=-1)
-    found = torch.zeros(len(clips), told.ids.shape[1], dtype=torch.float64)
-    odds = (logits.gather(-1, right)[..., 0] - others).cpu().double()
-    found[:, :longest] = odds * told.counted[clips, :longest]
-    return found
+    counted = told.counted[clips, :longest]
+    how = {"see": see()} if see else {}
+    logits = heard.decoder.logits(encoded, told.ids[clips, :longest], counted=counted, **how)
+    targets = told.wanted[clips, :longest][counted].to(logits.device)[:, None]
+    right = logits.gather(-1, targets)[:, 0]
+    others = logits.scatter_(-1, targets, -torch.inf).logsumexp(dim=-1)
+    odds = torch.zeros(len(clips), told.ids.shape[1], dtype=torch.float64)
+    odds[:, :longest][counted] = (right - others).cpu().double()
+    return odds

@@ -206,6 +206,11 @@ class Run:
     encoded: Tensor
     see: Callable[[], See] | None = None
 
+    def at(self, rows: Tensor) -> "Run":
+        """The same of some items, (item,) bool, of a batch of one change."""
+        see = self.see and (lambda: _rows_of(self.see(), rows.nonzero().squeeze(1)))
+        return Run(self.heard, self.clips[rows], self.encoded[rows.to(self.encoded.device)], see)
+
     def write(self, decoder: Decoder | None = None, drafts: list[list[int]] | None = None) -> list[list[int]]:
         """The tokens of each item. Another decoder and other drafts than the clips' may be given."""
         decoder, begun = self.heard.decoder if decoder is None else decoder, self.heard.prompts(self.clips)
@@ -218,6 +223,11 @@ class Run:
         """Of the tokens of each item: see `Decoder.confidence`."""
         how = {} if self.see is None else {"see": self.see()}
         return self.heard.decoder.confidence(self.encoded, tokens, prompts=self.heard.prompts(self.clips), **how)
+
+
+def _rows_of(see: See, rows: Tensor) -> See:
+    """The same hook for a batch of the rows (item,) of the batch that it was made for."""
+    return lambda site, x, items: see(site, x, rows.to(items.device)[items])
 
 
 def run_of(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Run:
