@@ -38,10 +38,13 @@ def run(tmp_path_factory):
     patch.setattr(hallucination, "EACH", 2)
     patch.setattr(hallucination, "OF_CORPUS", 14)
     patch.setattr(targeted, "COVERED", 6)
+    patch.setattr(faithfulness, "SAMPLE", 5)
     small = profiles.replace(profiles.choose("demo"), sites=(SITE,), focus=SITE, tokens=20_000, sweep_tokens=0,
                              clips_per_speaker=3, source="")  # fmt: skip
-    for recipe in (recipes.clips(small, 0), recipes.activations(small, 0), dictionaries.dictionary(small, 0, SITE)):
-        store.make(recipe)
+    store.make(recipes.clips(small, 0))
+    for one in (small, faithfulness.random_init(small)):
+        store.make(recipes.activations(one, 0))
+        store.make(dictionaries.dictionary(one, 0, SITE))
     causal.gathered.cache_clear()
     yield small
     causal.gathered.cache_clear()
@@ -74,12 +77,14 @@ def test_faithfulness_of_what_is_left_alone_is_whole(run):
     told = faithfulness.summary(step).set_index("way")
     plain = told.loc[faithfulness.UNTOUCHED]
     assert plain.more == plain.more_low == plain.more_high == 0 and plain.divergence == 0
-    assert plain.WER_recovered == plain.loss_recovered == 100
-    assert told.loc[faithfulness.MEAN].WER_recovered == told.loc[faithfulness.MEAN].loss_recovered == 0
+    assert plain.loss_recovered == 100
+    assert told.loc[faithfulness.MEAN].loss_recovered == 0
     assert told.loc[faithfulness.ITS].WER < told.loc["random dictionary"].WER
     assert told.loc[faithfulness.ITS].cross_entropy < told.loc["principal directions"].cross_entropy
     assert set(told.index) >= {"neurons", faithfulness.ZERO, faithfulness.EVERYWHERE}
-    assert (told.clips == step.facts["clips"]).all()
+    assert (told.clips[["untouched", faithfulness.ITS, "neurons"]] == step.facts["clips"]).all()
+    assert (told.clips[[faithfulness.MEAN, faithfulness.ZERO, faithfulness.RANDOM_INIT]] == 5).all()
+    assert told.loc[faithfulness.ITS].loss_recovered > told.loc[faithfulness.RANDOM_INIT].loss_recovered
     brief = faithfulness.summary(store.make(faithfulness.faithful(run, 0, SITE, a_speaker=1, brief=True)))
     assert set(brief.way) == {faithfulness.UNTOUCHED, *faithfulness.BRIEF}
     pd.testing.assert_series_equal(brief.set_index("way").WER, told.WER[brief.way])

@@ -13,7 +13,7 @@ import torch
 from whisper_sae import interchange, languages, model, nonspeech, patching, sae, scoring, speech, text
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import clips, side_of, table
+from whisper_sae.recipes import clips, table
 from whisper_sae.store import need
 
 HELD_OUT = ("validation", "test")
@@ -82,7 +82,8 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     if here.empty:
         kind = {True: "with a transcript ", False: "without speech ", None: ""}[spoken]
         raise ValueError(f"clips: none {kind}of {' or '.join(splits)} fits in a window and the decoder")
-    a_clip = 4 * whisper.positions * whisper.config.d_model * (1 + len(sites))
+    held = 1 + sum(site.startswith("encoder") for site in sites)
+    a_clip = 4 * whisper.positions * whisper.config.d_model * held
     chosen = drawn(here, 0, max(1, min(most, HELD // a_clip)), seed)
     sounds = [speech.samples(path) for path in chosen.path]
     text.require_language(whisper, run.language)
@@ -122,9 +123,8 @@ def drawn(here: pd.DataFrame, a_speaker: int, most: int, seed: int) -> pd.DataFr
 
 
 def sites_of(run: Profile) -> tuple[str, ...]:
-    """The sites of the encoder that a profile records."""
-    found = model.sites(model._config(run.model), side_of(run, "encoder"))
-    return tuple(site for site in found if site.startswith("encoder"))
+    """The sites that a profile names, encoder sites first; those of the decoder are named by a pattern of their own."""
+    return tuple(model.sites(model._config(run.model), list(run.sites)))
 
 
 def coder_of(run: Profile, seed: int, site: str, device: str | torch.device = "cpu") -> sae.SAE:

@@ -204,27 +204,42 @@ def seed_note(run: Profile, seed: int, site: str) -> str:
     )
 
 
-def simple_ways(x: torch.Tensor, run: Profile, numbers: int, seed: int) -> dict[tuple[str, int], Callable]:
+def simple_ways(x: torch.Tensor, run: Profile, numbers: int, seed: int,
+                directions: dict[str, torch.Tensor] | None = None) -> dict[tuple[str, int], Callable]:  # fmt: skip
     """Ways of saying a frame that need no training of a dictionary, fitted on frames x, (frame, d_in).
 
     {(name, numbers said of a frame): x -> x_hat}. One overall scale is fitted to the random dictionary, so that it is
-    not punished for its loudness. There are as many centroids as latents, but at most 2,048, of sixteen frames each;
-    they are found when they are first needed.
+    not punished for its loudness; so it is to dictionaries of `directions`, {name: (latent, d_in)}, of unit norm, which
+    come from elsewhere and are used as the random ones are. There are as many centroids as latents, but at most 2,048,
+    of sixteen frames each; they are found when they are first needed.
     """
     known, width = measure.moments([x]), x.shape[1]
     latents = run.expansion * width
-    random = sae.create("topk", width, latents, min(numbers, latents), seed + sae.RANDOM_SEED_OFFSET)
-    random.start_on(x[:4096])
+    random = _untrained(x, latents, numbers, seed)
+    others = {name: _untrained(x, len(rows), numbers, seed, rows) for name, rows in (directions or {}).items()}
     count = min(latents, 2048, len(x))
     centroids = functools.cache(lambda: measure.centroids(x[: 16 * count], count, seed))
     few = min(numbers, width)
     return {
         ("random dictionary", random.k): measure.say_scaled(random, known, x[:4096]),
+        **{(name, one.k): measure.say_scaled(one, known, x[:4096]) for name, one in others.items()},
         ("principal directions", few): measure.say_principal(known, few),
         ("neurons", few): measure.say_neurons(known, few),
         (f"the nearest of {count:,} centroids", 1): lambda frames: measure.say_nearest(centroids())(frames),
         ("the mean", 0): measure.say_mean(known),
     }
+
+
+def _untrained(x: torch.Tensor, latents: int, k: int, seed: int, directions: torch.Tensor | None = None) -> sae.SAE:
+    """A top-k SAE that has learnt nothing from frames x but their mean and size: each latent reads its own direction,
+    random or a row of `directions`."""
+    untrained = sae.create("topk", x.shape[1], latents, min(k, latents), seed + sae.RANDOM_SEED_OFFSET)
+    if directions is not None:
+        with torch.no_grad():
+            untrained.W_dec.copy_(directions)
+            untrained.W_enc.copy_(directions.T)
+    untrained.start_on(x[:4096])
+    return untrained
 
 
 # ------------------------------------------------------------------------------------------------- sweeps

@@ -1,11 +1,13 @@
-"""Does a dictionary keep what Whisper needs? Its reconstruction in the place of the layer, in words, losses and rivals.
+"""Does an SAE keep what Whisper needs? Its reconstruction replaces the activations of a layer, and WER and
+cross-entropy are set beside baselines.
 
     step = store.make(faithfulness.faithful(run, seed, site))
-    faithfulness.summary(step)                                  # a row a way of saying the layer
+    faithfulness.summary(step)                                  # a row a condition
 
-A small error of reconstruction may hold just what the decoder listens to. So the layer is replaced by what the
-dictionary says of it, and by what its rivals say in as many numbers, and Whisper goes on. *Recovered* is the share of
-what saying the mean destroys that is kept: 100 % is as good as untouched, 0 % as bad as the mean.
+A small error of reconstruction may hold just what the decoder needs. So the activations are replaced by the SAE's
+reconstruction, and by that of baselines at matched L0, and the model runs on. *Loss recovered* is the share of the
+cross-entropy added by the mean activation that is not added: 100 % is as good as untouched, 0 % as bad as the mean
+(with the mean in the place of zero as in SAEBench, Karvonen et al. 2025).
 """
 
 from dataclasses import replace
@@ -17,60 +19,84 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, dictionaries, intervals, losses, model, patching, scoring
+from whisper_sae import causal, dictionaries, intervals, losses, model, patching, sae, scoring
 from whisper_sae.profiles import Profile
-from whisper_sae.recipes import made_by, recorded
+from whisper_sae.recipes import made_by, recorded, twin
 from whisper_sae.store import Recipe, Step
 
 UNTOUCHED, ITS, EVERYWHERE = "untouched", "dictionary", "dictionary, padding too"
-ZERO, MEAN = "zero", "the mean"
-BRIEF = (ITS, "principal directions", "random dictionary", MEAN)
-"""What a site is replaced by where layers are compared only."""
+ZERO, MEAN, RANDOM_INIT = "zero", "the mean", "dictionary of the randomly initialised model"
+BRIEF = (ITS, "principal directions", "random dictionary", RANDOM_INIT, MEAN, ZERO)
+"""The conditions at every site but the focus."""
+
+SAMPLE = 24
+"""Clips that are transcribed where the activations are destroyed; their cross-entropy is that of all clips."""
 
 
-def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, brief: bool = False) -> Recipe:
-    """`read.csv`: a row a way and clip of held-out speakers, with the errors in what is written, the cross-entropy of
-    what was said and the divergence from the untouched, in nats, and how many tokens that is.
+def random_init(run: Profile) -> Profile:
+    """The run of the randomly initialised model whose SAEs are baselines here, with the tokens of a sweep."""
+    return replace(twin(run), tokens=run.sweep_tokens or run.tokens)
 
-    Ways: untouched; the dictionary's reconstruction on valid frames, and on padding, too; rivals that spend as many
-    numbers a frame, see `dictionaries.simple_ways`; the mean of the training frames; zero. `brief`: untouched and those
-    of BRIEF alone.
+
+def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int = 64, brief: bool = False) -> Recipe:
+    """`read.csv`: a row a condition and clip of held-out speakers, at most `a_speaker` of each and `most` in all, with
+    the errors of the transcript, the cross-entropy of the reference and the divergence from the untouched model, both
+    in nats, and the number of tokens that these are sums of.
+
+    Conditions: untouched; the SAE's reconstruction on valid frames, and at a site of the encoder on padding, too;
+    baselines at its L0, see `dictionaries.simple_ways`; the same with the directions of an SAE of the randomly
+    initialised model; the mean of the training frames; zero. `brief`: untouched and those of BRIEF alone. Where nothing
+    was learnt from the trained model, SAMPLE clips are transcribed, of as many speakers as there are; the counts of the
+    others are empty.
     """
-    heard = recorded(run, seed, site)
-    needs = {"clips": heard.needs["clips"], "activations": heard, "trained": dictionaries.dictionary(run, seed, site)}
+    recording = recorded(run, seed, site)
+    needs = {"clips": recording.needs["clips"], "activations": recording,
+             "trained": dictionaries.dictionary(run, seed, site),
+             "untrained": dictionaries.dictionary(random_init(run), seed, site)}  # fmt: skip
 
-    def compare(folder: Path, clips: Step, activations: Step, trained: Step) -> dict:
-        some = causal.gathered(run, seed, causal.sites_of(run)).fewer(a_speaker, seed=seed)
-        ways, numbers = _ways(run, seed, site, clips, activations, trained)
+    def compare(folder: Path, clips: Step, activations: Step, trained: Step, untrained: Step) -> dict:
+        some = causal.gathered(run, seed, causal.sites_of(run)).fewer(a_speaker, most, seed=seed)
+        ways, numbers = _ways(run, seed, site, clips, activations, trained, untrained)
         untouched = {UNTOUCHED: patching.Change(lambda x, _: x, np.zeros(len(some.clips), dtype=bool))}
         changes = untouched | {name: patching.Change(lambda x, _, say=say: _flat(say, x)) for name, say in ways.items()}
-        changes[EVERYWHERE] = replace(changes[ITS], where=torch.ones_like(some.heard[site].valid))
+        if not some.heard[site].in_decoder:
+            changes[EVERYWHERE] = replace(changes[ITS], where=torch.ones_like(some.heard[site].valid))
         changes = {name: change for name, change in changes.items() if not brief or name in (UNTOUCHED, *BRIEF)}
-        told = some.clips.text.tolist()
-        bar = lambda batches: tqdm(batches, desc=f"splicing at {site}", unit=" batches")  # noqa: E731
-        found = losses.read(some.heard[site], changes, told, progress=bar)
+        sample = np.isin(some.clips.index, causal.drawn(some.clips, 0, SAMPLE, seed).index)
+        transcribed = {name: sample for name in changes if numbers.get(name, (0, False))[1]}
+        bar = lambda steps: tqdm(steps, desc=f"splicing at {site}", unit=" batches")  # noqa: E731
+        result = losses.read(some.heard[site], changes, some.clips.text.tolist(), progress=bar, transcribed=transcribed)
         parts = []
-        for name, one in found.items():
-            counts = some.scorer.count(patching.said(some.heard[site], one.tokens))
+        for name, one in result.items():
+            written = np.array([tokens is not None for tokens in one.tokens])
+            texts = patching.said(some.heard[site], [tokens or [] for tokens in one.tokens])
+            counts = some.scorer.count(texts).astype(float)
+            counts.loc[~written] = np.nan
             costs = {"cross_entropy": one.cross_entropy, "divergence": one.divergence, "answers": one.answers}
             parts.append(counts.assign(way=name, speaker=some.speakers, clip=some.clips["clip"], **costs))
         pd.concat(parts, ignore_index=True).to_csv(folder / "read.csv", index=False)
-        return {"clips": len(told), "speakers": len(set(some.speakers)), "numbers": numbers}
+        return {"clips": len(some.clips), "speakers": len(set(some.speakers)),
+                "numbers": {name: count for name, (count, _) in numbers.items()}}  # fmt: skip
 
-    params = {"seed": seed, "site": site, "a_speaker": a_speaker, "ways": BRIEF if brief else "all"}
+    params = {"seed": seed, "site": site, "a_speaker": a_speaker, "most": most, "ways": BRIEF if brief else "all"}
     return Recipe(
         "faithfulness", compare, params, needs=needs, by=made_by(run, "05"), label=f"faithfulness at {site}",
     )  # fmt: skip
 
 
-def _ways(run: Profile, seed: int, site: str, clips: Step, activations: Step, trained: Step) -> tuple[dict, dict]:
-    """Functions x -> x_hat of frames by name, and how many numbers a frame each says."""
-    learnt = dictionaries.frames_of(run, clips, activations, site, "train")[0].sample(16_384, seed)
+def _ways(run: Profile, seed: int, site: str, clips: Step, activations: Step, trained: Step, untrained: Step) -> tuple:
+    """Functions x -> x_hat of frames by name; and of each, how many coefficients a frame it has, and whether only a
+    sample is transcribed."""
+    x = dictionaries.frames_of(run, clips, activations, site, "train")[0].sample(16_384, seed)
     l0 = trained.facts["l0"]
-    simple = dictionaries.simple_ways(learnt, run, max(1, round(l0)), seed)
+    simple = dictionaries.simple_ways(
+        x, run, max(1, round(l0)), seed, {RANDOM_INIT: sae.load(untrained.path).W_dec.detach()}
+    )
     coder = causal.coder_of(run, seed, site, model.pick(run.device))
-    ways = {ITS: coder} | {name: partial(_on_cpu, say) for (name, _), say in simple.items()}
-    return ways | {ZERO: torch.zeros_like}, {ITS: l0, EVERYWHERE: l0} | dict(simple.keys()) | {ZERO: 0}
+    ways = {ITS: coder} | {name: partial(_on_cpu, say) for (name, _), say in simple.items()} | {ZERO: torch.zeros_like}
+    learnt = ("principal directions", "neurons")
+    numbers = {ITS: (l0, False), EVERYWHERE: (l0, False), ZERO: (0, True)}
+    return ways, numbers | {name: (count, name not in learnt) for name, count in simple}
 
 
 def _on_cpu(say, x: torch.Tensor) -> torch.Tensor:
@@ -83,22 +109,24 @@ def _flat(say, x: torch.Tensor) -> torch.Tensor:
 
 
 def summary(step: Step, seed: int = 0) -> pd.DataFrame:
-    """A row a way: `numbers` a frame, WER and CER in percent, S, D and I, cross-entropy and divergence a token in nats,
-    and what is recovered of what the mean destroys, in percent: `WER_recovered` and `loss_recovered`, each with an
-    interval over speakers; `more` is the WER above the untouched, with its interval."""
-    told = step.table("read.csv", dtype={"speaker": str})
-    ways = {name: part.reset_index(drop=True) for name, part in told.groupby("way", sort=False)}
-    first = ways[UNTOUCHED]
-    found = scoring.table(ways, first.speaker, seed=seed)
-    found.insert(1, "numbers", found.way.map(step.facts["numbers"]))
+    """A row a condition: `numbers` of coefficients a frame, WER and CER in percent, S, D and I, the `clips` that were
+    transcribed, `more`, the WER above the untouched model's on the same clips; cross-entropy and divergence a token in
+    nats, and `loss_recovered`, in percent. Intervals are over speakers."""
+    every = step.table("read.csv", dtype={"speaker": str}, na_values={name: [""] for name in scoring.COUNTS})
+    ways = {name: part.reset_index(drop=True) for name, part in every.groupby("way", sort=False)}
+    first, scored = ways[UNTOUCHED], []
+    for name, part in ways.items():
+        clips = part.words.notna().to_numpy()
+        pair = {UNTOUCHED: first[clips], name: part[clips]}
+        scored.append(scoring.table(pair, first.speaker[clips], seed=seed).iloc[-1])
+    table = pd.DataFrame(scored).reset_index(drop=True)
+    table.insert(1, "numbers", table.way.map(step.facts["numbers"]))
     for cost in ("cross_entropy", "divergence"):
-        found[cost] = [part[cost].sum() / part.answers.sum() for part in ways.values()]
-    for name, wrong in (("WER_recovered", "errors"), ("loss_recovered", "cross_entropy")):
-        lost = np.stack([part[wrong].to_numpy(float) for part in ways.values()])
-        found[[name, f"{name}_low", f"{name}_high"]] = recovered(
-            lost, list(ways).index(UNTOUCHED), list(ways).index(MEAN), first.speaker, seed=seed
-        )
-    return found
+        table[cost] = [part[cost].sum() / part.answers.sum() for part in ways.values()]
+    lost = np.stack([part.cross_entropy.to_numpy(float) for part in ways.values()])
+    columns = ["loss_recovered", "loss_recovered_low", "loss_recovered_high"]
+    table[columns] = recovered(lost, list(ways).index(UNTOUCHED), list(ways).index(MEAN), first.speaker, seed=seed)
+    return table
 
 
 def recovered(lost: np.ndarray, best: int, worst: int, speakers, draws: int = 4000, seed: int = 0) -> np.ndarray:
