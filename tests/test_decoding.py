@@ -84,6 +84,46 @@ def test_the_decoder_stops_where_it_repeats_itself(demo, encoded, monkeypatch):
     assert decoder.write(heard) == wrote
 
 
+def test_a_transcript_has_no_more_tokens_than_its_limit(demo, encoded, monkeypatch):
+    """Each row its own; what is cut is the beginning of what would have been written, from a draft, too."""
+    _, heard = encoded
+    decoder, limits = decoder_of(demo), torch.arange(len(heard)) % 5
+    wrote = decoder.write(heard)
+    cut = [one[:most] for one, most in zip(wrote, limits.tolist(), strict=True)]
+    assert decoder.write(heard, limits=limits) == decoder.check(heard, wrote, limits=limits) == cut != wrote
+    assert decoder.check(heard, [[]] * len(heard), limits=limits) == cut
+    assert decoder.write(heard, limits=torch.full((len(heard),), 10**6)) == wrote
+    steps = []
+    monkeypatch.setattr(decoder, "step", lambda *args, step=decoder.step: steps.append(1) or step(*args))
+    decoder.write(heard, limits=limits)
+    assert len(steps) == max(limits.tolist()), "nothing is computed beyond the last limit"
+
+
+def test_confidence_in_what_was_cut_is_without_an_end(demo, encoded):
+    _, heard = encoded
+    decoder = decoder_of(demo)
+    wrote = [one[:4] for one in decoder.write(heard)]
+    limits = torch.full((len(heard),), 4)
+    ended = decoder.confidence(heard, wrote).mean_logprob
+    cut = decoder.confidence(heard, wrote, limits=limits).mean_logprob
+    room = decoder.confidence(heard, wrote, limits=limits + 1).mean_logprob
+    assert all(len(one) == 4 for one in wrote)
+    assert torch.equal(ended, room) and (cut > ended).all(), "an end after four tokens is improbable"
+
+
+def test_no_transcript_of_real_speech_comes_near_its_limit(shared):
+    """The references of all corpora: at most 5.6 tokens a second, and a third of the limit."""
+    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
+    share = []
+    for name in ("librispeech-sample", "speechocean762", "speech-accent-archive-8k", "duke-alphanumeric"):
+        clips = speech.read(shared / "speech" / name)
+        clips = clips[(clips.text != "") & (clips.duration <= 30)]
+        _, lengths = text.given(whisper, clips.text.tolist())
+        share.append((lengths - 2) / decoding.most_tokens(clips.duration.to_numpy()).numpy())
+    assert max(map(max, share)) < 0.4
+    assert decoding.most_tokens([0.0, 0.1, 1.0, 30.0]).tolist() == [32, 34, 48, 512]
+
+
 def test_logits_are_those_of_the_model(demo, encoded, clips):
     _, heard = encoded
     ids, _ = text.given(demo, clips.text.tolist())
@@ -158,7 +198,7 @@ def test_confidence_is_that_of_whispers_rule(demo, encoded):
     never, not_first = wrote[0][0], 3
     decoder.never, decoder.not_first = torch.tensor([never]), torch.tensor([not_first])
     wrote = [[token for token in one if token != never] for one in wrote]
-    silent, mean = decoder.confidence(heard[:6], wrote)
+    silent, mean, _ = decoder.confidence(heard[:6], wrote)
     for row, logits in enumerate(forced(demo, heard[:6], wrote)):
         torch.testing.assert_close(silent[row], logits[0].softmax(-1)[decoder.no_speech], rtol=1e-3, atol=1e-6)
         logits = logits[begun - 1 :]

@@ -7,7 +7,7 @@ import torch
 from coders import agreement
 from generated import generated
 
-from whisper_sae import edits, model, patching, profiles, sae, speech
+from whisper_sae import decoding, edits, model, patching, profiles, sae, speech
 
 DEMO = profiles.DEMO
 SITES = ["encoder.embed", "encoder.1.resid", "encoder.1.mlp_hidden", "encoder.3.normed", "decoder.0.resid"]
@@ -146,6 +146,20 @@ def test_outcomes_are_those_of_the_tokens_written(heard):
     assert found["same"].no_speech.between(0, 1).all() and (found["same"].mean_logprob < 0).all()
     assert found["same"].mean_logprob[0] == pytest.approx(found["less"].mean_logprob[0], abs=1e-5)
     assert found["same"].mean_logprob[1] != found["less"].mean_logprob[1]
+
+
+def test_tokens_end_at_the_limit_of_a_clips_duration(demo, sounds, heard, monkeypatch):
+    """Plain and changed, from the encoder and in the decoder; with a limit that speech does reach."""
+    monkeypatch.setattr(decoding, "SPARE", 1)
+    monkeypatch.setattr(decoding, "TOKENS_A_SECOND", 1)
+    limits = heard[SITES[1]].limits().tolist()
+    assert limits == [1 + int(np.ceil(len(sound) / 16_000 - 1e-9)) for sound in sounds]
+    for site, here in patching.hear(demo, sounds, [SITES[1], SITES[-1]]).items():
+        wrote = patching.tokens(here, {"less": patching.Change(lambda x, _: -0.3 * x)})["less"]
+        for tokens in (here.plain, wrote):
+            assert all(len(one) <= most for one, most in zip(tokens, limits, strict=True)), site
+        assert any(len(one) == most for one, most in zip(here.plain, limits, strict=True)), site
+        assert here.plain == [one[:most] for one, most in zip(heard[site].plain, limits, strict=True)]
 
 
 def test_clips_in_which_a_silenced_feature_never_fires_are_not_run(heard, coded):

@@ -26,6 +26,7 @@ from whisper_sae import (
     speech,
     text,
 )
+from whisper_sae.decoding import most_tokens
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import activations, clip_means, clips, made_by, table, twin
@@ -54,7 +55,9 @@ def transcripts(run: Profile, seed: int) -> Recipe:
             mels = model.mel(whisper, [sound_of(heard, windows, row) for row in rows])
             with torch.no_grad():
                 encoded = whisper.encoder(mels).last_hidden_state
-            windows.loc[rows, "wrote"] = text.decode(whisper, encoded, spoken[windows["clip"].to_numpy()[rows]])
+            limits = most_tokens(windows.samples.to_numpy()[rows] / speech.RATE)
+            wrote = text.write(whisper, encoded, spoken[windows["clip"].to_numpy()[rows]], limits)
+            windows.loc[rows, "wrote"] = text.texts(whisper, wrote)
             if several:
                 windows.loc[rows, "detected"], windows.loc[rows, "p_detected"] = text.detect_languages(whisper, encoded)
         of_clip = windows.groupby("clip")

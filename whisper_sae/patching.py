@@ -25,8 +25,9 @@ from scipy.sparse import csc_array
 from torch import Tensor
 
 from whisper_sae import model, text
-from whisper_sae.decoding import Decoder, See, answering, beneath
+from whisper_sae.decoding import Confidence, Decoder, See, answering, beneath, most_tokens
 from whisper_sae.edits import Edit
+from whisper_sae.model import RATE
 
 BATCH = 16
 """Windows in one batch: on a processor more are no faster, for what is said of them leaves its cache."""
@@ -73,6 +74,11 @@ class Heard:
         every = text.prompts(self.whisper, self.languages)
         return every if clips is None else every[clips]
 
+    def limits(self, clips: Tensor | None = None) -> Tensor:
+        """The number of tokens at which transcripts of some clips, all if None, are cut: (clip,)."""
+        frames = (self.valid if clips is None else self.valid[clips]).sum(dim=1)
+        return most_tokens(frames * (self.whisper.samples_a_frame / RATE))
+
     @property
     def in_decoder(self) -> bool:
         return self.site.startswith("decoder.")
@@ -115,8 +121,9 @@ def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[s
     valid = frames < lengths[:, None]
     spoken = None if languages is None else list(languages)
     begun = text.prompts(whisper, spoken or [text.languages.ENGLISH] * len(sounds))
-    parts = zip(every.split(2 * batch), begun.split(2 * batch), strict=True)
-    plain = [tokens for part, first in parts for tokens in decoder.write(part, prompts=first)]
+    limits = most_tokens(lengths * (whisper.samples_a_frame / RATE))
+    parts = zip(every.split(2 * batch), begun.split(2 * batch), limits.split(2 * batch), strict=True)
+    plain = [tokens for part, first, most in parts for tokens in decoder.write(part, prompts=first, limits=most)]
     joined = {stream: torch.cat(parts) for stream, parts in held.items()}
     return {
         site: Heard(whisper, model.named(whisper.config, site), joined.get(stream, every), layer, every, valid, decoder,
@@ -214,15 +221,17 @@ class Run:
     def write(self, decoder: Decoder | None = None, drafts: list[list[int]] | None = None) -> list[list[int]]:
         """The tokens of each item. Another decoder and other drafts than the clips' may be given."""
         decoder, begun = self.heard.decoder if decoder is None else decoder, self.heard.prompts(self.clips)
+        limits = self.heard.limits(self.clips)
         if self.see is not None:
-            return decoder.write(self.encoded, self.see(), begun)
+            return decoder.write(self.encoded, self.see(), begun, limits)
         drafts = [self.heard.plain[clip] for clip in self.clips.tolist()] if drafts is None else drafts
-        return decoder.check(self.encoded, drafts, begun)
+        return decoder.check(self.encoded, drafts, begun, limits)
 
-    def confidence(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def confidence(self, tokens: list[list[int]]) -> Confidence:
         """Of the tokens of each item: see `Decoder.confidence`."""
         how = {} if self.see is None else {"see": self.see()}
-        return self.heard.decoder.confidence(self.encoded, tokens, prompts=self.heard.prompts(self.clips), **how)
+        how |= {"prompts": self.heard.prompts(self.clips), "limits": self.heard.limits(self.clips)}
+        return self.heard.decoder.confidence(self.encoded, tokens, **how)
 
 
 def _rows_of(see: See, rows: Tensor) -> See:
@@ -303,11 +312,23 @@ def outcomes(heard: Heard, changes: Mapping[str, Change], batch: int = BATCH, pr
     for name, clips in progress(work):
         run = run_of(heard, [(changes[name], clips)])
         tokens = run.write()
-        silent, mean = run.confidence(tokens)
-        other = run.write(empty, tokens) if len(heard.decoder.not_first) else tokens
-        columns = {"wrote": said(heard, tokens), "wrote_or_empty": said(heard, other)}
-        parts[name].append(pd.DataFrame(columns | {"no_speech": silent.numpy(), "mean_logprob": mean.numpy()}))
+        sure = run.confidence(tokens)
+        columns = {"wrote": said(heard, tokens), "wrote_or_empty": said(heard, _or_empty(run, empty, tokens, sure))}
+        columns |= {"no_speech": sure.no_speech.numpy(), "mean_logprob": sure.mean_logprob.numpy()}
+        parts[name].append(pd.DataFrame(columns))
     return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
+
+
+def _or_empty(run: Run, empty: Decoder, tokens: list[list[int]], sure: Confidence) -> list[list[int]]:
+    """The transcripts where an empty one is allowed: only those are decoded whose first token is another one then."""
+    first = sure.first_token.tolist()
+    found = [[] if start == empty.end else one for one, start in zip(tokens, first, strict=True)]
+    other = torch.tensor([one[:1] != [start] != [empty.end] for one, start in zip(tokens, first, strict=True)])
+    if other.any():
+        decoded = run.at(other).write(empty, [tokens[row] for row in other.nonzero().squeeze(1).tolist()])
+        for row, one in zip(other.nonzero().squeeze(1).tolist(), decoded, strict=True):
+            found[row] = one
+    return found
 
 
 def said(heard: Heard, ids: list[list[int]]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Every transcript of the project is decoded with the same settings: greedy (temperature 0, no beams, no fallback),
 without timestamps, task *transcribe*, in the language of the clip, and ended where it repeats itself
-(`decoding.is_loop`). An English-only model is given no language. See `prompt` and `decoding.Decoder`.
+(`decoding.is_loop`) or is longer than any speech of that duration (`decoding.most_tokens`). An English-only model is
+given no language. See `prompt` and `decoding.Decoder`.
 
 Word error rate is (substitutions + deletions + insertions) / words in the reference, summed over clips before dividing.
 Both sides are first normalised as OpenAI does (Radford et al. 2022, appendix C): English by its normaliser, other
@@ -113,15 +114,22 @@ def transcribe(whisper, mels: torch.Tensor, spoken: Sequence[str] | None = None)
     Raises model.BadModel where there is no decoder or no tokenizer.
     """
     whisper.require_decoder()
-    return decode(whisper, whisper.encoder(mels).last_hidden_state, spoken)
+    return texts(whisper, write(whisper, whisper.encoder(mels).last_hidden_state, spoken))
 
 
-def decode(whisper, encoded: torch.Tensor, spoken: Sequence[str] | None = None) -> list[str]:
-    """Greedy transcripts of the encoder's output, (clip, frame, width): see `transcribe`."""
-    tokenizer = whisper.require_tokenizer()
+def write(
+    whisper, encoded: torch.Tensor, spoken: Sequence[str] | None = None, limits: torch.Tensor | None = None
+) -> list[list[int]]:
+    """The tokens of greedy transcripts of the encoder's output, (clip, frame, width): see `transcribe`. `limits`,
+    (clip,), are those of `decoding.most_tokens`."""
     begun = prompts(whisper, [languages.ENGLISH] * len(encoded) if spoken is None else list(spoken))
-    ids = Decoder(whisper, prompt(whisper)).write(encoded, prompts=begun)
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return Decoder(whisper, prompt(whisper)).write(encoded, prompts=begun, limits=limits)
+
+
+def texts(whisper, ids: list[list[int]]) -> list[str]:
+    """The texts of transcripts, tokens a clip."""
+    found = whisper.require_tokenizer().batch_decode(ids, skip_special_tokens=True)
+    return [text.strip() for text in found]
 
 
 @torch.no_grad()
