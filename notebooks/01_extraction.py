@@ -122,11 +122,11 @@ acts = store.make(recipes.activations(run, seed))
 recorded = activations.Activations(acts.path)
 
 # %% tags=["hide-input"]
-facts, whole = acts.facts, acts.facts["windows"] * acts.facts["positions"]
+facts, whole, took = acts.facts, acts.facts["windows"] * acts.facts["positions"], recipes.seconds_of(run, seed, acts)
 figures.say(
     f"Whisper computed {whole:,} frames and we keep {facts['frames']:,}: {facts['frames_padding'] / whole:.0%} was padding. "
     f"Of what we keep, {facts['frames_silence'] / facts['frames']:.0%} is silence within or around the speech. "
-    f"The pass took {acts.manifest['seconds']:.0f} s when it was made: {facts['frames'] / acts.manifest['seconds']:,.0f} "
+    f"The pass took {took:.0f} s when it was made, with all that other pages need of it: {facts['frames'] / took:,.0f} "
     "valid frames a second."
     + (" For the figures, a few windows are enough: dictionaries will hear all clips on the fly." * run.on_the_fly)
 )

@@ -118,7 +118,7 @@ def test_an_error_there_is_one_line_here_and_the_rest_is_made_here(
         store.make(recipes.activations(run, 0))
     client.run(mend)
     assert str(said.value) == "this model is tired"
-    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("steps/activations/.*.work/shard-*")}
+    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("steps/recording/.*.work/shard-*")}
     step = store.make(recipes.activations(run, 0))
     check_same(step, right)
     assert 0 < len(made) < right.facts["shards"], "some had been made there"

@@ -1,6 +1,7 @@
 """Keys of results cover every constant of the package that their code reads, or it is named here with a reason."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -49,7 +50,7 @@ EXCEPTIONS = {
          "confounds.OVERLAP", "contrasts.SPLITS", "correlates.EXPLAINED", "faithfulness.MEAN",
          "gallery.SHOWN", "held_fixed.AT_ONCE", "held_fixed.ALIKE",
          "interventions", "instrument.MOST_LABELS", "meaning.INPUTS", "atlas._PLACE", "atlas._TRUST",
-         "restoring.PATTERNS", "activations.__all__", "model.__all__", "phones.__all__"],
+         "restoring.PATTERNS", "activations.__all__", "model.__all__", "recipes.__all__", "phones.__all__"],
         SHOWN,
     ),
     **dict.fromkeys(
@@ -59,7 +60,7 @@ EXCEPTIONS = {
     ),
     **dict.fromkeys(
         ["prompts", "toml_files", "encoders.BUNDLED", "encoders.PACKAGE", "fragments.GOODS", "fragments.MEASURES",
-         "fragments.TITLES", "fragments.STEMS", "fragments.ENDINGS", "fragments.MONTHS", "recipes.DRAWN_BY",
+         "fragments.TITLES", "fragments.STEMS", "fragments.ENDINGS", "fragments.MONTHS", "selection.DRAWN_BY",
          "emotions.POSITIONS", "emotions.HOW", "emotions.L1", "restoring.HOW", "synthetic.SETTINGS", "narrow.DTYPES",
          "voice_probes._INPUTS", "atlas.NO_LABELS"],
         ASKED,
@@ -96,6 +97,7 @@ def made() -> list:
     site = run.focus
     every = [
         recipes.clips(run, seed), recipes.activations(run, seed), recipes.decoded(run, seed),
+        recipes.activations(dataclasses.replace(run, on_the_fly=True), seed),
         recipes.other_ways(run, seed), recipes.fetched("some/corpus", run, seed), instrument.transcripts(run, seed),
         instrument.phone_probe(run, seed), instrument.label_probe(run, seed, {}), padding.learnt(run, seed),
         dictionaries.dictionary(run, seed, site), dictionaries.one_pass(run, seed, (site,), seed),

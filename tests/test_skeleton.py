@@ -68,7 +68,10 @@ MAY_IMPORT = {
     "calibrations": {"figures"},  # how a table and a number are shown
     "labels": {"findings", "toml_files"},  # which writes a file whole or not at all
     "excerpts": {"speech"},  # a part of what it reads whole
-    "listening": {"activations", "excerpts", "model", "packing", "profiles", "speech"},
+    "listening": {"activations", "decoding", "excerpts", "model", "packing", "profiles", "speech", "text"},
+    "selection": {"corpora", "hub", "languages", "profiles", "speech", "store"},
+    "recording": {"activations", "cluster", "decoding", "languages", "listening", "model", "profiles", "selection",
+                  "shards", "speech", "store", "text"},
     "profiles": {"languages", "sites", "toml_files"},  # names only: a profile may give a site OpenAI's name
     "private_paths": {"findings"},  # where reports go
     "report": {"forkserver", "private_paths", "profiles", "store", "findings", "pages", "pairs", "progress",
@@ -87,8 +90,8 @@ MAY_IMPORT = {
                      "store"},
     "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
     "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
-    "instrument": {"activations", "decoding", "effects", "excerpts", "languages", "listening", "measure", "model",
-                   "phones", "probes", "profiles", "recipes", "speaker_labels", "speech", "spoken", "store", "text"},
+    "instrument": {"activations", "effects", "excerpts", "languages", "listening", "measure", "model", "phones",
+                   "probes", "profiles", "recipes", "recording", "speaker_labels", "speech", "spoken", "store", "text"},
     "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "spoken",
                 "transpose", "index", "examples", "speech"},
     "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",

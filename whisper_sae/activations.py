@@ -26,9 +26,9 @@ import torch
 
 from whisper_sae.narrow import itemsize, narrowed, widened
 from whisper_sae.rows import Rows, Source
-from whisper_sae.shards import GrowingArray, Writer, ahead, facts, finished, parts, place
+from whisper_sae.shards import GrowingArray, Writer, ahead, facts, finished, link_file, parts, place, write_facts
 
-__all__ = ["Activations", "NoRoom", "Rows", "require_room", "size_of", "write"]
+__all__ = ["Activations", "NoRoom", "Rows", "link", "require_room", "size_of", "valid", "write", "write_index"]
 
 
 class NoRoom(ValueError):
@@ -69,8 +69,9 @@ def write(
 
     `begin()` gives `hear` and `prepare`: `hear(range, prepare(range))` returns {site: (window, position, width)} and
     the kinds of these frames, (window, position) uint8; threads prepare what comes next. What is said under
-    `<site>.moments` is kept in float32. `pieces`, (piece, 3), has the window, the first position and the number of
-    positions of each clip's part, in order; without it every window is one.
+    `<site>.moments` is kept in float32. `hear` may return a third value, {name: (row, width)}: arrays that shards keep
+    as they are. `pieces`, (piece, 3), has the window, the first position and the number of positions of each clip's
+    part, in order; without it every window is one.
 
     `begin` is called here, once, if anything is left to do. With `each`, which is `cluster.each`, it is called where
     shards are written. `progress(items, unit=)` wraps the iteration over batches, or with `total=` that over shards
@@ -89,7 +90,7 @@ def write(
         found = each(work, [[number] for number in todo], made=lambda one: place(folder, *one))
         heard_on = set().union(*(devices for _, devices in progress(found, total=len(todo), unit=" shards")))
     shutil.rmtree(parts(folder), ignore_errors=True)
-    return _write_index(folder, shards, dtype, pieces) | ({"device": ", ".join(sorted(heard_on))} if heard_on else {})
+    return write_index(folder, shards, dtype, pieces) | ({"device": ", ".join(sorted(heard_on))} if heard_on else {})
 
 
 def _batches(windows: int, shard: int, batch: int, number: int) -> list[range]:
@@ -113,9 +114,10 @@ def _work(begin: Callable, folder: Path, batches: Callable[[int], list[range]], 
                 if windows is not asked:
                     raise AssertionError("progress must yield what it is given")
                 seen += 1
-                said, kinds = hear(windows, ready)
+                said, kinds, *more = hear(windows, ready)
                 devices |= {str(hidden.device) for hidden in said.values()}
-                writer.put(number, _valid(said, kinds, windows, dtype), kinds, last)
+                rows = valid(said, kinds, windows, dtype)
+                writer.put(number, rows | dict(*more), kinds, last)
         if seen < len(todo):
             raise AssertionError("progress must yield what it is given")
         return devices
@@ -123,7 +125,7 @@ def _work(begin: Callable, folder: Path, batches: Callable[[int], list[range]], 
     return write_shards
 
 
-def _valid(said: dict[str, torch.Tensor], kinds: np.ndarray, windows: range, dtype: str) -> dict[str, np.ndarray]:
+def valid(said: dict[str, torch.Tensor], kinds: np.ndarray, windows: range, dtype: str) -> dict[str, np.ndarray]:
     """The frames that are no padding, as they are stored: {site: (row, width)}. Chosen where they were heard."""
     rows, found = torch.from_numpy(np.flatnonzero(kinds)), {}
     for site, hidden in said.items():
@@ -133,7 +135,8 @@ def _valid(said: dict[str, torch.Tensor], kinds: np.ndarray, windows: range, dty
     return found
 
 
-def _write_index(folder: Path, shards: int, dtype: str, pieces: np.ndarray | None) -> dict:
+def write_index(folder: Path, shards: int, dtype: str, pieces: np.ndarray | None = None) -> dict:
+    """Write what tells where the rows of a folder's shards are, and return facts; `pieces` as in `write`."""
     spans, widths, heard, counts = [], {}, 0, np.zeros(3, dtype=np.int64)
     with GrowingArray(folder / "kinds.npy") as every:
         for number in range(shards):
@@ -162,6 +165,21 @@ def _write_index(folder: Path, shards: int, dtype: str, pieces: np.ndarray | Non
         "frames": int(counts[1:].sum()),
         **{f"frames_{name}": int(n) for name, n in zip(("padding", "silence", "speech"), counts, strict=True)},
     }
+
+
+def link(sources: dict[str, Path], folder: Path, names: dict[str, str], number: int) -> None:
+    """Make a shard of files that other folders hold in theirs of the same number: file `names[name]` is `name` in
+    `sources[name]`, a hard link where the file system has them."""
+    target = place(folder, number)
+    shutil.rmtree(target, ignore_errors=True)  # of a killed run
+    target.mkdir(parents=True)
+    widths = {}
+    for name, renamed in names.items():
+        source = place(sources[name], number) / f"{name}.npy"
+        link_file(source, target / f"{renamed}.npy")
+        if renamed != "kinds" and not renamed.endswith(".moments"):
+            widths[renamed] = facts(sources[name], number)["sites"][name]
+    write_facts(target, widths)
 
 
 class Activations(Source):

@@ -5,11 +5,11 @@ step = store.make(instrument.phone_probe(run, seed))        # how well a linear 
 step = store.make(instrument.label_probe(run, seed, labels))
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
@@ -22,11 +22,11 @@ from whisper_sae import (
     model,
     phones,
     probes,
+    recording,
     speaker_labels,
     speech,
     text,
 )
-from whisper_sae.decoding import most_tokens
 from whisper_sae.listening import sound_of
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import activations, clip_means, clips, made_by, table, twin
@@ -42,40 +42,32 @@ def transcripts(run: Profile, seed: int) -> Recipe:
     same."""
 
     def write(folder: Path, clips: Step) -> dict:
-        whisper = model.load(run.model, run.device)
-        heard = table(run, clips)
-        windows = speech.windows(heard, whisper.window)
-        text.require_language(whisper, run.language)
-        spoken, several = languages.of_clips(heard, run.language), bool(text.languages_of(whisper))
-        columns = {"wrote": "", **({"detected": "", "p_detected": np.nan} if several else {})}
-        windows = windows.assign(**columns)
-        order = np.argsort(-windows.samples.to_numpy(), kind="stable")  # transcripts of a batch end at about one time
-        for first in tqdm(range(0, len(order), run.batch_windows), desc="transcribing", unit=" batches"):
-            rows = order[first : first + run.batch_windows]
-            mels = model.mel(whisper, [sound_of(heard, windows, row) for row in rows])
-            with torch.no_grad():
-                encoded = whisper.encoder(mels).last_hidden_state
-            limits = most_tokens(windows.samples.to_numpy()[rows] / speech.RATE)
-            wrote = text.write(whisper, encoded, spoken[windows["clip"].to_numpy()[rows]], limits)
-            windows.loc[rows, "wrote"] = text.texts(whisper, wrote)
-            if several:
-                windows.loc[rows, "detected"], windows.loc[rows, "p_detected"] = text.detect_languages(whisper, encoded)
+        whisper = recording.planner(plain)
+        held = recording.held(plain, seed, whisper, [recording.TRANSCRIPTS], clips)[recording.TRANSCRIPTS]
+        heard, windows = table(run, clips), recording.transcripts_in(whisper, held)
+        spoken = languages.of_clips(heard, run.language)
         of_clip = windows.groupby("clip")
         joined = of_clip.wrote.agg(" ".join)
         references = heard.text.where(text.can_decode(whisper, spoken), "")
         found = text.errors(references.tolist(), joined.tolist(), text.normalisers(whisper, spoken))
         found = found.assign(id=heard.id, said=heard.text, heard=joined.to_numpy())
         found = found[["id", "said", "heard", *found.columns[:-3]]]
-        for column in list(columns)[1:]:
+        for column in windows.columns[2:]:
             found[column] = of_clip[column].first().to_numpy()
         found.to_csv(folder / "transcripts.csv", index=False)
         digits = sum(map(text.is_digits, heard.text))
         return {"clips": len(found), "words": int(found.words.sum()), "digit_strings": digits,
-                "device": str(whisper.device)}  # fmt: skip
+                "device": held.facts["device"]}  # fmt: skip
 
-    params = {"model": model.identity(run.model), "batch_windows": run.batch_windows}
+    # in float32 whatever the precision of a profile, and then not in one pass with its activations
+    plain = run if run.precision == "float32" else replace(run, precision="float32", sites=())
+    params = {
+        "model": model.identity(run.model),
+        "batch_windows": run.batch_windows,
+        "shard_windows": run.shard_windows,
+    }
     return Recipe(
-        "transcripts", write, params,
+        "transcripts", write, params, (recording.write,),
         needs={"clips": clips(run, seed)}, by=made_by(run, "00"), label="transcripts",
     )  # fmt: skip
 

@@ -11,11 +11,14 @@ import pandas as pd
 import torch
 
 from whisper_sae import activations as frames
-from whisper_sae import excerpts, model, packing, speech
+from whisper_sae import excerpts, model, packing, speech, text
+from whisper_sae.decoding import Decoder
 from whisper_sae.profiles import Profile
 
 PATIENCE = 3.0
 """Seconds that may be spent on finding out how long a recording will take; one window is heard in any case."""
+TOKENS_A_SECOND = 4
+"""What transcripts of speech have, roughly: for that estimate."""
 
 
 def planned(run: Profile, whisper: model.Whisper, heard: pd.DataFrame) -> pd.DataFrame:
@@ -89,13 +92,14 @@ def some(windows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
 def expected(run: Profile, whisper: model.Whisper, windows: pd.DataFrame, wanted: list[str]) -> dict:
     """What a recording will take: `windows`, `frames`, `bytes` exactly, `seconds` by `seconds_a_window`."""
     count = int(windows.heard.max()) + 1
-    widths = {site: width for site, width in model.sites(whisper.config, wanted).items()}
+    output = [site for site in wanted if site == model.OUTPUT]
+    widths = model.sites(whisper.config, [site for site in wanted if site not in output])
     valid = int(pieces(whisper, windows)[:, 2].sum())
     return {
         "windows": count,
         "frames": valid,
         "bytes": frames.size_of(widths, valid, len(windows), whisper.positions, run.dtype),
-        "seconds": count * seconds_a_window(whisper, list(widths), min(run.batch_windows, count)),
+        "seconds": count * seconds_a_window(whisper, [*widths, *output], min(run.batch_windows, count)),
     }
 
 
@@ -121,6 +125,55 @@ def seconds_a_window(whisper: model.Whisper, wanted: list[str], batch: int) -> f
         return alone
     heard(batch)
     return heard(batch)
+
+
+def by_length(seconds: np.ndarray, size: int) -> list[np.ndarray]:
+    """Batches of windows of so many seconds, (window,), the longest first, so that transcripts of a batch end at about
+    one time: the numbers of the windows of each."""
+    order = np.argsort(-seconds, kind="stable")
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+@torch.no_grad()
+def seconds_of_transcripts(whisper: model.Whisper, seconds: np.ndarray, batch: int, pool: int) -> float:
+    """What greedy transcripts of windows of so many seconds, (window,), take here and now, without the encoder, if each
+    has TOKENS_A_SECOND: seconds.
+
+    They are decoded twice `batch` at a time, of `pool` batches those of about one length. Timed are one step of a batch
+    and the keys and values of two windows of silence.
+    """
+    decoder, rows = Decoder(whisper, text.prompt(whisper)), torch.zeros(2 * batch, dtype=torch.long)
+    silence = torch.zeros(2, whisper.positions, whisper.config.d_model, device=whisper.device)
+    listened = [(key[rows], value[rows]) for key, value in decoder.listened(silence)]
+    ids = torch.full((len(rows), 1), decoder.end, device=whisper.device)
+
+    def step() -> torch.Tensor:
+        said = decoder.step(ids, 0, listened, [None] * len(listened), lambda _site, x, _rows: x, rows)
+        return decoder.out(said).argmax(dim=-1).cpu()
+
+    pools = [seconds[first : first + pool * batch] for first in range(0, len(seconds), pool * batch)]
+    longest = np.array([some[part[0]] for some in pools for part in by_length(some, 2 * batch)])
+    steps = np.minimum(TOKENS_A_SECOND * longest + len(decoder.prompt), decoder.longest).sum()
+    return float(steps * _took(step) + len(seconds) / 2 * _took(lambda: decoder.listened(silence)[-1][1].cpu()))
+
+
+def seconds_of_given(whisper: model.Whisper, ids: torch.Tensor, wanted: list[str]) -> float:
+    """What sites of the decoder take here and now, given tokens, (window, position), without the encoder: seconds."""
+    some = ids[:2]
+    silence = torch.zeros(len(some), whisper.positions, whisper.config.d_model, device=whisper.device)
+
+    def given() -> list[torch.Tensor]:
+        return [hidden.cpu() for hidden in model.record(whisper, None, wanted, some, silence).values()]
+
+    return _took(given) * len(ids) / len(some)
+
+
+def _took(work: Callable) -> float:
+    """Seconds of a call that is not the first."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def said(cost: dict) -> str:

@@ -29,6 +29,7 @@ from whisper_sae.hooks import normed, under_norm, unnormed, watching
 from whisper_sae.logmel import log_mel
 
 __all__ = [
+    "OUTPUT",
     "BadModel",
     "Whisper",
     "at",
@@ -46,6 +47,8 @@ __all__ = [
 RATE = 16_000
 FRAME = 320
 """Samples under an encoder frame of OpenAI's models: two hops of their spectrograms."""
+OUTPUT = "encoder"
+"""Among the sites that `record` is asked for: the output of the whole encoder, which the decoder is given."""
 UNTRAINED = "untrained:"
 """Before the name of a model: its twin of the same config, whose weights are drawn at random and never trained."""
 """What transformers reports of weights that do not fit."""
@@ -429,14 +432,17 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def record(whisper: Whisper, mels: torch.Tensor, wanted: list[str], tokens: torch.Tensor | None = None) -> dict:
+def record(whisper: Whisper, mels: torch.Tensor | None, wanted: list[str], tokens: torch.Tensor | None = None,
+           encoded: torch.Tensor | None = None) -> dict:  # fmt: skip
     """What the named sites say: {site: (clip, position, width)}, float32, on the model's device.
 
     Nothing is computed beyond the last of them, so encoder sites cost only the encoder. Decoder sites need `tokens`,
     (clip, position): the decoder is run once over them all (teacher forcing). A `normed` site brings what undoes it,
     `<site>.moments`. Frames of padding are still among the positions: mask them before any use.
+
+    OUTPUT among the sites is the encoder's output. Where that is given as `encoded`, only the decoder is run.
     """
-    places = {name: named(whisper.config, name) for name in wanted}
+    places = {name: named(whisper.config, name) for name in wanted if name != OUTPUT}
     streams = {site.replace(".normed", ".resid") for site in places.values()}
     decoding = any(site.startswith("decoder.") for site in streams)
     decoder = whisper.require_decoder() if decoding else None
@@ -446,7 +452,7 @@ def record(whisper: Whisper, mels: torch.Tensor, wanted: list[str], tokens: torc
 
     def take(hidden, site):
         heard[site] = hidden
-        if len(heard) == len(streams):
+        if len(heard) == len(streams) and OUTPUT not in wanted:
             raise _Enough
 
     with (
@@ -454,10 +460,10 @@ def record(whisper: Whisper, mels: torch.Tensor, wanted: list[str], tokens: torc
         at(whisper, {site: functools.partial(take, site=site) for site in streams}),
         whisper.narrowed(),
     ):
-        encoded = whisper.encoder(mels).last_hidden_state
+        encoded = whisper.encoder(mels).last_hidden_state if encoded is None else encoded
         if decoder is not None:
             decoder(input_ids=tokens.to(whisper.device), encoder_hidden_states=encoded, use_cache=False)
-    found = {}
+    found = {OUTPUT: encoded.float()} if OUTPUT in wanted else {}
     for name, site in places.items():
         said = heard[site.replace(".normed", ".resid")].float()
         found[name] = said

@@ -30,6 +30,21 @@ def facts(folder: Path, number: int) -> dict:
     return json.loads((place(folder, number) / FACTS).read_text(encoding="utf-8"))
 
 
+def write_facts(shard: Path, widths: dict[str, int]) -> None:
+    """Write what `facts` reads, from the files that a shard has."""
+    sizes = {path.name: path.stat().st_size for path in sorted(shard.iterdir())}
+    (shard / FACTS).write_text(json.dumps({"sites": widths, "bytes": sizes}), encoding="utf-8")
+
+
+def link_file(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def finished(folder: Path, number: int) -> bool:
     """Whether a shard is there. One whose files are not as long as they were written is deleted, with one line."""
     shard = place(folder, number)
@@ -182,8 +197,7 @@ class _Part:
         """Give the shard its name, which says that it is whole. Where another worker was faster, it is there."""
         for file in self.files.values():
             file.close()
-        sizes = {path.name: path.stat().st_size for path in sorted(self.part.iterdir())}
-        (self.part / FACTS).write_text(json.dumps({"sites": self.widths, "bytes": sizes}), encoding="utf-8")
+        write_facts(self.part, self.widths)
         try:
             durable.rename(self.part, self.target)
         except OSError:

@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -109,11 +109,11 @@ class Step:
         then, now = self.manifest.get("versions", {}), versions()
         return {name: (then[name], now[name]) for name in now if name in then and then[name] != now[name]}
 
-    def verify(self) -> None:
-        """Read every file again and compare it with the manifest; ValueError names the first that differs."""
-        for name, digest in self.manifest["files"].items():
+    def verify(self, files: Iterable[str] | None = None) -> None:
+        """Read every file again, or some, and compare it with the manifest; ValueError names the first that differs."""
+        for name in self.manifest["files"] if files is None else files:
             path = self.path / name
-            if not path.exists() or file_digest(path) != digest:
+            if not path.exists() or file_digest(path) != self.manifest["files"][name]:
                 raise ValueError(f"{path}: not what was written; delete {self.path} and make it again")
 
 
