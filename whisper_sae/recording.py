@@ -121,17 +121,17 @@ def heard_alone(run: Profile) -> bool:
 
 
 def _needed(run: Profile, whisper: model.Whisper, clips: Step, given: str) -> list[str]:
-    """What the notebooks of a profile will need of its model, and can have. Of an untrained twin, and of the start of
-    transcripts alone, nothing but what is asked for."""
-    found = []
-    if given != "transcript" or run.model.startswith(model.UNTRAINED):
+    """What the notebooks of a profile will need of its model, and can have: of a randomly initialised model the sites
+    alone, and of the start of transcripts alone nothing but what is asked for."""
+    found, trained = [], not run.model.startswith(model.UNTRAINED)
+    if given != "transcript":
         return found
     if heard_alone(run):
         with suppress(model.BadModel):
             found += sites_of(whisper, side_of(run, "encoder"), "encoder")
-            found += [middle_of(run.focus)] * (run.focus in found and bool(middle_of(run.focus)))
+            found += [middle_of(run.focus)] * (trained and run.focus in found and bool(middle_of(run.focus)))
     with suppress(model.BadModel):
-        if run.precision == "float32":  # as transcripts always are
+        if trained and run.precision == "float32":  # as transcripts always are
             _require_text(run, whisper)
             found.append(TRANSCRIPTS)
     with suppress(model.BadModel):
