@@ -220,7 +220,7 @@ def test_doses_change_nothing_at_one(run):
 
 @pytest.mark.parametrize("concept", ["gender", "manner:nasal"])
 def test_erasing_begins_with_the_whole_and_one_direction_is_a_baseline(run, concept):
-    step = store.make(erasing.erased(run, 0, SITE, concept, frames=1500, a_speaker=1))
+    step = store.make(erasing.erased(run, 0, SITE, concept, frames=1500, most=14))
     left = erasing.curves(step).set_index(["way", "count"]).right
     assert left["best removed", 0] == left["random removed", 0] == left["matched removed", 0] > 0.6
     assert left["LEACE removed", 1] < left["best removed", 0]

@@ -34,9 +34,10 @@ MATCHED = 64
 """So many of the best features have a matched control each."""
 
 
-def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a_speaker: int = 2) -> Recipe:
+def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, most: int = 40) -> Recipe:
     """`read.csv`: how well the two commonest values of a label are read off frames of held-out speakers, a row a way,
-    count and speaker; `words.csv`: what is written when as many are ablated, or alone are kept, a row a clip;
+    count and speaker; `words.csv`: the errors of the transcripts of at most `most` clips when as many are ablated, or
+    alone are kept, a row a clip;
     `controls.csv`: a row a count, rate, size and rate × size of the best features, summed, over those of their matched
     and of the random ones.
 
@@ -66,12 +67,12 @@ def erased(run: Profile, seed: int, site: str, label: str, frames: int = 8000, a
             ]
         pd.DataFrame(rows, columns=["way", "count", "speaker", "right"]).to_csv(folder / "read.csv", index=False)
         _compared(orders, strength).to_csv(folder / "controls.csv", index=False)
-        wrote = _words(run, seed, site, coder, orders, a_speaker)
+        wrote = _words(run, seed, site, coder, orders, most)
         wrote.to_csv(folder / "words.csv", index=False)
         told = {"values": names, "speakers": len(set(asked.speaker)), "features": coder.d_sae}
         return told | {"frames": len(train.is_it), "clips": int((wrote.way == "untouched").sum())}
 
-    params = {"seed": seed, "site": site, "label": label, "frames": frames, "a_speaker": a_speaker, "matched": MATCHED}
+    params = {"seed": seed, "site": site, "label": label, "frames": frames, "most": most, "matched": MATCHED}
     return Recipe(
         "erasing", erase, params, needs=needs, by=made_by(run, "05"), label=f"{label} erased at {site}",
     )  # fmt: skip
@@ -185,9 +186,9 @@ def _ways(coder, train: erasure.Side, orders: dict) -> dict:
     return ways
 
 
-def _words(run, seed, site, coder, orders: dict, a_speaker: int) -> pd.DataFrame:
+def _words(run, seed, site, coder, orders: dict, most: int) -> pd.DataFrame:
     """What is written with features ablated or alone kept: a row a clip, way and count."""
-    some = causal.gathered(run, seed, causal.sites_of(run)).fewer(a_speaker, seed=seed)
+    some = causal.gathered(run, seed, causal.sites_of(run)).fewer(most=most, seed=seed)
     coded = patching.Coded(some.heard[site], coder)
     changes = {}
     for name in ORDERS[:2]:
