@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from whisper_sae import activations as frames
-from whisper_sae import cluster, dictionaries, fingerprints, model, profiles, recipes, shards, store
+from whisper_sae import cluster, dictionaries, fingerprints, instrument, model, profiles, recipes, shards, store
 
 DEMO = profiles.DEMO / "whisper"
 
@@ -118,7 +118,7 @@ def test_an_error_there_is_one_line_here_and_the_rest_is_made_here(
         store.make(recipes.activations(run, 0))
     client.run(mend)
     assert str(said.value) == "this model is tired"
-    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("steps/recording/.*.work/shard-*")}
+    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("steps/activations/.*.work/shard-*")}
     step = store.make(recipes.activations(run, 0))
     check_same(step, right)
     assert 0 < len(made) < right.facts["shards"], "some had been made there"
@@ -126,15 +126,18 @@ def test_an_error_there_is_one_line_here_and_the_rest_is_made_here(
 
 
 @pytest.mark.skipif(not (DEMO / "model.safetensors").exists(), reason="the demo's model is not there")
-def test_the_decoder_is_recorded_there_too(client, corpus, run_for, root, alike):
-    run = run_for(DEMO, corpus(voices=3, clips=3), sites=("decoder.*.resid",))
+def test_one_pass_for_encoder_decoder_and_transcripts_is_made_there_too(client, corpus, run_for, root, alike):
+    run = run_for(DEMO, corpus(voices=3, clips=3), sites=("encoder.1.resid", "decoder.*.resid"))
     root("alone")
     store.make(recipes.clips(run, 0))
-    right = store.make(recipes.decoded(run, 0))
+    every = [recipes.decoded(run, 0), recipes.activations(run, 0), instrument.transcripts(run, 0)]
+    right = [store.make(recipe) for recipe in every]
     root("together")
     store.make(recipes.clips(run, 0))
     with cluster.using(client):
-        check_same(store.make(recipes.decoded(run, 0)), right)
+        for recipe, one in zip(every, right, strict=True):
+            check_same(store.make(recipe), one)
+    assert len(list((store.root() / "steps" / "recording").glob("[!.]*"))) == 1
 
 
 def test_a_sweep_is_the_same(client, small_whisper, corpus, run_for, root, alike):
