@@ -37,7 +37,9 @@ from whisper_sae.store import NotMade, Recipe, Step, make, need, where
 TRANSCRIPTS = "transcripts"
 """What a recording holds where it holds transcripts."""
 POOL = 4
-"""Batches whose encoder output waits, so that transcripts of about one length are decoded together: 74 MB in tiny."""
+"""Batches whose encoder output waits, so that transcripts of about one length are decoded together, two batches at a
+time: 74 MB in tiny. With 16 of 32 windows the decoder takes a fifth less time than with 8 as they come; all 32 at once
+would save 7 % more, and take twice the memory."""
 
 
 def held(
