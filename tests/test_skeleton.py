@@ -20,7 +20,7 @@ OPENING = ("You will", "You will learn", "You need", "Time")
 ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "restoring"}
 ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
 ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
-ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "explorer"}
+ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "punctuation", "explorer"}
 
 # Leaves import no sibling. These stand on top of them:
 ANYONE = {"durable"}  # how a file is written is said once
@@ -111,6 +111,10 @@ MAY_IMPORT = {
     "hallucination": {"causal", "dictionaries", "intervals", "languages", "model", "nonspeech", "patching", "probes",
                       "profiles", "recipes", "scoring", "speech", "store"},
     "steering": {"edits", "patching"},
+    "token_features": {"patching"},
+    "punctuation": {"causal", "controls", "dictionaries", "edits", "intervals", "patching", "profiles", "recipes",
+                    "sae", "store", "token_features", "train"},
+    "punctuation_tables": {"controls", "intervals", "punctuation", "store"},
     "figures_of_patching": {"figures", "speech"},
     "faithfulness": {"causal", "dictionaries", "intervals", "losses", "model", "patching", "profiles",
                      "recipes", "sae", "scoring", "store"},

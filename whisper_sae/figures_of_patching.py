@@ -104,3 +104,21 @@ def tracks(before: dict[int, np.ndarray], after: dict[int, np.ndarray], hop: flo
     axes[0, 0].legend(fontsize=8)
     axes[-1, 0].set_xlabel("seconds")
     return fig
+
+
+def token_rates(frame: pd.DataFrame) -> Figure:
+    """A panel a `target`: `rate` over `scale` with its interval, the feature in blue; at the ends the range of its
+    matched controls in grey, with their median, and a random direction as an orange triangle."""
+    names = list(dict.fromkeys(frame.target))
+    fig, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False)
+    looks = [("control", GREY, "s", -0.08, "matched controls: median, range"),
+             ("random", ORANGE, "^", 0.08, "random direction"), ("feature", BLUE, "o", 0.0, "feature")]  # fmt: skip
+    for axis, name in zip(axes[0], names, strict=True):
+        for kind, colour, marker, aside, label in looks:
+            part = frame[(frame.target == name) & (frame.kind == kind)].sort_values("scale")
+            away = np.maximum(0, np.abs(part[["low", "high"]].to_numpy().T - part.rate.to_numpy()))
+            axis.errorbar(part.scale + aside, part.rate, yerr=away, color=colour, marker=marker, ms=4, capsize=2,
+                          linestyle="-" if kind == "feature" else "none", label=label)  # fmt: skip
+        axis.set(title=name, xlabel="activations times", ylabel="tokens per 100 words", ylim=(0, None))
+    axes[0, 0].legend(fontsize=8)
+    return fig
