@@ -86,6 +86,24 @@ def passed(table: pd.DataFrame, most: float = 0.05) -> pd.DataFrame:
     return table[table.q <= most]
 
 
+def of_nothing(step: Step) -> float:
+    """The largest change of any outcome by the edit that multiplies a feature by 1, nats."""
+    nothing = (step.table("edits.csv").kind == "nothing").to_numpy()
+    return float(np.nanmax(np.abs(step.array("each.npy")[nothing]), initial=0.0))
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """What the table of candidates shows, in words with its numbers."""
+    good, lone = passed(table), table[table.matched < punctuation.CONTROLS]
+    names = ", ".join(f"{row.feature} at {row.site} ({row.target})" for row in good.itertuples()) or "none"
+    apart = np.log(table[["rate ratio", "mass ratio"]].astype(float)).abs().median()
+    return (
+        f"Beyond their matched controls, at a false discovery rate of 5 %: {names}. {len(lone)} of {len(table)} "
+        f"candidates have fewer than {punctuation.CONTROLS} matched controls and are not tested. Median |log ratio| to "
+        f"the controls: {apart['rate ratio']:.2f} in rate, {apart['mass ratio']:.2f} in rate × size."
+    )
+
+
 def changed(step: Step, most: int = 3) -> pd.DataFrame:
     """Transcripts before and after, of the clips that gain or lose most tokens of the kind: `target`, `scale`,
     `before`, `after`; a row each, `most` for a target, at the scale that moves its rate furthest."""
