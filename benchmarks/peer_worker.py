@@ -19,9 +19,9 @@ class Ours:
     """whisper_sae, as its notebooks use it."""
 
     def __init__(self, variant, d, latents, k, rate, steps, dead_tokens, first):
-        from whisper_sae import devices, sae, train
+        from whisper_sae import memory, sae, train
 
-        devices.keep_memory()
+        memory.keep()
         self.coder = sae.create(variant, d, latents, k, seed=11)
         self.coder.start_on(first)
         self.learner = train.Learner(self.coder, train.Settings(steps, rate, dead_tokens))

@@ -4,7 +4,7 @@
 
 Each way runs in a process of its own, as its users would run it, and a round gives every way the same clips, one way
 after the other, in turns. `generate, memory kept` is plain generate with the C library asked to keep large tensors
-(`devices.keep_memory`), which is a good part of our gain. All take raw audio to texts: log-mel, encoder, decoder. Ours
+(`memory.keep`), which is a good part of our gain. All take raw audio to texts: log-mel, encoder, decoder. Ours
 sorts the clips of a round by duration, so that the transcripts of a batch end at about the same time. WER is that of
 the references, normalised as OpenAI does. Needs tiny.en and librispeech-sample, where WHISPER_SAE_SHARED says.
 """
@@ -39,12 +39,12 @@ def worker(way: str, batch: int, threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    from whisper_sae import devices, speech
+    from whisper_sae import memory, speech
 
     paths = clips().path.tolist()
     transcribe = ours(batch) if way == "ours" else generate(batch)
     if way == "generate, memory kept":
-        devices.keep_memory()
+        memory.keep()
     for line in sys.stdin:
         waveforms = [speech.samples(paths[row]) for row in json.loads(line)]
         started = time.perf_counter()

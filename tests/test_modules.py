@@ -172,7 +172,7 @@ GENERAL = [
     "devices", "cautions", "modules", "index", "transpose", "codes", "selectivity", "chance", "classes",
     "detectors", "timing", "by_label", "probes", "effects", "intervals", "relabelling", "power", "confounds",
     "crossing", "held_fixed", "families", "clusters", "maps", "trees", "forest", "synthetic", "interchange",
-    "foreign", "store", "fingerprints", "durable",
+    "foreign", "store", "fingerprints", "durable", "memory",
 ]  # fmt: skip
 """The dictionary, its training, its index and the statistics, and what they stand on."""
 

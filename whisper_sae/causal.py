@@ -18,7 +18,7 @@ from whisper_sae.store import need
 
 HELD_OUT = ("validation", "test")
 
-HELD = 2 * 10**9
+HELD = 10**9
 """Bytes of what is said at the sites that are held at a time."""
 
 

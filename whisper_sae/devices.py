@@ -1,10 +1,10 @@
 """Which device computes: the same word for every model, whatever it reads."""
 
-import ctypes
 import functools
-import sys
 
 import torch
+
+from whisper_sae import memory
 
 
 def pick(device: str) -> torch.device:
@@ -12,14 +12,14 @@ def pick(device: str) -> torch.device:
 
     `auto` leaves out mps (Apple): training needs sparse CSR products (`sparse`), and scores need float64, which PyTorch
     does not have there. On cuda, float32 is float32: convolutions would round to TF32 (10 bits) by default. On cpu,
-    memory is kept (`keep_memory`).
+    freed memory is kept (`memory.keep`).
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if str(device).startswith("cuda"):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     else:
-        keep_memory()
+        memory.keep()
     try:
         torch.zeros((), device=device)
         return torch.device(device)
@@ -45,17 +45,3 @@ def _one_product() -> bool:
     except RuntimeError:  # oneDNN: "could not create a primitive"
         return False
     return True
-
-
-def keep_memory() -> None:
-    """Ask the C library to keep the memory of large tensors instead of giving it back after every use.
-
-    glibc maps each tensor above 32 MiB anew, and the kernel fills it with zeros page by page: a quarter of a training
-    step, half of an encoder pass on two cores, nine tenths of a greedy transcript. For the whole process; elsewhere
-    than on Linux with glibc it does nothing.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "gnu_get_libc_version"):
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

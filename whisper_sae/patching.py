@@ -122,7 +122,7 @@ def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[s
     spoken = None if languages is None else list(languages)
     begun = text.prompts(whisper, spoken or [text.languages.ENGLISH] * len(sounds))
     limits = most_tokens(lengths * (whisper.samples_a_frame / RATE))
-    parts = zip(every.split(2 * batch), begun.split(2 * batch), limits.split(2 * batch), strict=True)
+    parts = zip(every.split(batch), begun.split(batch), limits.split(batch), strict=True)
     plain = [tokens for part, first, most in parts for tokens in decoder.write(part, prompts=first, limits=most)]
     joined = {stream: torch.cat(parts) for stream, parts in held.items()}
     return {

@@ -28,7 +28,7 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from whisper_sae import durable, fingerprints
+from whisper_sae import durable, fingerprints, memory
 
 BEGUN = "begun.json"
 """In the folder of a result in the making: the versions and the processor that began it."""
@@ -150,6 +150,7 @@ def make(recipe: Recipe) -> Step:
             started = time.perf_counter()
             facts = recipe.make(work, **needs) or {}
             _publish(recipe, work, place, facts, time.perf_counter() - started)
+        memory.release()
     except Exception as error:
         if not _is_full(error, work):
             raise
