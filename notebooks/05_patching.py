@@ -33,7 +33,6 @@ from whisper_sae import (
     patching,
     profiles,
     punctuation,
-    punctuation_tables,
     recipes,
     steering,
     store,
@@ -108,34 +107,28 @@ layers = {each: faithfulness.summary(step, seed) for each, step in spliced.items
 here = layers[site]
 
 # %% tags=["hide-input"]
-wer = here.set_index("way").WER
-facts, columns = spliced[site].facts, ["way", "numbers", "clips", "WER", "more", "more_low", "more_high"]
-losses_ = ["cross_entropy", "loss_recovered", "loss_recovered_low", "loss_recovered_high"]
-names = ["replaced by", "L0", "clips", "WER, %", "added", "from", "to"]
+wer, facts = here.set_index("way").WER, spliced[site].facts
+names = {"way": "replaced by", "numbers": "L0", "WER": "WER, %", "more": "added"}
+names |= {"more_low": "from", "more_high": "to", "clips": "clips"}
 figures.table(
-    here[columns].set_axis(names, axis=1),
+    here[list(names)].rename(columns=names),
     caption=f"WER with the activations at {site} replaced. Added: WER above the untouched model's on "
     "the same clips, with 95 % intervals from a bootstrap over speakers.",
 )
+names = {"way": "replaced by", "cross_entropy": "nats a token", "loss_recovered": "recovered, %"}
+names |= {"loss_recovered_low": "from", "loss_recovered_high": "to"}
 figures.table(
-    here[["way", *losses_]].set_axis(["replaced by", "cross-entropy, nats", "loss recovered, %", "from", "to"], axis=1),
+    here[list(names)].rename(columns=names),
     caption=f"Cross-entropy of the reference, {facts['clips']} clips of {facts['speakers']} held-out "
     "speakers; loss recovered with 95 % intervals over speakers.",
 )
-
-# %% tags=["hide-input"]
-rows = pd.concat([one.assign(site=each) for each, one in layers.items()])
-rows = rows[rows.way.isin([faithfulness.UNTOUCHED, *faithfulness.BRIEF])]
 for column, title in (("WER", "WER, %"), ("loss_recovered", "Loss recovered, %")):
-    ends = rows[[f"{column}_low", f"{column}_high"]].round(1).astype(str).agg("–".join, axis=1)
-    cells = rows[column].round(1).astype(str) + (" (" + ends + ")").str.replace(" (nan–nan)", "")
-    wide = rows.assign(cell=cells).pivot(index="site", columns="way", values="cell")
-    wide = wide.reindex(index=list(layers), columns=list(dict.fromkeys(rows.way))).reset_index()
-    figures.table(wide, caption=f"{title}, each layer alone replaced; 95 % intervals over speakers.")
+    caption = f"{title}, each layer alone replaced; 95 % intervals over speakers."
+    figures.table(faithfulness.by_site(layers, column), caption=caption)
 
 # %% tags=["figure"]
 kept = [faithfulness.ITS, "principal directions", "random dictionary", faithfulness.RANDOM_INIT]
-lines = rows[rows.way.isin(kept)]
+lines = pd.concat([one[one.way.isin(kept)].assign(site=each) for each, one in layers.items()])
 fig = figures.with_intervals(lines, "site", "loss_recovered", "way")
 fig.axes[0].set(title="Loss recovered with each layer replaced", ylabel="loss recovered, %", ylim=(0, 102))
 figures.show(
@@ -428,14 +421,14 @@ if no_marks:
     figures.say(f"Left out, because this model writes no punctuation. {no_marks}")
 else:
     marks = store.make(punctuation.tested(run, seed))
-    ways, by_scale = punctuation_tables.judged(marks), punctuation_tables.dosed(marks)
-    passed, fires = punctuation_tables.passed(ways), punctuation_tables.tokens_of_features(marks)
+    ways, by_scale = punctuation.judged(marks), punctuation.dosed(marks)
+    passed, fires = punctuation.passed(ways), punctuation.tokens_of_features(marks)
     figures.table(
-        ways[list(punctuation_tables.COLUMNS)].rename(columns=punctuation_tables.COLUMNS).head(20),
+        ways[list(punctuation.COLUMNS)].rename(columns=punctuation.COLUMNS).head(20),
         caption=f"The 20 surest of {len(ways)} candidates, in nats of log-odds, with 95 % intervals over "
         f"{marks.facts['speakers']} held-out speakers; controls: median, least and greatest of ten.",
     )
-    figures.say(punctuation_tables.sentence(ways))
+    figures.say(punctuation.sentence(ways))
     figures.table(
         fires,
         caption="The decoder's features and the token they go with, given or next: the token is "
@@ -452,7 +445,7 @@ if len(by_scale):
     )
     figures.table(by_scale, caption="The same; kept: words of the unedited transcript still written.")
     figures.table(
-        punctuation_tables.changed(marks),
+        punctuation.changed(marks),
         caption="Where most tokens of the kind come or go, at the scale that moves them furthest.",
     )
 
@@ -492,7 +485,7 @@ assert here.set_index("way").more[faithfulness.UNTOUCHED] == 0
 assert not len(left) or left.right.between(0, 1).all()
 assert not len(steered) or steered.fewer[steered.strength == 0].eq(0).all()
 assert reason or tested.imbalance[["rate", "rate × size"]].max() <= controls.MOST_IMBALANCE
-assert not marks or punctuation_tables.of_nothing(marks) < 1e-3
+assert not marks or punctuation.of_nothing(marks) < 1e-3
 
 # %% tags=["checks"]
 calibrated = Calibrations()

@@ -46,7 +46,8 @@ DERIVED = "what is read is another constant or a loop that is made of it"
 EXCEPTIONS = {
     **dict.fromkeys(
         ["calibrations", "catalogue", "cautions", "comparisons", "explorer", "figures", "figures_of_clusters",
-         "interchange", "labels", "pages", "pairs", "private_paths", "provenance", "punctuation_tables",
+         "interchange", "labels", "pages", "pairs", "private_paths", "provenance",
+         "punctuation.DRAWS", "punctuation.COLUMNS",
          "questions", "readable", "report",
          "stills", "template", "uploads", "verdicts", "messages", "by_label.SIDES",
          "confounds.OVERLAP", "contrasts.SPLITS", "correlates.EXPLAINED", "faithfulness.MEAN",

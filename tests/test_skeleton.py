@@ -115,7 +115,6 @@ MAY_IMPORT = {
     "token_features": {"patching"},
     "punctuation": {"causal", "controls", "dictionaries", "edits", "intervals", "patching", "profiles", "recipes",
                     "sae", "store", "token_features", "train"},
-    "punctuation_tables": {"controls", "intervals", "punctuation", "store"},
     "figures_of_patching": {"figures", "speech"},
     "faithfulness": {"causal", "dictionaries", "intervals", "losses", "model", "patching", "profiles",
                      "recipes", "sae", "scoring", "store"},

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from whisper_sae import controls, edits, patching, profiles, punctuation, punctuation_tables, sae, speech
+from whisper_sae import controls, edits, patching, profiles, punctuation, sae, speech
 from whisper_sae import token_features as tf
 
 THE = tf.Target("the", r" the", "word starts", 4.0)
@@ -122,24 +122,24 @@ def test_effects_beside_controls_within_the_caliper(last, given, tmp_path):
         tmp_path / "clips.csv", index=False
     )
     written.to_csv(tmp_path / "wrote.csv", index=False)
-    step = punctuation_tables.Step(tmp_path, {}, "")
-    ways, curve = punctuation_tables.judged(step), punctuation_tables.dosed(step)
-    assert punctuation_tables.of_nothing(step) < 1e-3 and set(ways.feature) == set(best.feature)
+    step = punctuation.Step(tmp_path, {}, "")
+    ways, curve = punctuation.judged(step), punctuation.dosed(step)
+    assert punctuation.of_nothing(step) < 1e-3 and set(ways.feature) == set(best.feature)
     planted = ways[(ways.feature == 7) & (ways.target == "the")].iloc[0]
     assert planted.speakers == len(here) and planted.low <= planted.effect <= planted.high
     assert ways.p.isna().tolist() == (ways.matched < punctuation.CONTROLS).tolist()
     own = curve[curve.kind == "feature"].set_index("scale").rate
     assert own[4.0] >= own[1.0] and set(own.index) == {1.0, *punctuation.SCALES}
-    assert "candidates" in punctuation_tables.sentence(ways) and len(punctuation_tables.changed(step, 2)) == 2
+    assert "candidates" in punctuation.sentence(ways) and len(punctuation.changed(step, 2)) == 2
 
 
 def test_intervals_are_over_speakers():
     each = np.array([[1.0, 3.0, 5.0, np.nan]])
-    by = punctuation_tables.by_speaker(each, np.array(["a", "a", "b", "c"]))
+    by = punctuation.by_speaker(each, np.array(["a", "a", "b", "c"]))
     assert by[0, :2].tolist() == [2, 5] and np.isnan(by[0, 2])
-    assert np.isnan(punctuation_tables.interval(np.ones(3))).all()
+    assert np.isnan(punctuation.interval(np.ones(3))).all()
     values = np.random.default_rng(0).normal(1, 1, 40)
-    low, high = punctuation_tables.interval(values)
+    low, high = punctuation.interval(values)
     assert low < values.mean() < high and high - low == pytest.approx(4 * values.std() / np.sqrt(40), rel=0.2)
 
 

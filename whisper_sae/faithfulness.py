@@ -129,6 +129,17 @@ def summary(step: Step, seed: int = 0) -> pd.DataFrame:
     return table
 
 
+def by_site(summaries: dict[str, pd.DataFrame], column: str) -> pd.DataFrame:
+    """`summary` tables of several sites, {site: table}, as a row a site and a column a condition that all have, each a
+    percentage with its interval."""
+    rows = pd.concat([table.assign(site=site) for site, table in summaries.items()])
+    rows = rows[rows.way.isin([UNTOUCHED, *BRIEF])]
+    ends = rows[[f"{column}_low", f"{column}_high"]].round(1).astype(str).agg("–".join, axis=1)
+    cells = rows[column].round(1).astype(str) + (" (" + ends + ")").str.replace(" (nan–nan)", "")
+    wide = rows.assign(cell=cells).pivot(index="site", columns="way", values="cell")
+    return wide.reindex(index=list(summaries), columns=[UNTOUCHED, *BRIEF]).reset_index()
+
+
 def recovered(lost: np.ndarray, best: int, worst: int, speakers, draws: int = 4000, seed: int = 0) -> np.ndarray:
     """100 · (Σ lost[worst] - Σ lost) / (Σ lost[worst] - Σ lost[best]) with its interval: (way, 3).
 
