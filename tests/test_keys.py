@@ -47,7 +47,7 @@ EXCEPTIONS = {
     **dict.fromkeys(
         ["calibrations", "catalogue", "cautions", "comparisons", "explorer", "figures", "figures_of_clusters",
          "interchange", "labels", "pages", "pairs", "private_paths", "provenance",
-         "punctuation.DRAWS", "punctuation.COLUMNS",
+         "token_features.DRAWS", "punctuation.COLUMNS",
          "questions", "readable", "report",
          "stills", "template", "uploads", "verdicts", "messages", "by_label.SIDES",
          "confounds.OVERLAP", "contrasts.SPLITS", "correlates.EXPLAINED", "faithfulness.MEAN",

@@ -25,7 +25,8 @@ ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination",
 # Leaves import no sibling. These stand on top of them:
 ANYONE = {"durable"}  # how a file is written is said once
 MAY_IMPORT = {
-    "sae": {"devices", "interchange", "sparse"},  # what a saved one must be is said there
+    "sae": {"devices",
+                "interchange", "sparse"},  # what a saved one must be is said there
     "corpora": {"tables"},
     "speech": {"containers", "corpora", "tables"},  # a corpus is read by its layout; the sound is read here
     "sparse": {"kernels"},
@@ -37,7 +38,8 @@ MAY_IMPORT = {
     "edits": {"speech"},
     "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
     "sounds": {"codes", "intervals"},
-    "encoders": {"devices", "model_files"},
+    "encoders": {"devices",
+                "model_files"},
     "classes": {"chance"},  # what dealing gives
     "correlates": {"chance", "codes", "intervals", "selectivity"},  # ranks of entries, and what chance gives
     "phones": {"alignments"},  # what sounds when; how a file tells it is read there
@@ -71,7 +73,8 @@ MAY_IMPORT = {
     "excerpts": {"speech"},  # a part of what it reads whole
     "listening": {"activations", "decoding", "excerpts", "model", "packing", "profiles", "speech", "text"},
     "selection": {"corpora", "hub", "languages", "profiles", "speech", "store"},
-    "recording": {"activations", "cluster", "decoding", "languages", "listening", "model", "profiles", "selection",
+    "recording": {"devices",
+                "activations", "cluster", "decoding", "languages", "listening", "model", "profiles", "selection",
                   "shards", "speech", "store", "text"},
     "profiles": {"languages", "sites", "toml_files"},  # names only: a profile may give a site OpenAI's name
     "private_paths": {"findings"},  # where reports go
@@ -80,7 +83,8 @@ MAY_IMPORT = {
     "__main__": {"report"},
     "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
     "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store"},
-    "fitting": {"devices", "measure", "rows", "sae", "train"},
+    "fitting": {"devices",
+                "measure", "rows", "sae", "train"},
     "elsewhere": {"activations", "fitting", "interchange", "measure", "modules", "rows", "sae", "store", "transpose"},
     "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
     "interventions": {"controls"},
@@ -102,21 +106,26 @@ MAY_IMPORT = {
     "text": {"decoding", "languages", "model"},
     "decoding": {"hooks"},  # a layer norm that can be undone
     "losses": {"patching", "text"},
-    "causal": {"decoding", "dictionaries", "edits", "interchange", "languages", "model", "nonspeech", "patching",
+    "causal": {"devices",
+                "decoding", "dictionaries", "edits", "interchange", "languages", "model", "nonspeech", "patching",
                "profiles",
                "recipes", "sae", "scoring", "speech", "store", "text"},
     "targeted": {"causal", "controls", "edits", "intervals", "losses", "meaning", "patching", "phonetics", "profiles",
                  "recipes", "spoken", "store", "targets"},
-    "erasing": {"activations", "causal", "controls", "dictionaries", "edits", "erasure", "patching", "phonetics",
+    "erasing": {"devices",
+                "activations", "causal", "controls", "dictionaries", "edits", "erasure", "patching", "phonetics",
                 "probes", "profiles", "recipes", "scoring", "store"},
-    "hallucination": {"causal", "dictionaries", "intervals", "languages", "model", "nonspeech", "patching", "probes",
+    "hallucination": {"devices",
+                "causal", "dictionaries", "intervals", "languages", "model", "nonspeech", "patching", "probes",
                       "profiles", "recipes", "scoring", "speech", "store"},
     "steering": {"edits", "patching"},
-    "token_features": {"patching"},
-    "punctuation": {"causal", "controls", "dictionaries", "edits", "intervals", "patching", "profiles", "recipes",
+    "token_features": {"intervals", "patching"},
+    "punctuation": {"devices",
+                "causal", "controls", "dictionaries", "edits", "intervals", "patching", "profiles", "recipes",
                     "sae", "store", "token_features", "train"},
     "figures_of_patching": {"figures", "speech"},
-    "faithfulness": {"causal", "dictionaries", "intervals", "losses", "model", "patching", "profiles",
+    "faithfulness": {"devices",
+                "causal", "dictionaries", "intervals", "losses", "model", "patching", "profiles",
                      "recipes", "sae", "scoring", "store"},
     "patching": {"decoding", "edits", "model", "text"},
     "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",

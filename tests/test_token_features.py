@@ -135,11 +135,11 @@ def test_effects_beside_controls_within_the_caliper(last, given, tmp_path):
 
 def test_intervals_are_over_speakers():
     each = np.array([[1.0, 3.0, 5.0, np.nan]])
-    by = punctuation.by_speaker(each, np.array(["a", "a", "b", "c"]))
+    by = tf.by_speaker(each, np.array(["a", "a", "b", "c"]))
     assert by[0, :2].tolist() == [2, 5] and np.isnan(by[0, 2])
-    assert np.isnan(punctuation.interval(np.ones(3))).all()
+    assert np.isnan(tf.interval(np.ones(3))).all()
     values = np.random.default_rng(0).normal(1, 1, 40)
-    low, high = punctuation.interval(values)
+    low, high = tf.interval(values)
     assert low < values.mean() < high and high - low == pytest.approx(4 * values.std() / np.sqrt(40), rel=0.2)
 
 

@@ -1,6 +1,9 @@
 """Which device computes: the same word for every model, whatever it reads."""
 
 import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -45,3 +48,19 @@ def _one_product() -> bool:
     except RuntimeError:  # oneDNN: "could not create a primitive"
         return False
     return True
+
+
+CORES = "WHISPER_SAE_CORES"
+"""The environment variable by which a run of several notebooks says how many cores there are."""
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """Let torch use all cores of a run while others of its notebooks may have one each: for long forward passes, which
+    others mostly wait for. The number of threads is that of the machine, whatever else runs, so that results are."""
+    before, cores = torch.get_num_threads(), int(os.environ.get(CORES) or 0)
+    torch.set_num_threads(max(before, cores))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, dictionaries, intervals, losses, model, patching, sae, scoring
+from whisper_sae import causal, devices, dictionaries, intervals, losses, model, patching, sae, scoring
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded, twin
 from whisper_sae.store import Recipe, Step
@@ -29,7 +29,7 @@ ZERO, MEAN, RANDOM_INIT = "zero", "the mean", "dictionary of the randomly initia
 BRIEF = (ITS, "principal directions", "random dictionary", RANDOM_INIT, MEAN, ZERO)
 """The conditions at every site but the focus."""
 
-SAMPLE = 24
+SAMPLE = 16
 """Clips that are transcribed where the activations are destroyed; their cross-entropy is that of all clips."""
 
 
@@ -38,7 +38,7 @@ def random_init(run: Profile) -> Profile:
     return replace(twin(run), tokens=run.sweep_tokens or run.tokens)
 
 
-def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int = 64, brief: bool = False) -> Recipe:
+def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int = 40, brief: bool = False) -> Recipe:
     """`read.csv`: a row a condition and clip of held-out speakers, at most `a_speaker` of each and `most` in all, with
     the errors of the transcript, the cross-entropy of the reference and the divergence from the untouched model, both
     in nats, and the number of tokens that these are sums of.
@@ -65,7 +65,9 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
         sample = np.isin(some.clips.index, causal.drawn(some.clips, 0, SAMPLE, seed).index)
         transcribed = {name: sample for name in changes if numbers.get(name, (0, False))[1]}
         bar = lambda steps: tqdm(steps, desc=f"splicing at {site}", unit=" batches")  # noqa: E731
-        result = losses.read(some.heard[site], changes, some.clips.text.tolist(), progress=bar, transcribed=transcribed)
+        texts = some.clips.text.tolist()
+        with devices.every_core():
+            result = losses.read(some.heard[site], changes, texts, progress=bar, transcribed=transcribed)
         parts = []
         for name, one in result.items():
             written = np.array([tokens is not None for tokens in one.tokens])

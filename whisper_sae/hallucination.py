@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from whisper_sae import causal, intervals, languages, model, nonspeech, patching, probes, scoring, speech
+from whisper_sae import causal, devices, intervals, languages, model, nonspeech, patching, probes, scoring, speech
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips as clips_of
@@ -27,7 +27,7 @@ from whisper_sae.store import Recipe, Step, need
 EACH = 4
 """Sounds of each kind that are made."""
 
-OF_CORPUS = 80
+OF_CORPUS = 60
 """The most sounds of the corpora: as many of each kind as there can be."""
 
 STRENGTHS = (0.0, 0.2, 0.5)
@@ -67,13 +67,15 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         learnt = causal.gathered(run, seed, (site,), ("train",), most=2 * spoken)
         asked = causal.gathered(run, seed, causal.sites_of(run)).fewer(most=spoken, seed=seed)
         language = spoken_language(table(run, clips), run.language)
-        sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]
+        with devices.every_core():
+            sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]
         heard = {"sound": sound, "train": learnt.heard[site],
                  "speech": asked.heard[site]}  # fmt: skip
         nothing = {"": patching.Change(lambda x, _: x)}
         spoken_by = pd.DataFrame({"speaker": asked.speakers, "is": "speech"})
         about = pd.concat([about.assign(**{"is": "sound"}), spoken_by], ignore_index=True).fillna("")
-        outcomes = [patching.outcomes(heard[side], nothing)[""] for side in SIDES]
+        with devices.every_core():
+            outcomes = [patching.outcomes(heard[side], nothing)[""] for side in SIDES]
         about = about.join(pd.concat(outcomes, ignore_index=True))
         about["repeats"] = [scoring.repetition(text) for text in about.wrote]
         about.to_csv(folder / "clips.csv", index=False)
@@ -234,9 +236,10 @@ def _steered(heard: dict, about: pd.DataFrame, changes: dict, scorer: scoring.Sc
     rows = []
     for side in SIDES:
         here = about[about["is"] == side].reset_index(drop=True)
-        found = patching.outcomes(
-            heard[side], changes[side], progress=lambda work: tqdm(work, desc="steering", unit=" batches")
-        )
+        with devices.every_core():
+            found = patching.outcomes(
+                heard[side], changes[side], progress=lambda work: tqdm(work, desc="steering", unit=" batches")
+            )
         found |= {(name, 0.0): here for name in DIRECTIONS}
         count = scorer if side == "speech" else scoring.Scorer([""] * len(here))
         for (name, strength), outcome in found.items():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from whisper_sae import causal, controls, edits, intervals, patching, sae, train
+from whisper_sae import causal, controls, devices, edits, intervals, patching, sae, train
 from whisper_sae import token_features as tf
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
@@ -56,7 +56,7 @@ def lacking(heard: patching.Heard) -> str:
 
 def site_of(run: Profile) -> str:
     """The last residual stream of the encoder that a profile records, or else the last site of the encoder."""
-    every = causal.sites_of(run)
+    every = [site for site in causal.sites_of(run) if site.startswith("encoder")]
     return ([site for site in every if site.endswith(".resid")] or every)[-1]
 
 
@@ -218,13 +218,13 @@ def tested(run: Profile, seed: int) -> Recipe:
     `fires_on.csv`, see `fires_on`. Candidates are of training speakers, all effects of held-out ones."""
     site = site_of(run)
 
+    @devices.every_core()
     def measure(folder: Path, clips: Step, trained: Step) -> dict:
         train_on = causal.gathered(run, seed, (site,), splits=("train",), most=TRAINED)
         held_out = causal.gathered(run, seed, causal.sites_of(run)).fewer(1, most=TESTED, seed=seed)
         known, tested_on = train_on.heard[site], held_out.heard[site]
-        assert not set(train_on.speakers) & set(held_out.speakers), (
-            "candidates were chosen on speakers they are tested on"
-        )
+        if set(train_on.speakers) & set(held_out.speakers):
+            raise ValueError("candidates must be chosen on other speakers than those that they are tested on")
         targets = [one for one in tf.TARGETS.values() if not tf.missing(known.whisper, known.plain, one, LEAST)]
         inside = f"decoder.{known.whisper.config.decoder_layers - 1}.resid"
         every, given = tf.own_transcripts(known, targets), tf.own_transcripts(tested_on, targets)
@@ -281,24 +281,6 @@ def _followed(places: dict[str, Edits], table: pd.DataFrame, best: pd.DataFrame,
 
 # ------------------------------------------------------------------------------------------------- tables
 
-DRAWS = 2000
-"""Draws of a bootstrap over speakers."""
-
-
-def interval(each: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a mean over speakers, (speaker,), from a bootstrap over them; NaN for few."""
-    each = each[np.isfinite(each)]
-    drawn = np.random.default_rng(seed).integers(0, max(1, len(each)), (DRAWS, len(each)))
-    low, high = intervals.of_draws(each[drawn].mean(axis=1), len(each)) if len(each) else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def by_speaker(each: np.ndarray, speaker: np.ndarray) -> np.ndarray:
-    """The mean of each speaker's clips, (…, clip) -> (…, speaker); NaN where none has a value."""
-    names = pd.factorize(speaker)[0]
-    parts = [pd.DataFrame(np.atleast_2d(each)[:, names == name].T).mean().to_numpy() for name in range(names.max() + 1)]
-    return np.stack(parts, axis=-1).reshape(*np.shape(each)[:-1], -1)
-
 
 def judged(step: Step) -> pd.DataFrame:
     """A row a candidate, the surest first: `effect`, what the edit adds to the log-odds of the target in the direction
@@ -312,13 +294,13 @@ def judged(step: Step) -> pd.DataFrame:
     """
     parts, against, place = [], [], []
     for site, known in step.table("edits.csv", dtype={"site": str, "target": str}).groupby("site", sort=False):
-        each = by_speaker(step.array("each.npy")[known.index], _speakers(step))
+        each = tf.by_speaker(step.array("each.npy")[known.index], _speakers(step))
         signed = known.sign.to_numpy()[:, None] * each
         for (target, of), rows in known.reset_index(drop=True).groupby(["target", "of"], sort=False):
             own, random = (rows.index[rows.kind == kind][0] for kind in ("feature", "random"))
             near = rows.index[rows.kind == "control"]
             others = np.nanmean(signed[near], axis=1) if len(near) else np.zeros(0)
-            mine, (low, high) = signed[own], interval(signed[own])
+            mine, (low, high) = signed[own], tf.interval(signed[own])
             ratios = {"rate": np.nan, "rate × size": np.nan}
             if len(near):
                 picked = rows.loc[[own, *near]]
@@ -406,9 +388,11 @@ def dosed(step: Step) -> pd.DataFrame:
     told, speaker, rows = wrote(step), _speakers(step), []
     told["rate"] = 100 * told["count"] / np.maximum(told.words, 1)
     for (target, kind, scale), part in told.groupby(["target", "kind", "scale"], sort=False):
-        each = [by_speaker(one.sort_values("clip").rate.to_numpy(float), speaker) for _, one in part.groupby("feature")]
+        each = [
+            tf.by_speaker(one.sort_values("clip").rate.to_numpy(float), speaker) for _, one in part.groupby("feature")
+        ]
         means = np.array([one.mean() for one in each])
-        low, high = (means.min(), means.max()) if kind == "control" else interval(each[0])
+        low, high = (means.min(), means.max()) if kind == "control" else tf.interval(each[0])
         site, feature = part.site.iloc[0], -1 if kind == "control" else part.feature.iloc[0]
         rows.append(
             (target, site, feature, kind, scale, np.median(means), low, high, 100 * part.kept.mean(), len(each))

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import cluster, languages, listening, model, shards, speech, text
+from whisper_sae import cluster, devices, languages, listening, model, shards, speech, text
 from whisper_sae.decoding import most_tokens
 from whisper_sae.profiles import Profile
 from whisper_sae.selection import clips as clips_of
@@ -228,10 +228,11 @@ def write(folder: Path, clips: Step, run: Profile, holds: list[str], given: str)
     def begin(planned: Plan | None = None) -> tuple[Callable, Callable]:
         return hearing(run, planned or plan(run, holds, given, clips, loaded(run, identity)))
 
-    return {"device": str(whisper.device), "clips": len(planned.heard)} | frames.write(
-        folder, len(windows), **by_whom(begin, planned), shard=run.shard_windows, batch=run.batch_windows,
-        dtype=run.dtype, progress=partial(tqdm, desc="listening"),
-    )  # fmt: skip
+    with devices.every_core():
+        return {"device": str(whisper.device), "clips": len(planned.heard)} | frames.write(
+            folder, len(windows), **by_whom(begin, planned), shard=run.shard_windows, batch=run.batch_windows,
+            dtype=run.dtype, progress=partial(tqdm, desc="listening"),
+        )  # fmt: skip
 
 
 def hearing(run: Profile, planned: Plan) -> tuple[Callable, Callable]:

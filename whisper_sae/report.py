@@ -366,6 +366,8 @@ def _environment(threads: int):
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")  # each state of a progress bar is a message
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of torch, BLAS, scikit-learn and our kernels
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits leaves its core to another notebook
+        os.environ.setdefault("WHISPER_SAE_CORES", str(_cores()))  # for long passes: devices.every_core
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from whisper_sae import patching
+from whisper_sae import intervals, patching
 
 BINS = 32
 """Parts of the time, or of the positions, in which a feature's mean is taken to see whether it follows position."""
@@ -280,3 +280,24 @@ def fires_on(f: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
     best = gain[:, live].argmax(axis=0)
     columns = {"feature": live, "token": names[best], "count": both[best, live].astype(int), "lift": lift[best, live]}
     return pd.DataFrame(columns)
+
+
+# ---------------------------------------------------------------------------------------------- over speakers
+
+DRAWS = 2000
+"""Draws of a bootstrap over speakers."""
+
+
+def interval(each: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a mean over speakers, (speaker,), from a bootstrap over them; NaN for few."""
+    each = each[np.isfinite(each)]
+    drawn = np.random.default_rng(seed).integers(0, max(1, len(each)), (DRAWS, len(each)))
+    low, high = intervals.of_draws(each[drawn].mean(axis=1), len(each)) if len(each) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def by_speaker(each: np.ndarray, speaker: np.ndarray) -> np.ndarray:
+    """The mean of each speaker's clips, (…, clip) -> (…, speaker); NaN where none has a value."""
+    names = pd.factorize(speaker)[0]
+    parts = [pd.DataFrame(np.atleast_2d(each)[:, names == name].T).mean().to_numpy() for name in range(names.max() + 1)]
+    return np.stack(parts, axis=-1).reshape(*np.shape(each)[:-1], -1)
