@@ -148,15 +148,17 @@ def effects(here: Edits, found: tf.Attributed, best: pd.DataFrame, targets: list
     if rows:
         rows.append((*rows[0][:3], "nothing", 1.0))
     table = pd.DataFrame(rows, columns=["target", "feature", "of", "kind", "scale"])
-    keys = [(row.feature, row.scale, row.kind == "random") for row in table.itertuples()]
-    changes = {key: here.change(*key) for key in dict.fromkeys(keys)}
-    added = tf.outcomes(here.coded.heard, changes, here.given, progress=progress)[1]
-    each = np.array([added[key][number[row.target]] for key, row in zip(keys, table.itertuples(), strict=True)])
+    each, heard = np.full((len(table), len(here.coded.heard)), np.nan), here.coded.heard
+    for target, mine in table.groupby("target", sort=False):
+        keys = [(row.feature, row.scale, row.kind == "random") for row in mine.itertuples()]
+        changes = {key: here.change(*key) for key in dict.fromkeys(keys)}
+        added = tf.outcomes(heard, changes, here.given.only(number[target]), progress=progress)[1]
+        each[mine.index] = [added[key][0] for key in keys]
     slope = np.nanmean(found.effect, axis=1)
     expected = [(row.scale - 1) * slope[number[row.target], row.feature] for row in table.itertuples()]
     told = {"sign": np.where(np.array(expected) < 0, -1, 1), "rate": found.rate[table.feature]}
     told |= {"size": found.size[table.feature], "position": found.position[table.feature]}
-    return table.assign(**told), each.reshape(len(table), -1)
+    return table.assign(**told), each
 
 
 # ------------------------------------------------------------------------------------------------ in transcripts
