@@ -24,6 +24,7 @@ from whisper_sae import (
     figures,
     findings,
     instrument,
+    intervals,
     model,
     nonspeech,
     probes,
@@ -193,11 +194,17 @@ else:
 if counted:
     held = wrote[(wrote.split != "train") & (wrote.words > 0)]
     quiet = wrote[wrote.id.isin(heard.id[silent])]
-    wer = pd.concat([instrument.word_errors(held), *[instrument.word_errors(wrote, by) for by in ["split", *labels]]])
-    shown = wer.assign(WER=100 * wer.WER, WER_low=100 * wer.WER_low, WER_high=100 * wer.WER_high)
+    asked = chosen.report.label[chosen.report.asked == "yes"]
+    groups = [instrument.word_errors(wrote, by) for by in ["split", "corpus", *asked]]
+    wer = pd.concat([instrument.word_errors(held), *groups])
+    kept = wer[(wer.speakers >= intervals.LEAST) | (wer.by == "")]
+    shown = kept.assign(WER=100 * kept.WER, WER_low=100 * kept.WER_low, WER_high=100 * kept.WER_high)
     shown.columns = ["by", "group", "speakers", "clips", "words", "WER %", "from", "to"]
     figures.table(
-        shown, caption="Word errors: of all held-out speakers, then of everyone by group; 95 % intervals over speakers."
+        shown,
+        caption="Word errors of all held-out speakers, then of everyone by group, within a corpus where "
+        f"there are several; 95 % intervals over speakers. {len(wer) - len(kept)} groups of fewer than "
+        f"{intervals.LEAST} speakers are in the CSV.",
     )
 
 # %% tags=["hide-input"]

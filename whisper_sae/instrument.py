@@ -126,10 +126,19 @@ def language_cautions(run: Profile, whisper: model.Whisper, heard: pd.DataFrame)
 
 
 def word_errors(wrote: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
-    """Word error rate of clips with speech, in all or in each group of a column: a 95 % interval over speakers."""
-    spoken = wrote[wrote.words > 0]
-    rows = []
-    for name, group in [("all", spoken)] if by is None else spoken[spoken[by] != ""].groupby(by):
+    """Word error rate of clips with speech, in all or in each group of a column: a 95 % interval over speakers.
+
+    Groups of a label are those of a corpus where there are several, since corpora differ in what is read, and how well
+    it was recorded."""
+    spoken, rows = wrote[wrote.words > 0], []
+    groups = [("all", spoken)]
+    if by is not None:
+        spoken = spoken[spoken[by] != ""]
+        names = spoken[by].astype(str)
+        if by not in ("split", "corpus") and "corpus" in spoken and spoken.corpus.nunique() > 1:
+            names = spoken.corpus + ": " + names
+        groups = spoken.groupby(names)
+    for name, group in groups:
         voices = group.groupby(group.speaker.where(group.speaker != "", group.id))[["errors", "words"]].sum()
         low, high = measure.ratio_interval(voices.errors.to_numpy(), voices.words.to_numpy())
         rate = voices.errors.sum() / voices.words.sum()

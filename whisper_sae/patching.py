@@ -108,15 +108,17 @@ def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[s
     decoder = Decoder(whisper, prompt_of(whisper))
     places = {site: _begin(whisper, site) for site in sites}
     streams = {stream for stream, _ in places.values() if stream}
-    held, encoded = {stream: [] for stream in streams}, []
+    held: dict[str, Tensor] = {}  # whole from the first batch on: parts and their sum would take twice the memory
     for first in range(0, len(sounds), batch):
         kept: dict[str, Tensor] = {}
         look = {stream: lambda x, stream=stream, kept=kept: kept.update({stream: x}) for stream in streams}
         with model.at(whisper, look):
-            encoded.append(whisper.encoder(model.mel(whisper, list(sounds[first : first + batch]))).last_hidden_state)
-        for stream, parts in held.items():
-            parts.append(kept[stream])
-    every, frames = torch.cat(encoded), torch.arange(whisper.positions)
+            kept[""] = whisper.encoder(model.mel(whisper, list(sounds[first : first + batch]))).last_hidden_state
+        for stream in ("", *streams):
+            if stream not in held:
+                held[stream] = kept[stream].new_empty(len(sounds), *kept[stream].shape[1:])
+            held[stream][first : first + batch] = kept[stream]
+    every, frames = held.pop(""), torch.arange(whisper.positions)
     lengths = torch.tensor([-(-len(sound) // whisper.samples_a_frame) for sound in sounds])
     valid = frames < lengths[:, None]
     spoken = None if languages is None else list(languages)
@@ -124,9 +126,8 @@ def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[s
     limits = most_tokens(lengths * (whisper.samples_a_frame / RATE))
     parts = zip(every.split(batch), begun.split(batch), limits.split(batch), strict=True)
     plain = [tokens for part, first, most in parts for tokens in decoder.write(part, prompts=first, limits=most)]
-    joined = {stream: torch.cat(parts) for stream, parts in held.items()}
     return {
-        site: Heard(whisper, model.named(whisper.config, site), joined.get(stream, every), layer, every, valid, decoder,
+        site: Heard(whisper, model.named(whisper.config, site), held.get(stream, every), layer, every, valid, decoder,
                     plain, spoken)
         for site, (stream, layer) in places.items()
     }  # fmt: skip
