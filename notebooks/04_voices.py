@@ -77,7 +77,8 @@ if rates.corpus is not None:
     )
 parts = [voices.sampled(run, seed, said, heard, name).assign(label=name) for name in labels or [""]]
 balance = pd.concat(parts)[["label", *parts[0].columns[:-1]]]
-shown = balance[balance.group != ""].sort_values("speakers", ascending=False, kind="stable")
+shown = balance[(balance.group != "") & (balance.speakers > 1)]  # the CSV has all
+shown = shown.sort_values("speakers", ascending=False, kind="stable")
 if len(shown):
     figures.table(
         shown.groupby("label", sort=False).head(12),
