@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from whisper_sae import controls, edits, patching, profiles, punctuation, sae, speech
+from whisper_sae import (
+    causal,
+    controls,
+    edits,
+    patching,
+    profiles,
+    punctuation,
+    sae,
+    scoring,
+    speech,
+)
 from whisper_sae import token_features as tf
 
 THE = tf.Target("the", r" the", "word starts", 4.0)
@@ -169,3 +179,35 @@ def test_words_that_are_kept():
 def test_a_place_that_there_is_not(heard):
     with pytest.raises(ValueError, match="where is 'nowhere'"):
         tf.own_transcripts(heard["encoder.3.resid"], [tf.Target("x", "x", "nowhere", 1.0)])
+
+
+def test_the_recipe_from_end_to_end(demo, heard, monkeypatch, tmp_path):
+    """Of the demo's clips with targets that its model writes: candidates, effects, transcripts and tokens."""
+    here = heard["encoder.3.resid"]
+    coder = sae.create("topk", here.held.shape[2], 48, 6)
+    coder.start_on(here.held[here.valid])
+    coder = coder.eval().requires_grad_(False)
+    names = [f"s{n}" for n in range(len(here))]
+
+    def gathered(_run, _seed, sites, splits=causal.HELD_OUT, **_how):
+        who = [f"{splits[0]} {name}" for name in names]
+        table = pd.DataFrame({"id": names, "speaker": who, "split": splits[0]})
+        return causal.Gathered(table, dict.fromkeys(sites, here), scoring.Scorer([""] * len(names)))
+
+    monkeypatch.setattr(causal, "gathered", gathered)
+    monkeypatch.setattr(causal, "coder_of", lambda *_of: coder)
+    for name, value in {"LEAST": 1, "STEPS": 20, "EACH": 1, "CONTROLS": 5, "SCALES": (0.0, 4.0)}.items():
+        monkeypatch.setattr(punctuation, name, value)
+    monkeypatch.setattr(tf, "TARGETS", {"comma": THE._replace(name="comma"), "th": HELD})
+    run = profiles.replace(profiles.choose("demo"), sites=("encoder.3.resid",))
+    facts = punctuation.tested(run, 0).make(tmp_path, clips=None, trained=None)
+    assert facts["speakers"] == len(here) and facts["targets"] == ["comma", "th"]
+    assert facts["sites"] == ["encoder.3.resid", f"decoder.{demo.config.decoder_layers - 1}.resid"]
+    step = punctuation.Step(tmp_path, {}, "")
+    ways, curve = punctuation.judged(step), punctuation.dosed(step)
+    assert set(ways.site) == set(facts["sites"]) and set(curve.target) == {"comma", "th"}
+    assert punctuation.of_nothing(step) < 1e-3
+    assert list(ways[list(punctuation.COLUMNS)].columns) == list(punctuation.COLUMNS)
+    fires = punctuation.tokens_of_features(step)
+    assert len(fires) and (fires.lift > 1).any() and fires.side.isin(["given", "next"]).all()
+    assert len(punctuation.changed(step)) and "false discovery rate" in punctuation.sentence(ways)
