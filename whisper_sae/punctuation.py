@@ -156,9 +156,9 @@ def effects(here: Edits, found: tf.Attributed, best: pd.DataFrame, targets: list
         each[mine.index] = [added[key][0] for key in keys]
     slope = np.nanmean(found.effect, axis=1)
     expected = [(row.scale - 1) * slope[number[row.target], row.feature] for row in table.itertuples()]
-    told = {"sign": np.where(np.array(expected) < 0, -1, 1), "rate": found.rate[table.feature]}
-    told |= {"size": found.size[table.feature], "position": found.position[table.feature]}
-    return table.assign(**told), each
+    columns = {"sign": np.where(np.array(expected) < 0, -1, 1), "rate": found.rate[table.feature]}
+    columns |= {"size": found.size[table.feature], "position": found.position[table.feature]}
+    return table.assign(**columns), each
 
 
 # ------------------------------------------------------------------------------------------------ in transcripts
@@ -233,7 +233,7 @@ def tested(run: Profile, seed: int) -> Recipe:
         of_tokens, f = decoder_dictionary(in_decoder(known, inside), every, seed)
         coders = {site: causal.coder_of(run, seed, site), inside: of_tokens}
         sae.save(of_tokens, folder, site=inside)
-        some, tables, parts, told = patching.some(known, np.arange(min(SCORED, len(known)))), [], [], []
+        some, tables, parts, candidates = patching.some(known, np.arange(min(SCORED, len(known)))), [], [], []
         first, places = tf.own_transcripts(some, targets), {}
         for each, coder in coders.items():
             bar = lambda items, each=each: tqdm(items, desc=f"punctuation at {each}", unit=" batches")  # noqa: E731
@@ -246,8 +246,8 @@ def tested(run: Profile, seed: int) -> Recipe:
             table, added = effects(here, found, best, targets, bar)
             tables.append(table.assign(site=each))
             parts.append(added)
-            told.append(best.assign(site=each))
-        table, best = pd.concat(tables, ignore_index=True), pd.concat(told, ignore_index=True)
+            candidates.append(best.assign(site=each))
+        table, best = pd.concat(tables, ignore_index=True), pd.concat(candidates, ignore_index=True)
         table.to_csv(folder / "edits.csv", index=False)
         best.to_csv(folder / "candidates.csv", index=False)
         np.save(folder / "each.npy", np.concatenate(parts))
@@ -363,8 +363,8 @@ def sentence(table: pd.DataFrame) -> str:
 def changed(step: Step, most: int = 3) -> pd.DataFrame:
     """Transcripts before and after, of the clips that gain or lose most tokens of the kind: `target`, `scale`,
     `before`, `after`; a row each, `most` for a target, at the scale that moves its rate furthest."""
-    told, rows = wrote(step), []
-    for target, part in told[told.kind == "feature"].groupby("target", sort=False):
+    transcripts, rows = wrote(step), []
+    for target, part in transcripts[transcripts.kind == "feature"].groupby("target", sort=False):
         wide = part.pivot(index="clip", columns="scale", values="count")
         scale = (wide.sum() - wide[1.0].sum()).abs().idxmax()
         text = part.pivot(index="clip", columns="scale", values="wrote")
@@ -376,20 +376,20 @@ def changed(step: Step, most: int = 3) -> pd.DataFrame:
 def tokens_of_features(step: Step, most: int = 20) -> pd.DataFrame:
     """The decoder's features that name their token best: the larger side of each feature, `given` or `next`, of
     features that fire on at least 5 tokens of held-out speakers, those with the most firings on the token first."""
-    told = step.table("fires_on.csv", dtype={"token": str, "side": str}, keep_default_na=False)
-    told = told.assign(lift=pd.to_numeric(told.lift, errors="coerce"), gain=0.0)
-    told = told[told["count"] >= 5]
-    told["gain"] = told["count"] * np.log(told.lift)
-    best = told.sort_values("gain", ascending=False, kind="stable").drop_duplicates("feature").head(most)
+    firing = step.table("fires_on.csv", dtype={"token": str, "side": str}, keep_default_na=False)
+    firing = firing.assign(lift=pd.to_numeric(firing.lift, errors="coerce"), gain=0.0)
+    firing = firing[firing["count"] >= 5]
+    firing["gain"] = firing["count"] * np.log(firing.lift)
+    best = firing.sort_values("gain", ascending=False, kind="stable").drop_duplicates("feature").head(most)
     return best.assign(token=[repr(token) for token in best.token]).drop(columns="gain").reset_index(drop=True)
 
 
 def dosed(step: Step) -> pd.DataFrame:
     """A row a target, kind and scale: `rate`, tokens of the kind per 100 words (mean over speakers) with `low` and
     `high`, and `kept`, %; for `control` the median over controls, with `least` and `greatest` in `low` and `high`."""
-    told, speaker, rows = wrote(step), _speakers(step), []
-    told["rate"] = 100 * told["count"] / np.maximum(told.words, 1)
-    for (target, kind, scale), part in told.groupby(["target", "kind", "scale"], sort=False):
+    transcripts, speaker, rows = wrote(step), _speakers(step), []
+    transcripts["rate"] = 100 * transcripts["count"] / np.maximum(transcripts.words, 1)
+    for (target, kind, scale), part in transcripts.groupby(["target", "kind", "scale"], sort=False):
         each = [
             tf.by_speaker(one.sort_values("clip").rate.to_numpy(float), speaker) for _, one in part.groupby("feature")
         ]

@@ -210,20 +210,20 @@ def plan(run: Profile, holds: list[str], given: str, clips: Step, whisper: model
     sides = {side: [name for name in holds if name.startswith(side)] for side in ("encoder", "decoder")}
     if transcripts := TRANSCRIPTS in holds:
         _require_text(run, whisper)
-    told = spoken_to(run, whisper, heard, given) if sides["decoder"] else None
+    decoder_inputs = spoken_to(run, whisper, heard, given) if sides["decoder"] else None
     spoken = languages.of_clips(heard, run.language)[windows["clip"]]
-    return Plan(whisper, heard, windows, **sides, given=told, transcripts=transcripts, languages=spoken)
+    return Plan(whisper, heard, windows, **sides, given=decoder_inputs, transcripts=transcripts, languages=spoken)
 
 
 def write(folder: Path, clips: Step, run: Profile, holds: list[str], given: str) -> dict:
     """Write a recording into a folder, shard by shard, and return facts."""
     identity, planned = model.identity(run.model), plan(run, holds, given, clips, planner(run))
-    whisper, told, windows = planned.whisper, planned.given, planned.windows
+    whisper, decoder_inputs, windows = planned.whisper, planned.given, planned.windows
     _announce(folder, run, planned)
     windows.to_csv(folder / "windows.csv", index=False)
-    if told is not None:
-        told.windows.to_csv(folder / "decoder-windows.csv", index=False)
-        told.tokens.to_csv(folder / "tokens.csv", index=False)
+    if decoder_inputs is not None:
+        decoder_inputs.windows.to_csv(folder / "decoder-windows.csv", index=False)
+        decoder_inputs.tokens.to_csv(folder / "tokens.csv", index=False)
 
     def begin(planned: Plan | None = None) -> tuple[Callable, Callable]:
         return hearing(run, planned or plan(run, holds, given, clips, loaded(run, identity)))
@@ -262,16 +262,19 @@ def hearing(run: Profile, planned: Plan) -> tuple[Callable, Callable]:
 
 def _of_decoder(run: Profile, planned: Plan, numbers: range, encoded: torch.Tensor) -> dict[str, np.ndarray]:
     """Rows of the decoder's sites in those of some windows whose clips it is given, as they are stored."""
-    whisper, told = planned.whisper, planned.given
-    at = np.flatnonzero((told.row >= numbers.start) & (told.row < numbers.stop))
-    kinds = told.kinds[at][:, : max(1, int((told.kinds[at] > 0).sum(axis=1).max(initial=1)))]
+    whisper, decoder_inputs = planned.whisper, planned.given
+    at = np.flatnonzero((decoder_inputs.row >= numbers.start) & (decoder_inputs.row < numbers.stop))
+    kinds = decoder_inputs.kinds[at][:, : max(1, int((decoder_inputs.kinds[at] > 0).sum(axis=1).max(initial=1)))]
     widths = model.sites(whisper.config, planned.decoder)
     said = {site: torch.empty(*kinds.shape, width) for site, width in widths.items()}
     said |= {f"{site}.moments": torch.empty(*kinds.shape, 2) for site in widths if site.endswith(".normed")}
     if len(at):
-        ids, output = told.ids[at][:, : kinds.shape[1]], encoded[torch.from_numpy(told.row[at] - numbers.start)]
+        ids, output = (
+            decoder_inputs.ids[at][:, : kinds.shape[1]],
+            encoded[torch.from_numpy(decoder_inputs.row[at] - numbers.start)],
+        )
         said = model.record(whisper, None, planned.decoder, ids, output)
-    return frames.valid(said, kinds, numbers, run.dtype) | {"decoder.kinds": told.kinds[at]}
+    return frames.valid(said, kinds, numbers, run.dtype) | {"decoder.kinds": decoder_inputs.kinds[at]}
 
 
 def _transcribed(run: Profile, planned: Plan, numbers: range, encoded: torch.Tensor) -> dict[str, np.ndarray]:
@@ -296,16 +299,16 @@ def _transcribed(run: Profile, planned: Plan, numbers: range, encoded: torch.Ten
 
 def _announce(folder: Path, run: Profile, planned: Plan) -> None:
     """Print what the pass will take; raises NoRoom where it does not fit."""
-    whisper, told, more = planned.whisper, planned.given, 0.0
+    whisper, decoder_inputs, more = planned.whisper, planned.given, 0.0
     sites = [*planned.encoder, *([model.OUTPUT] if planned.transcripts or planned.decoder else [])]
     cost = listening.expected(run, whisper, planned.windows, sites)
     if planned.transcripts:
         seconds = planned.windows.samples.to_numpy() / speech.RATE
         more += listening.seconds_of_transcripts(whisper, seconds, run.batch_windows, POOL)
-    if told is not None:
-        widths, rows = model.sites(whisper.config, planned.decoder), int((told.kinds > 0).sum())
-        cost["bytes"] += frames.size_of(widths, rows, *told.kinds.shape, run.dtype)
-        more += listening.seconds_of_given(whisper, told.ids, planned.decoder)
+    if decoder_inputs is not None:
+        widths, rows = model.sites(whisper.config, planned.decoder), int((decoder_inputs.kinds > 0).sum())
+        cost["bytes"] += frames.size_of(widths, rows, *decoder_inputs.kinds.shape, run.dtype)
+        more += listening.seconds_of_given(whisper, decoder_inputs.ids, planned.decoder)
     cost["seconds"] += more
     part = f", {more:.0f} s of it in the decoder" if more else ""
     alone = " if this machine did it alone" if cluster.client() else ""
@@ -320,13 +323,13 @@ def linked(folder: Path, steps: dict[str, Step], run: Profile) -> dict:
     """Fill a folder with the shards of some sites of the encoder, or of the decoder, that recordings hold, and return
     facts. Files are hard links: they take no room."""
     first, in_decoder = next(iter(steps.values())), next(iter(steps)).startswith("decoder")
-    kinds, told = ("decoder.kinds", "decoder-windows.csv") if in_decoder else ("kinds", "windows.csv")
+    kinds, windows_file = ("decoder.kinds", "decoder-windows.csv") if in_decoder else ("kinds", "windows.csv")
     sources = {kinds: first.path} | {site: step.path for site, step in steps.items()}
     moments = {f"{site}.moments": step.path for site, step in steps.items() if site.endswith(".normed")}
     names = {name: name for name in (*steps, *moments)} | {kinds: "kinds"}
     for number in range(first.facts["shards"]):
         frames.link(sources | moments, folder, names, number)
-    shards.link_file(first.path / told, folder / "windows.csv")
+    shards.link_file(first.path / windows_file, folder / "windows.csv")
     if in_decoder:
         shards.link_file(first.path / "tokens.csv", folder / "tokens.csv")
     device = ", ".join(sorted({step.facts["device"] for step in steps.values()}))
