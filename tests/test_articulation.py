@@ -55,6 +55,7 @@ def test_marks_of_the_sampa_family_are_passed_over(label, sound):
     ("labels", "expected"),
     [
         (["tasp", "!t", "aI", "-sth", "+lar,-hoe", "<p>", "OY"], ["t", "t", "aɪ", "", "", "", "ɔʏ"]),
+        (["aU +beh 2", "E +lar 1", "d -eng]", "I 3", "n +:", "!b+na", "t_+"], ["aʊ", "ɛ", "d", "ɪ", "n", "b", "t"]),
         (["AY1", "SIL", "S", "HH", "t"], ["aɪ", "", "s", "h", "t"]),
         (["aɪ", "tʰ", "sil", "?!"], ["aɪ", "tʰ", "", "?!"]),  # in IPA already
         (["NA", "null", "p1", "a:", "6_^"], ["NA", "null", "p1", "aː", "ɐ"]),  # what is no phone is left as it is

@@ -126,6 +126,7 @@ def _plain(name: str) -> str:
 def _of_sampa(name: str) -> str:
     if name[0] in "+-(" and len(name) > 1:  # Kiel: a mark, no sound
         return ""
+    name = re.sub(r"(?<=[^_])( *[+-]\[?[a-z:].*| \d)$", "", name)  # Kiel: voice quality, `aU +beh 2`; length, `I 3`
     bare = re.sub(r"^[!_](?=.)|asp$|_.", "", name)  # Kiel: a release, a closure, aspiration; X-SAMPA: a diacritic
     return "".join(SAMPA.get(part, part) for part in re.findall(r"[@3]`|[a-zA-Z]\\|.", bare))
 
