@@ -56,14 +56,14 @@ print(f"profile {run.name}, seed {seed}")
 
 # %%
 site = run.focus
-if reason := causal.lacking(run, seed, causal.sites_of(run)):
+if reason := causal.lacking(run, seed, causal.edited_sites(run, site)):
     findings.save("05_patching", run.name, headline=reason)
     figures.skip_rest(reason)
 
 # %%
 clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
 told = targeted.told_in(run, seed)  # a row a phone; empty where no corpus has any
-some = causal.gathered(run, seed, causal.sites_of(run))  # clips of held-out speakers, encoded once
+some = causal.gathered(run, seed, causal.edited_sites(run, site))  # clips of held-out speakers, encoded once
 heard, coder = some.heard[site], causal.coder_of(run, seed, site)
 coded = patching.Coded(heard, coder)
 
@@ -97,12 +97,7 @@ figures.say(dictionaries.seed_note(run, seed, run.focus))
 # Where activations are destroyed, a sample of the clips is transcribed; cross-entropy is that of all clips.
 
 # %% tags=["show-code"]
-spliced, control = {}, faithfulness.random_init(run)
-for each in causal.sites_of(run):
-    for one in (run, control):
-        store.make(recipes.recorded(one, seed, each))
-        store.make(dictionaries.dictionary(one, seed, each))
-    spliced[each] = store.make(faithfulness.faithful(run, seed, each, brief=each != site))
+spliced = {each: faithfulness.made(run, seed, each, brief=each != site) for each in causal.sites_of(run)}
 layers = {each: faithfulness.summary(step, seed) for each, step in spliced.items()}
 here = layers[site]
 

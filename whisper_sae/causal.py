@@ -18,8 +18,8 @@ from whisper_sae.store import need
 
 HELD_OUT = ("validation", "test")
 
-HELD = 10**9
-"""Bytes of what is said at the sites that are held at a time."""
+HELD = 6 * 10**8
+"""Bytes of activations that are held of one set of clips."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Gathered:
         return Gathered(clips.reset_index(drop=True), heard, scorer, self.left_out)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str, ...] = HELD_OUT,
              spoken: bool | None = True, most: int = 108) -> Gathered:  # fmt: skip
     """Clips of some splits that fit in a window and the decoder and are in its language, with a transcript, without
@@ -126,6 +126,19 @@ def drawn(here: pd.DataFrame, a_speaker: int, most: int, seed: int) -> pd.DataFr
 def sites_of(run: Profile) -> tuple[str, ...]:
     """The sites that a profile names, encoder sites first; those of the decoder are named by a pattern of their own."""
     return tuple(model.sites(model._config(run.model), list(run.sites)))
+
+
+def edited_sites(run: Profile, site: str) -> tuple[str, ...]:
+    """The sites at which features are edited: the focus, the last one of the encoder, and `site`. What asks for them
+    shares what is held of the clips."""
+    return tuple(dict.fromkeys([run.focus, *([last] if (last := last_of_encoder(run)) else []), site]))
+
+
+def last_of_encoder(run: Profile) -> str:
+    """The last residual stream of the encoder that a profile records, or else the last site of the encoder; "" if it
+    has none."""
+    every = [site for site in sites_of(run) if site.startswith("encoder")]
+    return ([site for site in every if site.endswith(".resid")] or every or [""])[-1]
 
 
 def coder_of(run: Profile, seed: int, site: str, device: str | torch.device = "cpu") -> sae.SAE:

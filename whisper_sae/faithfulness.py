@@ -22,7 +22,7 @@ from tqdm import tqdm
 from whisper_sae import causal, devices, dictionaries, intervals, losses, model, patching, sae, scoring
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded, twin
-from whisper_sae.store import Recipe, Step
+from whisper_sae.store import Recipe, Step, make
 
 UNTOUCHED, ITS, EVERYWHERE = "untouched", "dictionary", "dictionary, padding too"
 ZERO, MEAN, RANDOM_INIT = "zero", "the mean", "dictionary of the randomly initialised model"
@@ -55,23 +55,25 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
              "untrained": dictionaries.dictionary(random_init(run), seed, site)}  # fmt: skip
 
     def compare(folder: Path, clips: Step, activations: Step, trained: Step, untrained: Step) -> dict:
-        some = causal.gathered(run, seed, causal.sites_of(run)).fewer(a_speaker, most, seed=seed)
+        some = causal.gathered(run, seed, causal.sites_of(run), most=most).fewer(a_speaker, seed=seed)
         ways, numbers = _ways(run, seed, site, clips, activations, trained, untrained)
-        untouched = {UNTOUCHED: patching.Change(lambda x, _: x, np.zeros(len(some.clips), dtype=bool))}
-        changes = untouched | {name: patching.Change(lambda x, _, say=say: _flat(say, x)) for name, say in ways.items()}
-        if not some.heard[site].in_decoder:
-            changes[EVERYWHERE] = replace(changes[ITS], where=torch.ones_like(some.heard[site].valid))
+        heard = some.heard[site]
+        changes = {UNTOUCHED: patching.Change(lambda x, _: x, np.zeros(len(some.clips), dtype=bool))}
+        valid = None if heard.in_decoder else heard.valid
+        changes |= {name: patching.Change(patching.of_frames(say, valid)) for name, say in ways.items()}
+        if valid is not None:
+            changes[EVERYWHERE] = patching.Change(patching.of_frames(ways[ITS]), where=torch.ones_like(valid))
         changes = {name: change for name, change in changes.items() if not brief or name in (UNTOUCHED, *BRIEF)}
         sample = np.isin(some.clips.index, causal.drawn(some.clips, 0, SAMPLE, seed).index)
         transcribed = {name: sample for name in changes if numbers.get(name, (0, False))[1]}
         bar = lambda steps: tqdm(steps, desc=f"splicing at {site}", unit=" batches")  # noqa: E731
         texts = some.clips.text.tolist()
         with devices.every_core():
-            result = losses.read(some.heard[site], changes, texts, progress=bar, transcribed=transcribed)
+            result = losses.read(heard, changes, texts, progress=bar, transcribed=transcribed)
         parts = []
         for name, one in result.items():
             written = np.array([tokens is not None for tokens in one.tokens])
-            texts = patching.said(some.heard[site], [tokens or [] for tokens in one.tokens])
+            texts = patching.said(heard, [tokens or [] for tokens in one.tokens])
             counts = some.scorer.count(texts).astype(float)
             counts.loc[~written] = np.nan
             costs = {"cross_entropy": one.cross_entropy, "divergence": one.divergence, "answers": one.answers}
@@ -84,6 +86,15 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
     return Recipe(
         "faithfulness", compare, params, needs=needs, by=made_by(run, "05"), label=f"faithfulness at {site}",
     )  # fmt: skip
+
+
+def made(run: Profile, seed: int, site: str, brief: bool = False) -> Step:
+    """`faithful` of a site, and before it what it needs."""
+    with devices.every_core():
+        for one in (run, random_init(run)):
+            make(recorded(one, seed, site))
+            make(dictionaries.dictionary(one, seed, site))
+    return make(faithful(run, seed, site, brief=brief))
 
 
 def _ways(run: Profile, seed: int, site: str, clips: Step, activations: Step, trained: Step, untrained: Step) -> tuple:
@@ -104,10 +115,6 @@ def _ways(run: Profile, seed: int, site: str, clips: Step, activations: Step, tr
 def _on_cpu(say, x: torch.Tensor) -> torch.Tensor:
     """A baseline that was fitted on the CPU, applied to activations of any device."""
     return say(x.cpu()).to(x.device)
-
-
-def _flat(say, x: torch.Tensor) -> torch.Tensor:
-    return say(x.flatten(0, -2)).reshape(x.shape)
 
 
 def summary(step: Step, seed: int = 0) -> pd.DataFrame:

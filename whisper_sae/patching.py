@@ -174,6 +174,21 @@ def _told(heard: Heard, changes: Sequence[tuple[Change, Tensor]]) -> Callable[[T
     return see
 
 
+def of_frames(
+    function: Callable[[Tensor], Tensor], where: Tensor | None = None, most: int = 4096
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A `Change.see` that maps frames one by one by `function`, (frame, width) -> (frame, width), at most `most` at a
+    time: those of `where`, (clip, frame) bool, and no others; None is all."""
+
+    def see(x: Tensor, clips: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[:-1], dtype=torch.bool) if where is None else where[clips]
+        result, mask = x.clone(), mask.to(x.device)
+        result[mask] = torch.cat([function(part) for part in x[mask].split(most)])
+        return result
+
+    return see
+
+
 def _finite(x: Tensor, site: str) -> Tensor:
     """x, or ValueError where a change has made it NaN or infinite: the model would go on and write nonsense."""
     if not torch.isfinite(x).all():

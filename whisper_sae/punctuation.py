@@ -42,7 +42,11 @@ SCALES, AT_ENDS = (-1.0, 0.0, 2.0, 4.0), (0.0, 4.0)
 """What activations are multiplied by in the dose-response curves, and in those of the controls."""
 
 DOSED = ("comma", "th")
-"""Targets whose feature with the greatest expected effect is followed into the transcripts."""
+"""Targets of which a candidate is followed into the transcripts: the one of greatest expected effect of those with
+CONTROLS matched controls, or of all if none has them."""
+
+FOLLOWED = 5
+"""How many of its controls are."""
 
 NEEDED = ("comma", "full stop")
 """Targets without which there is no punctuation to ask about."""
@@ -56,8 +60,7 @@ def lacking(heard: patching.Heard) -> str:
 
 def site_of(run: Profile) -> str:
     """The last residual stream of the encoder that a profile records, or else the last site of the encoder."""
-    every = [site for site in causal.sites_of(run) if site.startswith("encoder")]
-    return ([site for site in every if site.endswith(".resid")] or every)[-1]
+    return causal.last_of_encoder(run)
 
 
 def in_decoder(heard: patching.Heard, site: str) -> patching.Heard:
@@ -223,7 +226,7 @@ def tested(run: Profile, seed: int) -> Recipe:
     @devices.every_core()
     def measure(folder: Path, clips: Step, trained: Step) -> dict:
         train_on = causal.gathered(run, seed, (site,), splits=("train",), most=TRAINED)
-        held_out = causal.gathered(run, seed, causal.sites_of(run)).fewer(1, most=TESTED, seed=seed)
+        held_out = causal.gathered(run, seed, causal.edited_sites(run, site)).fewer(1, most=TESTED, seed=seed)
         known, tested_on = train_on.heard[site], held_out.heard[site]
         if set(train_on.speakers) & set(held_out.speakers):
             raise ValueError("candidates must be chosen on other speakers than those that they are tested on")
@@ -240,7 +243,8 @@ def tested(run: Profile, seed: int) -> Recipe:
             mine = [one if each == site else in_decoder(one, each) for one in (some, tested_on)]
             found = tf.attribution(mine[0], coder, first, progress=bar)
             best = chosen(found, targets)
-            other = torch.randn(coder.W_dec.shape, generator=torch.Generator().manual_seed(seed))
+            draw = torch.Generator().manual_seed(seed + sae.RANDOM_SEED_OFFSET)  # not what the SAE began from
+            other = torch.randn(coder.W_dec.shape, generator=draw)
             other *= (coder.W_dec.norm(dim=1) / other.norm(dim=1))[:, None]
             places[each] = here = Edits(patching.Coded(mine[1], coder), given, other)
             table, added = effects(here, found, best, targets, bar)
@@ -268,13 +272,14 @@ def tested(run: Profile, seed: int) -> Recipe:
 
 
 def _followed(places: dict[str, Edits], table: pd.DataFrame, best: pd.DataFrame, targets: dict) -> pd.DataFrame:
-    """`doses` of the strongest candidate of each target in DOSED."""
-    parts = []
+    """`doses` of a candidate of each target in DOSED."""
+    parts, near = [], table[table.kind == "control"].groupby(["site", "target", "of"]).size().to_dict()
     for name in DOSED:
-        if (top := strongest(best, name)) is None:
+        full = best[best.apply(lambda row: near.get((row.site, row.target, row.feature), 0) == CONTROLS, axis=1)]
+        if (top := strongest(full if name in set(full.target) else best, name)) is None:
             continue
         mine = table[(table.site == top.site) & (table.target == name) & (table.of == top.feature)]
-        others = mine.feature[mine.kind == "control"].tolist()
+        others = mine.feature[mine.kind == "control"].tolist()[:FOLLOWED]
         bar = lambda items, name=name: tqdm(items, desc=f"transcripts: {name}", unit=" batches")  # noqa: E731
         parts.append(doses(places[top.site], int(top.feature), others, targets[name], bar))
     columns = ["kind", "feature", "scale", "clip", "wrote", "count", "words", "kept", "target", "site"]
