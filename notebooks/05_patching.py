@@ -56,14 +56,14 @@ print(f"profile {run.name}, seed {seed}")
 
 # %%
 site = run.focus
-if reason := causal.lacking(run, seed, causal.edited_sites(run, site)):
+if reason := causal.lacking(run, seed, (site,)):
     findings.save("05_patching", run.name, headline=reason)
     figures.skip_rest(reason)
 
 # %%
 clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
 told = targeted.told_in(run, seed)  # a row a phone; empty where no corpus has any
-some = causal.gathered(run, seed, causal.edited_sites(run, site))  # clips of held-out speakers, encoded once
+some = causal.gathered(run, seed, (site,))  # clips of held-out speakers, encoded once
 heard, coder = some.heard[site], causal.coder_of(run, seed, site)
 coded = patching.Coded(heard, coder)
 

@@ -62,8 +62,6 @@ MAY_IMPORT = {
     "activations": {"narrow", "rows", "shards"},
     "transpose": {"kernels", "shards"},  # how loops are compiled
     "live": {"narrow", "rows", "shards"},  # the other source of rows
-    "train": {"memory"},
-    "devices": {"memory"},
     "store": {"fingerprints", "memory"},  # a key names the code that makes a result
     "cluster": {"store", "cluster", "fingerprints"},  # one folder and one code for all; in a worker it imports itself
     "foreign": {"interchange"},  # what a folder of ours is, is said once

@@ -128,12 +128,6 @@ def sites_of(run: Profile) -> tuple[str, ...]:
     return tuple(model.sites(model._config(run.model), list(run.sites)))
 
 
-def edited_sites(run: Profile, site: str) -> tuple[str, ...]:
-    """The sites at which features are edited: the focus, the last one of the encoder, and `site`. What asks for them
-    shares what is held of the clips."""
-    return tuple(dict.fromkeys([run.focus, *([last] if (last := last_of_encoder(run)) else []), site]))
-
-
 def last_of_encoder(run: Profile) -> str:
     """The last residual stream of the encoder that a profile records, or else the last site of the encoder; "" if it
     has none."""

@@ -188,7 +188,7 @@ def _ways(coder, train: erasure.Side, orders: dict) -> dict:
 
 def _words(run, seed, site, coder, orders: dict, most: int) -> pd.DataFrame:
     """What is written with features ablated or alone kept: a row a clip, way and count."""
-    some = causal.gathered(run, seed, causal.edited_sites(run, site)).fewer(most=most, seed=seed)
+    some = causal.gathered(run, seed, (site,)).fewer(most=most, seed=seed)
     coded = patching.Coded(some.heard[site], coder)
     changes = {}
     for name in ORDERS[:2]:

@@ -65,7 +65,7 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         sounds, about = _sounds(run, seed)
         whisper = model.load(run.model, run.device, precision=run.precision)
         learnt = causal.gathered(run, seed, (site,), ("train",), most=2 * spoken)
-        asked = causal.gathered(run, seed, causal.edited_sites(run, site)).fewer(most=spoken, seed=seed)
+        asked = causal.gathered(run, seed, (site,)).fewer(most=spoken, seed=seed)
         language = spoken_language(table(run, clips), run.language)
         with devices.every_core():
             sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]

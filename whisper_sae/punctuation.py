@@ -226,7 +226,7 @@ def tested(run: Profile, seed: int) -> Recipe:
     @devices.every_core()
     def measure(folder: Path, clips: Step, trained: Step) -> dict:
         train_on = causal.gathered(run, seed, (site,), splits=("train",), most=TRAINED)
-        held_out = causal.gathered(run, seed, causal.edited_sites(run, site)).fewer(1, most=TESTED, seed=seed)
+        held_out = causal.gathered(run, seed, (site,), most=TESTED).fewer(1, seed=seed)
         known, tested_on = train_on.heard[site], held_out.heard[site]
         if set(train_on.speakers) & set(held_out.speakers):
             raise ValueError("candidates must be chosen on other speakers than those that they are tested on")

@@ -51,7 +51,7 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
     chosen = phonetics.detection(run, seed, site)
 
     def ablate(folder: Path, detected: Step) -> dict:
-        some = causal.gathered(run, seed, causal.edited_sites(run, site)).fewer(a_speaker, seed=seed)
+        some = causal.gathered(run, seed, (site,)).fewer(a_speaker, seed=seed)
         heard = some.heard[site]
         coded = patching.Coded(heard, causal.coder_of(run, seed, site))
         size = _sizes(coded)
@@ -290,7 +290,7 @@ def dose(run: Profile, seed: int, site: str, most: int = 3, a_speaker: int = 6) 
     def turn(folder: Path, measured: Step, detected: Step) -> dict:
         surest = phones(run, seed, measured, splits=("validation",)).table
         chosen_on = set(words_in(measured).query("split == 'validation'").speaker)
-        some = causal.gathered(run, seed, causal.edited_sites(run, site))
+        some = causal.gathered(run, seed, (site,))
         test = (some.clips.split == "test").to_numpy()
         if surest.empty or not test.any():
             return {"clips": int(test.sum()), "speakers": 0, "phones": [], "chosen_on": len(chosen_on)}

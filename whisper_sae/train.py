@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from whisper_sae import durable, memory
+from whisper_sae import durable
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,6 @@ def train_together(
     A batch is a tensor for all of them, or {name: tensor}, and `held_out` is one for all, or {name: one}. Each SAE
     learns as it would alone; one that has stopped early no longer yields.
     """
-    memory.keep()
     asked = held_out if isinstance(held_out, Mapping) else dict.fromkeys(saes, held_out)
     learners = {name: Learner(sae, Settings(**settings), asked[name]) for name, sae in saes.items()}
     if saved := _saved(checkpoint, next(iter(saes.values())).W_dec.device):
