@@ -3,8 +3,8 @@
     python benchmarks/transcripts.py [--rounds 5] [--clips 48] [--batch 8] [--threads 2]
 
 Each way runs in a process of its own, as its users would run it, and a round gives every way the same clips, one way
-after the other, in turns. `generate, large pages` is plain generate with THP_MEM_ALLOC_ENABLE=1, as the package sets it, a
-part of our gain that anyone can have. All take raw audio to texts: log-mel, encoder, decoder. Ours
+after the other, in turns. `generate, large pages` is plain generate with THP_MEM_ALLOC_ENABLE=1, as the package sets
+it: a part of our gain that anyone can have. All take raw audio to texts: log-mel, encoder, decoder. Ours
 sorts the clips of a round by duration, so that the transcripts of a batch end at about the same time. WER is that of
 the references, normalised as OpenAI does. Needs tiny.en and librispeech-sample, where WHISPER_SAE_SHARED says.
 """
@@ -112,7 +112,7 @@ def main() -> None:
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"THP_MEM_ALLOC_ENABLE": str(int(way != "generate"))},
-        )  # fmt: skip
+        )
         for way in WAYS
     }
 
