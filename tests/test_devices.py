@@ -11,10 +11,18 @@ import torch
 from whisper_sae import devices
 
 
-def test_long_passes_use_every_core_and_leave_the_threads_as_they_were(monkeypatch):
+def test_long_passes_use_idle_cores_and_leave_the_threads_as_they_were(monkeypatch):
     before = torch.get_num_threads()
-    for cores, inside in (("", before), (str(before + 1), before + 1), ("1", before)):
+    monkeypatch.setattr(devices.psutil, "cpu_count", lambda: 4)
+    for cores, busy, inside in (
+        ("", 0, before),
+        (str(before + 1), 0, before + 1),
+        (str(before + 1), 90, before),
+        (str(before + 3), 50, before + 2),
+        ("1", 0, before),
+    ):
         monkeypatch.setenv(devices.CORES, cores)
+        monkeypatch.setattr(devices.psutil, "cpu_percent", lambda interval, busy=busy: busy)
         with pytest.raises(KeyError), devices.every_core():
             assert torch.get_num_threads() == inside
             raise KeyError

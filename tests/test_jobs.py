@@ -273,3 +273,11 @@ def test_a_page_that_cannot_be_written_costs_a_line_and_not_the_run(folder, monk
     assert [row["status"] for row in rows.values()] == ["failed", "done"]
     assert "No space left on device" in rows["01_x"]["error"] and "WHISPER_SAE_REPORTS" in rows["01_x"]["error"]
     assert (here / "reports" / "demo" / "02_x.html").exists()
+
+
+def test_the_longest_notebook_starts_as_soon_as_what_it_needs_has_ended():
+    names = ["03_clusters", "04_voices", "05_patching", "06_meaning"]
+    needs = {name: {"02_training"} for name in names}
+    assert report._ready(names, needs, ["00_instrument"]) == ["05_patching", "03_clusters", "04_voices", "06_meaning"]
+    assert report._ready(names, needs, ["02_training"]) == []
+    assert any(path.name.startswith(report.LONGEST) for path in report.NOTEBOOKS.glob("*.py"))

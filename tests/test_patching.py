@@ -252,3 +252,11 @@ def test_on_real_weights_edits_go_on_as_they_should(shared):
     assert mine != patching.said(here, here.plain)
     hooked = whole(whisper, sounds, here.site, lambda x, clips: torch.where(here.valid[clips][..., None], mean, x))
     assert mine == hooked
+
+
+def test_sites_share_what_they_hold_of_some_clips(heard):
+    few = patching.some_at_sites(heard, np.array([3, 0]))
+    assert set(few) == set(heard) and len({id(one.encoded) for one in few.values()}) == 1
+    for site, one in few.items():
+        alone = patching.some(heard[site], np.array([3, 0]))
+        assert torch.equal(one.held, alone.held) and torch.equal(one.valid, alone.valid) and one.plain == alone.plain

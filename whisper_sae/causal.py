@@ -54,10 +54,11 @@ class Gathered:
 
     def at(self, rows: np.ndarray) -> "Gathered":
         """The same of some clips, their row numbers or (clip,) bool."""
-        clips = self.clips.iloc[np.arange(len(self.clips))[rows]]
-        heard = {site: patching.some(one, rows) for site, one in self.heard.items()}
-        scorer = self.scorer.at(np.arange(len(self.clips))[rows].tolist())
-        return Gathered(clips.reset_index(drop=True), heard, scorer, self.left_out)
+        numbers = np.arange(len(self.clips))[rows]
+        if numbers.tolist() == list(range(len(self.clips))):
+            return self
+        clips, scorer = self.clips.iloc[numbers].reset_index(drop=True), self.scorer.at(numbers.tolist())
+        return Gathered(clips, patching.some_at_sites(self.heard, rows), scorer, self.left_out)
 
 
 @functools.lru_cache(maxsize=2)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 
@@ -45,16 +46,23 @@ def _one_product() -> bool:
     return True
 
 
+def _idle_cores() -> int:
+    """The number of cores that were idle during the last half second."""
+    return round((1 - psutil.cpu_percent(interval=0.5) / 100) * (psutil.cpu_count() or 1))
+
+
 CORES = "WHISPER_SAE_CORES"
 """The environment variable by which a run of several notebooks says how many cores there are."""
 
 
 @contextmanager
 def every_core() -> Iterator[None]:
-    """Let torch use all cores of a run while others of its notebooks may have one each: for long forward passes, which
-    others mostly wait for. The number of threads is that of the machine, whatever else runs, so that results are."""
+    """Let torch use the idle cores of a run in which several notebooks have one core each, for a long forward pass.
+
+    Cores that another notebook computes on are left to it: two threads of which one has to wait are slower than one.
+    """
     before, cores = torch.get_num_threads(), int(os.environ.get(CORES) or 0)
-    torch.set_num_threads(max(before, cores))
+    torch.set_num_threads(max(before, min(cores, before + _idle_cores())) if cores > before else before)
     try:
         yield
     finally:

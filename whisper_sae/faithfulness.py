@@ -38,7 +38,7 @@ def random_init(run: Profile) -> Profile:
     return replace(twin(run), tokens=run.sweep_tokens or run.tokens)
 
 
-def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int = 40, brief: bool = False) -> Recipe:
+def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int = 32, brief: bool = False) -> Recipe:
     """`read.csv`: a row a condition and clip of held-out speakers, at most `a_speaker` of each and `most` in all, with
     the errors of the transcript, the cross-entropy of the reference and the divergence from the untouched model, both
     in nats, and the number of tokens that these are sums of.

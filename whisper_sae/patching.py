@@ -148,13 +148,25 @@ def _begin(whisper: model.Whisper, site: str) -> tuple[str, int]:
 
 
 def some(heard: Heard, clips: np.ndarray) -> Heard:
-    """The same of some of the clips, their numbers or (clip,) bool."""
-    at = torch.from_numpy(np.arange(len(heard))[clips])
-    plain = [heard.plain[number] for number in at.tolist()]
-    spoken = heard.languages and [heard.languages[number] for number in at.tolist()]
-    return replace(
-        heard, held=heard.held[at], encoded=heard.encoded[at], valid=heard.valid[at], plain=plain, languages=spoken
-    )
+    """The same for some of the clips, their numbers or (clip,) bool."""
+    return some_at_sites({"": heard}, clips)[""]
+
+
+def some_at_sites(cached: Mapping[str, Heard], clips: np.ndarray) -> dict[str, Heard]:
+    """`some` for several sites of the same clips. Tensors that the sites share are copied once."""
+    copies: dict[int, Tensor] = {}
+    result = {}
+    for site, heard in cached.items():
+        at = torch.from_numpy(np.arange(len(heard))[clips])
+        tensors = {name: getattr(heard, name) for name in ("held", "encoded", "valid")}
+        for tensor in tensors.values():
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor[at]
+        plain = [heard.plain[number] for number in at.tolist()]
+        languages = heard.languages and [heard.languages[number] for number in at.tolist()]
+        parts = {name: copies[id(tensor)] for name, tensor in tensors.items()}
+        result[site] = replace(heard, **parts, plain=plain, languages=languages)
+    return result
 
 
 # --------------------------------------------------------------------------------------------------- changing
