@@ -42,11 +42,10 @@ SCALES, AT_ENDS = (-1.0, 0.0, 2.0, 4.0), (0.0, 4.0)
 """What activations are multiplied by in the dose-response curves, and in those of the controls."""
 
 DOSED = ("comma", "th")
-"""Targets of which a candidate is followed into the transcripts: the one of greatest expected effect of those with
-CONTROLS matched controls, or of all if none has them."""
+"""Targets whose candidate with the greatest expected effect is followed into the transcripts."""
 
 FOLLOWED = 5
-"""How many of its controls are."""
+"""How many of its matched controls are, at most."""
 
 NEEDED = ("comma", "full stop")
 """Targets without which there is no punctuation to ask about."""
@@ -272,11 +271,10 @@ def tested(run: Profile, seed: int) -> Recipe:
 
 
 def _followed(places: dict[str, Edits], table: pd.DataFrame, best: pd.DataFrame, targets: dict) -> pd.DataFrame:
-    """`doses` of a candidate of each target in DOSED."""
-    parts, near = [], table[table.kind == "control"].groupby(["site", "target", "of"]).size().to_dict()
+    """`doses` of the strongest candidate of each target in DOSED."""
+    parts = []
     for name in DOSED:
-        full = best[best.apply(lambda row: near.get((row.site, row.target, row.feature), 0) == CONTROLS, axis=1)]
-        if (top := strongest(full if name in set(full.target) else best, name)) is None:
+        if (top := strongest(best, name)) is None:
             continue
         mine = table[(table.site == top.site) & (table.target == name) & (table.of == top.feature)]
         others = mine.feature[mine.kind == "control"].tolist()[:FOLLOWED]
