@@ -10,7 +10,7 @@ import os
 # times slower. A shorter wait costs nothing alone. Read once, when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# Linux fills the memory of each large tensor with zeros page by page: 15 % of an encoder pass over 16 windows on one thread,
+# Linux fills the memory of each large tensor with zeros page by page: 15 % of a pass over 16 windows on one thread,
 # 3 % with pages of 2 MiB.
 # Read once, when torch makes its first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
