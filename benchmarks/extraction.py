@@ -98,9 +98,8 @@ def seconds(work) -> tuple[float, object]:
 
 def race(place: Path, rounds: int) -> None:
     """Valid frames a second of every way, and its ratio to the reference within each round."""
-    from whisper_sae import memory, model, recipes
+    from whisper_sae import model, recipes
 
-    memory.keep()  # for all ways alike
     narrow = ["bfloat16"] if model.has_bfloat16(torch.device("cpu")) else []
     loaded = {precision: model.load(str(MODEL), "cpu", precision=precision) for precision in ["float32", *narrow]}
     heard = drawn(place)

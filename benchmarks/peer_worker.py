@@ -6,6 +6,7 @@ same number of tokens; everything else is as its authors have it.
 """
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -14,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # 2 MiB pages for all libraries, as whisper_sae sets them
+
 
 class Ours:
     """whisper_sae, as its notebooks use it."""
 
     def __init__(self, variant, d, latents, k, rate, steps, dead_tokens, first):
-        from whisper_sae import memory, sae, train
+        from whisper_sae import sae, train
 
-        memory.keep()
         self.coder = sae.create(variant, d, latents, k, seed=11)
         self.coder.start_on(first)
         self.learner = train.Learner(self.coder, train.Settings(steps, rate, dead_tokens))

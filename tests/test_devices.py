@@ -11,7 +11,7 @@ import torch
 from whisper_sae import devices
 
 
-def test_long_passes_use_idle_cores_and_leave_the_threads_as_they_were(monkeypatch):
+def test_long_passes_use_count_idle_and_leave_the_threads_as_they_were(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(devices.psutil, "cpu_count", lambda: 4)
     for cores, busy, inside in (
@@ -23,7 +23,7 @@ def test_long_passes_use_idle_cores_and_leave_the_threads_as_they_were(monkeypat
     ):
         monkeypatch.setenv(devices.CORES, cores)
         monkeypatch.setattr(devices.psutil, "cpu_percent", lambda interval, busy=busy: busy)
-        with pytest.raises(KeyError), devices.every_core():
+        with pytest.raises(KeyError), devices.idle_cores():
             assert torch.get_num_threads() == inside
             raise KeyError
         assert torch.get_num_threads() == before

@@ -89,7 +89,7 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     sounds = [speech.samples(path) for path in chosen.path]
     text.require_language(whisper, run.language)
     spoken = languages.of_clips(chosen, run.language).tolist()
-    with devices.every_core():
+    with devices.idle_cores():
         heard = patching.hear(whisper, sounds, sites, languages=spoken)
     scorer = scoring.Scorer(_references(chosen), text.normalisers(whisper, spoken))
     left_out = len(asked) - len(here)
@@ -127,13 +127,6 @@ def drawn(here: pd.DataFrame, a_speaker: int, most: int, seed: int) -> pd.DataFr
 def sites_of(run: Profile) -> tuple[str, ...]:
     """The sites that a profile names, encoder sites first; those of the decoder are named by a pattern of their own."""
     return tuple(model.sites(model._config(run.model), list(run.sites)))
-
-
-def last_of_encoder(run: Profile) -> str:
-    """The last residual stream of the encoder that a profile records, or else the last site of the encoder; "" if it
-    has none."""
-    every = [site for site in sites_of(run) if site.startswith("encoder")]
-    return ([site for site in every if site.endswith(".resid")] or every or [""])[-1]
 
 
 def coder_of(run: Profile, seed: int, site: str, device: str | torch.device = "cpu") -> sae.SAE:

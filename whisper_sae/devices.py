@@ -46,7 +46,7 @@ def _one_product() -> bool:
     return True
 
 
-def _idle_cores() -> int:
+def _count_idle() -> int:
     """The number of cores that were idle during the last half second."""
     return round((1 - psutil.cpu_percent(interval=0.5) / 100) * (psutil.cpu_count() or 1))
 
@@ -56,13 +56,13 @@ CORES = "WHISPER_SAE_CORES"
 
 
 @contextmanager
-def every_core() -> Iterator[None]:
+def idle_cores() -> Iterator[None]:
     """Let torch use the idle cores of a run in which several notebooks have one core each, for a long forward pass.
 
     Cores that another notebook computes on are left to it: two threads of which one has to wait are slower than one.
     """
     before, cores = torch.get_num_threads(), int(os.environ.get(CORES) or 0)
-    torch.set_num_threads(max(before, min(cores, before + _idle_cores())) if cores > before else before)
+    torch.set_num_threads(max(before, min(cores, before + _count_idle())) if cores > before else before)
     try:
         yield
     finally:

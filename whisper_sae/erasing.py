@@ -198,7 +198,7 @@ def _words(run, seed, site, coder, orders: dict, most: int) -> pd.DataFrame:
             if name == "best":
                 changes[f"{name} alone", count] = coded.edit(edits.keep(mine, coder.d_sae))
     bar = lambda batches: tqdm(batches, desc=f"erasing at {site}", unit=" batches")  # noqa: E731
-    with devices.every_core():
+    with devices.idle_cores():
         wrote = patching.write(some.heard[site], changes, progress=bar)
     plain = patching.said(some.heard[site], some.heard[site].plain)
     wrote |= {("untouched", 0): plain}

@@ -68,7 +68,7 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
         transcribed = {name: sample for name in changes if numbers.get(name, (0, False))[1]}
         bar = lambda steps: tqdm(steps, desc=f"splicing at {site}", unit=" batches")  # noqa: E731
         texts = some.clips.text.tolist()
-        with devices.every_core():
+        with devices.idle_cores():
             result = losses.read(heard, changes, texts, progress=bar, transcribed=transcribed)
         parts = []
         for name, one in result.items():
@@ -90,7 +90,7 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
 
 def made(run: Profile, seed: int, site: str, brief: bool = False) -> Step:
     """`faithful` of a site, and before it what it needs."""
-    with devices.every_core():
+    with devices.idle_cores():
         for one in (run, random_init(run)):
             make(recorded(one, seed, site))
             make(dictionaries.dictionary(one, seed, site))

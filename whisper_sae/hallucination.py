@@ -67,14 +67,14 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         learnt = causal.gathered(run, seed, (site,), ("train",), most=2 * spoken)
         asked = causal.gathered(run, seed, (site,)).fewer(most=spoken, seed=seed)
         language = spoken_language(table(run, clips), run.language)
-        with devices.every_core():
+        with devices.idle_cores():
             sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]
         heard = {"sound": sound, "train": learnt.heard[site],
                  "speech": asked.heard[site]}  # fmt: skip
         nothing = {"": patching.Change(lambda x, _: x)}
         spoken_by = pd.DataFrame({"speaker": asked.speakers, "is": "speech"})
         about = pd.concat([about.assign(**{"is": "sound"}), spoken_by], ignore_index=True).fillna("")
-        with devices.every_core():
+        with devices.idle_cores():
             outcomes = [patching.outcomes(heard[side], nothing)[""] for side in SIDES]
         about = about.join(pd.concat(outcomes, ignore_index=True))
         about["repeats"] = [scoring.repetition(text) for text in about.wrote]
@@ -236,7 +236,7 @@ def _steered(heard: dict, about: pd.DataFrame, changes: dict, scorer: scoring.Sc
     rows = []
     for side in SIDES:
         here = about[about["is"] == side].reset_index(drop=True)
-        with devices.every_core():
+        with devices.idle_cores():
             found = patching.outcomes(
                 heard[side], changes[side], progress=lambda work: tqdm(work, desc="steering", unit=" batches")
             )

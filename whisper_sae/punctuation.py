@@ -59,7 +59,8 @@ def lacking(heard: patching.Heard) -> str:
 
 def site_of(run: Profile) -> str:
     """The last residual stream of the encoder that a profile records, or else the last site of the encoder."""
-    return causal.last_of_encoder(run)
+    every = [site for site in causal.sites_of(run) if site.startswith("encoder")]
+    return ([site for site in every if site.endswith(".resid")] or every)[-1]
 
 
 def in_decoder(heard: patching.Heard, site: str) -> patching.Heard:
@@ -222,7 +223,7 @@ def tested(run: Profile, seed: int) -> Recipe:
     `fires_on.csv`, see `fires_on`. Candidates are of training speakers, all effects of held-out ones."""
     site = site_of(run)
 
-    @devices.every_core()
+    @devices.idle_cores()
     def measure(folder: Path, clips: Step, trained: Step) -> dict:
         train_on = causal.gathered(run, seed, (site,), splits=("train",), most=TRAINED)
         held_out = causal.gathered(run, seed, (site,), most=TESTED).fewer(1, seed=seed)

@@ -228,7 +228,7 @@ def write(folder: Path, clips: Step, run: Profile, holds: list[str], given: str)
     def begin(planned: Plan | None = None) -> tuple[Callable, Callable]:
         return hearing(run, planned or plan(run, holds, given, clips, loaded(run, identity)))
 
-    with devices.every_core():
+    with devices.idle_cores():
         return {"device": str(whisper.device), "clips": len(planned.heard)} | frames.write(
             folder, len(windows), **by_whom(begin, planned), shard=run.shard_windows, batch=run.batch_windows,
             dtype=run.dtype, progress=partial(tqdm, desc="listening"),
