@@ -9,7 +9,8 @@
 #
 # **You will learn** to keep the SAE's error while you edit, and to set every effect beside matched controls.
 #
-# **You need** the results of notebooks 0 to 2. Where a corpus has no phones with times, the part on phones is left out.
+# **You need** notebook 1. SAEs that [2](02_training.py) has not trained yet are trained here. Where a corpus has no phones
+# with times, the part on phones is left out.
 #
 # **Time** demo 90 s on 2 cores · a few hundred clips through `tiny` 15 min, for steps not yet stored.
 
@@ -62,6 +63,8 @@ if reason := causal.lacking(run, seed, (site,)):
 
 # %%
 clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
+for each in acts.facts["sites"]:
+    store.make(dictionaries.dictionary(run, seed, each, beside=list(acts.facts["sites"])))
 told = targeted.told_in(run, seed)  # a row a phone; empty where no corpus has any
 some = causal.gathered(run, seed, (site,))  # clips of held-out speakers, encoded once
 heard, coder = some.heard[site], causal.coder_of(run, seed, site)

@@ -1,32 +1,53 @@
 """Threads and memory of a process that computes on a processor."""
 
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from whisper_sae import devices
 
 
-def test_long_passes_use_count_idle_and_leave_the_threads_as_they_were(monkeypatch):
+def test_long_passes_use_cores_that_others_leave_idle(monkeypatch):
+    """Looked at before each item; afterwards, and when the loop is left early, there are as many threads as before."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(devices.psutil, "cpu_count", lambda: 4)
-    for cores, busy, inside in (
-        ("", 0, before),
-        (str(before + 1), 0, before + 1),
-        (str(before + 1), 90, before),
-        (str(before + 3), 50, before + 2),
-        ("1", 0, before),
-    ):
-        monkeypatch.setenv(devices.CORES, cores)
-        monkeypatch.setattr(devices.psutil, "cpu_percent", lambda interval, busy=busy: busy)
-        with pytest.raises(KeyError), devices.idle_cores():
-            assert torch.get_num_threads() == inside
-            raise KeyError
-        assert torch.get_num_threads() == before
+    cores, busy = before + 2, iter([0, 0, 1, 2, 5, 0])
+    seconds = itertools.count()
+    monkeypatch.setattr(devices, "_used", lambda: (next(seconds), 0.0, 0.0))
+    monkeypatch.setattr(devices, "_busy_elsewhere", lambda since, now: next(busy))
+    monkeypatch.setenv(devices.CORES, str(cores))
+    seen = [torch.get_num_threads() for _ in devices.on_idle_cores(range(5))]
+    assert seen == [cores, cores, cores - 1, before, before]
+    assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), contextlib.closing(devices.on_idle_cores("ab")) as items:
+        next(items)
+        assert torch.get_num_threads() == cores
+        raise KeyError
+    assert torch.get_num_threads() == before
+    for few in ("", str(before)):
+        monkeypatch.setenv(devices.CORES, few)
+        assert [torch.get_num_threads() for _ in devices.on_idle_cores(range(2))] == [before, before]
+
+
+def test_what_other_processes_compute_is_counted_and_what_this_one_does_is_not():
+    script = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        since, own = devices._used(), psutil.Process().cpu_times()
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            pass
+        now, after = devices._used(), psutil.Process().cpu_times()
+        other.kill()
+    assert now[2] - since[2] == pytest.approx(after.user + after.system - own.user - own.system, abs=0.1)
+    assert devices._busy_elsewhere(since, now) >= 1 or psutil.cpu_count() == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what Linux and glibc do with memory")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -149,6 +150,7 @@ def test_notebooks_say_which_others_they_need(path):
     node = pairs.read(path)
     run = profiles.choose("demo")
     known = _Everything(__builtins__=__builtins__, run=run, seed=0, site=run.focus, concept="gender")
+    known |= {"each": run.focus, "acts": SimpleNamespace(facts={"sites": [run.focus]})}
     setup = next(cell for cell in node.cells if "setup" in cell.metadata.get("tags", []))
     tree = ast.parse("\n".join(cell.source for cell in node.cells if cell.cell_type == "code"))
     imports = [line for line in ast.parse(setup.source).body if isinstance(line, ast.Import | ast.ImportFrom)]

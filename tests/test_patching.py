@@ -254,6 +254,14 @@ def test_on_real_weights_edits_go_on_as_they_should(shared):
     assert mine == hooked
 
 
+@pytest.mark.parametrize("most", [1, 1500 * 3, 1500 * 3 * 2, 10**9])
+def test_codes_of_a_few_clips_at_a_time_give_the_same_edit(most):
+    see = lambda x, clips: x + clips[:, None, None]  # noqa: E731
+    x, clips = torch.zeros(5, 1500, 2), torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
+    assert torch.equal(patching._in_parts(see, 3, most)(x, clips), see(x, clips))
+    assert torch.equal(patching._in_parts(see, 0, most)(x, clips), see(x, clips))
+
+
 def test_sites_share_what_they_hold_of_some_clips(heard):
     few = patching.some_at_sites(heard, np.array([3, 0]))
     assert set(few) == set(heard) and len({id(one.encoded) for one in few.values()}) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import devices, interchange, languages, model, nonspeech, patching, sae, scoring, speech, text
+from whisper_sae import interchange, languages, model, nonspeech, patching, sae, scoring, speech, text
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, table
@@ -89,8 +89,7 @@ def gathered(run: Profile, seed: int, sites: tuple[str, ...], splits: tuple[str,
     sounds = [speech.samples(path) for path in chosen.path]
     text.require_language(whisper, run.language)
     spoken = languages.of_clips(chosen, run.language).tolist()
-    with devices.idle_cores():
-        heard = patching.hear(whisper, sounds, sites, languages=spoken)
+    heard = patching.hear(whisper, sounds, sites, languages=spoken)
     scorer = scoring.Scorer(_references(chosen), text.normalisers(whisper, spoken))
     left_out = len(asked) - len(here)
     return Gathered(chosen.assign(clip=chosen.index).reset_index(drop=True), heard, scorer, left_out)

@@ -2,8 +2,8 @@
 
 import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
 
 import psutil
 import torch
@@ -46,24 +46,45 @@ def _one_product() -> bool:
     return True
 
 
-def _count_idle() -> int:
-    """The number of cores that were idle during the last half second."""
-    return round((1 - psutil.cpu_percent(interval=0.5) / 100) * (psutil.cpu_count() or 1))
-
-
 CORES = "WHISPER_SAE_CORES"
 """The environment variable by which a run of several notebooks says how many cores there are."""
 
+INTERVAL = 0.5
+"""Seconds between two looks at what other processes leave idle."""
 
-@contextmanager
-def idle_cores() -> Iterator[None]:
-    """Let torch use the idle cores of a run in which several notebooks have one core each, for a long forward pass.
 
-    Cores that another notebook computes on are left to it: two threads of which one has to wait are slower than one.
+def on_idle_cores(items: Iterable) -> Iterator:
+    """The items of a loop of long forward passes. Before each, torch is given the cores of a run of several notebooks
+    on which no other process computes; after the loop, as many as before.
+
+    A core on which another notebook computes is left to it: two threads of which one has to wait are slower than one.
     """
-    before, cores = torch.get_num_threads(), int(os.environ.get(CORES) or 0)
-    torch.set_num_threads(max(before, min(cores, before + _count_idle())) if cores > before else before)
+    own, cores = torch.get_num_threads(), int(os.environ.get(CORES) or 0)
+    if cores <= own:
+        yield from items
+        return
+    since, first = _used(), True
+    time.sleep(0.1)
     try:
-        yield
+        for item in items:
+            now = _used()
+            if first or now[0] - since[0] >= INTERVAL:
+                torch.set_num_threads(min(cores, max(own, cores - _busy_elsewhere(since, now))))
+                since, first = now, False
+            yield item
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(own)
+
+
+def _used() -> tuple[float, float, float]:
+    """Now, and how long all processes, and this one, have computed on all cores: seconds."""
+    times = psutil.cpu_times()._asdict()
+    unused = {"idle", "iowait", "guest", "guest_nice"}  # guests are part of user and nice
+    busy = sum(seconds for name, seconds in times.items() if name not in unused)
+    return time.monotonic(), busy, time.process_time()
+
+
+def _busy_elsewhere(since: tuple[float, float, float], now: tuple[float, float, float]) -> int:
+    """On how many cores other processes computed between two looks."""
+    seconds, every, own = (b - a for a, b in zip(since, now, strict=True))
+    return round(max(0.0, every - own) / max(seconds, 1e-9))

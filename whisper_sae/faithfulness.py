@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from whisper_sae import causal, devices, dictionaries, intervals, losses, model, patching, sae, scoring
+from whisper_sae import causal, dictionaries, intervals, losses, model, patching, sae, scoring
+from whisper_sae.devices import on_idle_cores
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded, twin
 from whisper_sae.store import Recipe, Step, make
@@ -66,10 +67,9 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
         changes = {name: change for name, change in changes.items() if not brief or name in (UNTOUCHED, *BRIEF)}
         sample = np.isin(some.clips.index, causal.drawn(some.clips, 0, SAMPLE, seed).index)
         transcribed = {name: sample for name in changes if numbers.get(name, (0, False))[1]}
-        bar = lambda steps: tqdm(steps, desc=f"splicing at {site}", unit=" batches")  # noqa: E731
+        bar = lambda steps: on_idle_cores(tqdm(steps, desc=f"splicing at {site}", unit=" batches"))  # noqa: E731
         texts = some.clips.text.tolist()
-        with devices.idle_cores():
-            result = losses.read(heard, changes, texts, progress=bar, transcribed=transcribed)
+        result = losses.read(heard, changes, texts, progress=bar, transcribed=transcribed)
         parts = []
         for name, one in result.items():
             written = np.array([tokens is not None for tokens in one.tokens])
@@ -90,10 +90,9 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
 
 def made(run: Profile, seed: int, site: str, brief: bool = False) -> Step:
     """`faithful` of a site, and before it what it needs."""
-    with devices.idle_cores():
-        for one in (run, random_init(run)):
-            make(recorded(one, seed, site))
-            make(dictionaries.dictionary(one, seed, site))
+    for one in (run, random_init(run)):
+        make(recorded(one, seed, site))
+        make(dictionaries.dictionary(one, seed, site))
     return make(faithful(run, seed, site, brief=brief))
 
 

@@ -17,7 +17,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from whisper_sae import causal, devices, intervals, languages, model, nonspeech, patching, probes, scoring, speech
+from whisper_sae import causal, intervals, languages, model, nonspeech, patching, probes, scoring, speech
+from whisper_sae.devices import on_idle_cores
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips as clips_of
@@ -67,15 +68,13 @@ def bench(run: Profile, seed: int, site: str, spoken: int = 24) -> Recipe:
         learnt = causal.gathered(run, seed, (site,), ("train",), most=2 * spoken)
         asked = causal.gathered(run, seed, (site,)).fewer(most=spoken, seed=seed)
         language = spoken_language(table(run, clips), run.language)
-        with devices.idle_cores():
-            sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]
+        sound = patching.hear(whisper, sounds, [site], languages=[language] * len(sounds))[site]
         heard = {"sound": sound, "train": learnt.heard[site],
                  "speech": asked.heard[site]}  # fmt: skip
         nothing = {"": patching.Change(lambda x, _: x)}
         spoken_by = pd.DataFrame({"speaker": asked.speakers, "is": "speech"})
         about = pd.concat([about.assign(**{"is": "sound"}), spoken_by], ignore_index=True).fillna("")
-        with devices.idle_cores():
-            outcomes = [patching.outcomes(heard[side], nothing)[""] for side in SIDES]
+        outcomes = [patching.outcomes(heard[side], nothing, progress=on_idle_cores)[""] for side in SIDES]
         about = about.join(pd.concat(outcomes, ignore_index=True))
         about["repeats"] = [scoring.repetition(text) for text in about.wrote]
         about.to_csv(folder / "clips.csv", index=False)
@@ -236,10 +235,8 @@ def _steered(heard: dict, about: pd.DataFrame, changes: dict, scorer: scoring.Sc
     rows = []
     for side in SIDES:
         here = about[about["is"] == side].reset_index(drop=True)
-        with devices.idle_cores():
-            found = patching.outcomes(
-                heard[side], changes[side], progress=lambda work: tqdm(work, desc="steering", unit=" batches")
-            )
+        bar = lambda work: on_idle_cores(tqdm(work, desc="steering", unit=" batches"))  # noqa: E731
+        found = patching.outcomes(heard[side], changes[side], progress=bar)
         found |= {(name, 0.0): here for name in DIRECTIONS}
         count = scorer if side == "speech" else scoring.Scorer([""] * len(here))
         for (name, strength), outcome in found.items():

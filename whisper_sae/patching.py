@@ -26,6 +26,7 @@ from torch import Tensor
 
 from whisper_sae import model, text
 from whisper_sae.decoding import Confidence, Decoder, See, answering, beneath, most_tokens
+from whisper_sae.devices import on_idle_cores
 from whisper_sae.edits import Edit
 from whisper_sae.model import RATE
 
@@ -109,7 +110,7 @@ def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[s
     places = {site: _begin(whisper, site) for site in sites}
     streams = {stream for stream, _ in places.values() if stream}
     held: dict[str, Tensor] = {}  # whole from the first batch on: parts and their sum would take twice the memory
-    for first in range(0, len(sounds), batch):
+    for first in on_idle_cores(range(0, len(sounds), batch)):
         kept: dict[str, Tensor] = {}
         look = {stream: lambda x, stream=stream, kept=kept: kept.update({stream: x}) for stream in streams}
         with model.at(whisper, look):
@@ -124,7 +125,7 @@ def hear(whisper: model.Whisper, sounds: Sequence[np.ndarray], sites: Sequence[s
     spoken = None if languages is None else list(languages)
     begun = text.prompts(whisper, spoken or [text.languages.ENGLISH] * len(sounds))
     limits = most_tokens(lengths * (whisper.samples_a_frame / RATE))
-    parts = zip(every.split(batch), begun.split(batch), limits.split(batch), strict=True)
+    parts = on_idle_cores(zip(every.split(batch), begun.split(batch), limits.split(batch), strict=True))
     plain = [tokens for part, first, most in parts for tokens in decoder.write(part, prompts=first, limits=most)]
     return {
         site: Heard(whisper, model.named(whisper.config, site), held.get(stream, every), layer, every, valid, decoder,
@@ -433,10 +434,9 @@ class Coded:
             touched[np.unique(fired[mask.flatten().numpy()[fired]] // self.frames.shape[1])] = True
 
         def see(x: Tensor, clips: Tensor) -> Tensor:
-            f = self._rows(mine, clips.numpy()).to(x)
-            return x + edit.added(f, clips, W_dec)
+            return x + edit.added(self._rows(mine, clips.numpy()).to(x), clips, W_dec)
 
-        return Change(see, touched, mask)
+        return Change(_in_parts(see, len(edit.features)), touched, mask)
 
     def _as_it_speaks(self, edit: Edit, W_dec: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         def see(x: Tensor, clips: Tensor) -> Tensor:
@@ -444,12 +444,26 @@ class Coded:
             f = f if edit.features is None else f[..., list(edit.features)]
             return x + edit.added(f, clips, W_dec)
 
-        return see
+        return _in_parts(see, self.coder.d_sae)
 
     def spliced(self, everywhere: bool = False) -> Change:
         """The SAE's reconstruction in the place of x; `everywhere`: on the frames of padding, too."""
         where = torch.ones_like(self.frames) if everywhere else None
         return Change(lambda x, _: self.there(x), None, where)
+
+
+def _in_parts(
+    see: Callable[[Tensor, Tensor], Tensor], features: int, most: int = 16_000_000
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`see` of a few clips at a time, whose codes of so many features are at most `most` numbers."""
+
+    def see_parts(x: Tensor, clips: Tensor) -> Tensor:
+        size = max(1, most // max(1, x.shape[1] * features))
+        if size >= len(x):
+            return see(x, clips)
+        return torch.cat([see(*part) for part in zip(x.split(size), clips.split(size), strict=True)])
+
+    return see_parts
 
 
 def _copied(coder, device: torch.device):

@@ -10,7 +10,8 @@ punctuation. What is measured and how candidates are chosen is in `token_feature
 """
 
 import difflib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from whisper_sae import causal, controls, devices, edits, intervals, patching, sae, train
+from whisper_sae import causal, controls, edits, intervals, patching, sae, train
 from whisper_sae import token_features as tf
+from whisper_sae.devices import on_idle_cores
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, made_by
@@ -223,7 +225,6 @@ def tested(run: Profile, seed: int) -> Recipe:
     `fires_on.csv`, see `fires_on`. Candidates are of training speakers, all effects of held-out ones."""
     site = site_of(run)
 
-    @devices.idle_cores()
     def measure(folder: Path, clips: Step, trained: Step) -> dict:
         train_on = causal.gathered(run, seed, (site,), splits=("train",), most=TRAINED)
         held_out = causal.gathered(run, seed, (site,), most=TESTED).fewer(1, seed=seed)
@@ -239,7 +240,7 @@ def tested(run: Profile, seed: int) -> Recipe:
         some, tables, parts, candidates = patching.some(known, np.arange(min(SCORED, len(known)))), [], [], []
         first, places = tf.own_transcripts(some, targets), {}
         for each, coder in coders.items():
-            bar = lambda items, each=each: tqdm(items, desc=f"punctuation at {each}", unit=" batches")  # noqa: E731
+            bar = functools.partial(_bar, f"punctuation at {each}")
             mine = [one if each == site else in_decoder(one, each) for one in (some, tested_on)]
             found = tf.attribution(mine[0], coder, first, progress=bar)
             best = chosen(found, targets)
@@ -271,6 +272,10 @@ def tested(run: Profile, seed: int) -> Recipe:
     )  # fmt: skip
 
 
+def _bar(title: str, items: Iterable) -> Iterable:
+    return on_idle_cores(tqdm(items, desc=title, unit=" batches"))
+
+
 def _followed(places: dict[str, Edits], table: pd.DataFrame, best: pd.DataFrame, targets: dict) -> pd.DataFrame:
     """`doses` of the strongest candidate of each target in DOSED."""
     parts = []
@@ -279,7 +284,7 @@ def _followed(places: dict[str, Edits], table: pd.DataFrame, best: pd.DataFrame,
             continue
         mine = table[(table.site == top.site) & (table.target == name) & (table.of == top.feature)]
         others = mine.feature[mine.kind == "control"].tolist()[:FOLLOWED]
-        bar = lambda items, name=name: tqdm(items, desc=f"transcripts: {name}", unit=" batches")  # noqa: E731
+        bar = functools.partial(_bar, f"transcripts: {name}")
         parts.append(doses(places[top.site], int(top.feature), others, targets[name], bar))
     columns = ["kind", "feature", "scale", "clip", "wrote", "count", "words", "kept", "target", "site"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

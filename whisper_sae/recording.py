@@ -27,8 +27,9 @@ import torch
 from tqdm import tqdm
 
 from whisper_sae import activations as frames
-from whisper_sae import cluster, devices, languages, listening, model, shards, speech, text
+from whisper_sae import cluster, languages, listening, model, shards, speech, text
 from whisper_sae.decoding import most_tokens
+from whisper_sae.devices import on_idle_cores
 from whisper_sae.profiles import Profile
 from whisper_sae.selection import clips as clips_of
 from whisper_sae.selection import table
@@ -228,11 +229,11 @@ def write(folder: Path, clips: Step, run: Profile, holds: list[str], given: str)
     def begin(planned: Plan | None = None) -> tuple[Callable, Callable]:
         return hearing(run, planned or plan(run, holds, given, clips, loaded(run, identity)))
 
-    with devices.idle_cores():
-        return {"device": str(whisper.device), "clips": len(planned.heard)} | frames.write(
-            folder, len(windows), **by_whom(begin, planned), shard=run.shard_windows, batch=run.batch_windows,
-            dtype=run.dtype, progress=partial(tqdm, desc="listening"),
-        )  # fmt: skip
+    bar = lambda items, **unit: on_idle_cores(tqdm(items, desc="listening", **unit))  # noqa: E731
+    return {"device": str(whisper.device), "clips": len(planned.heard)} | frames.write(
+        folder, len(windows), **by_whom(begin, planned), shard=run.shard_windows, batch=run.batch_windows,
+        dtype=run.dtype, progress=bar,
+    )  # fmt: skip
 
 
 def hearing(run: Profile, planned: Plan) -> tuple[Callable, Callable]:

@@ -373,7 +373,7 @@ def _environment(threads: int):
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of torch, BLAS, scikit-learn and our kernels
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits leaves its core to another notebook
-        os.environ.setdefault("WHISPER_SAE_CORES", str(_cores()))  # for long passes: devices.idle_cores
+        os.environ.setdefault("WHISPER_SAE_CORES", str(_cores()))  # for long passes: devices.on_idle_cores
     try:
         yield
     finally:
