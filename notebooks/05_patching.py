@@ -64,7 +64,7 @@ if reason := causal.lacking(run, seed, (site,)):
 # %%
 clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
 for each in acts.facts["sites"]:
-    store.make(dictionaries.dictionary(run, seed, each, beside=list(acts.facts["sites"])))
+    store.make(dictionaries.dictionary(run, seed, each, beside=acts.facts["sites"]))
 told = targeted.told_in(run, seed)  # a row a phone; empty where no corpus has any
 some = causal.gathered(run, seed, (site,))  # clips of held-out speakers, encoded once
 heard, coder = some.heard[site], causal.coder_of(run, seed, site)

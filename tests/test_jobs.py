@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from whisper_sae import findings, pairs, profiles, progress, report
+from whisper_sae import causal, findings, pairs, profiles, progress, report
 
 NOTEBOOK = """
 # %% [markdown]
@@ -150,7 +150,8 @@ def test_notebooks_say_which_others_they_need(path):
     node = pairs.read(path)
     run = profiles.choose("demo")
     known = _Everything(__builtins__=__builtins__, run=run, seed=0, site=run.focus, concept="gender")
-    known |= {"each": run.focus, "acts": SimpleNamespace(facts={"sites": [run.focus]})}
+    sites = causal.sites_of(run)
+    known["acts"] = SimpleNamespace(facts={"sites": sites})  # notebook 5 loops over them
     setup = next(cell for cell in node.cells if "setup" in cell.metadata.get("tags", []))
     tree = ast.parse("\n".join(cell.source for cell in node.cells if cell.cell_type == "code"))
     imports = [line for line in ast.parse(setup.source).body if isinstance(line, ast.Import | ast.ImportFrom)]
@@ -159,14 +160,18 @@ def test_notebooks_say_which_others_they_need(path):
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and ast.unparse(call.func) in ("store.make", "store.need"):
             try:
-                recipe = eval(ast.unparse(call.args[0]), known)
+                recipes = {
+                    recipe.key: recipe
+                    for each in sites
+                    if (recipe := eval(ast.unparse(call.args[0]), known | {"each": each}))
+                }
             except NameError:
                 continue  # of something that only the running notebook knows
             if call.func.attr == "make":
-                made.add(recipe.key)
-                asked += recipe.needs.values()
+                made |= set(recipes)
+                asked += [need for recipe in recipes.values() for need in recipe.needs.values()]
             else:
-                asked.append(recipe)
+                asked += recipes.values()
     asked = [recipe for recipe in asked if recipe.key not in made and recipe.name not in ("codes", "detection")]
     of = {recipe.by.split()[-1] for recipe in asked if recipe.by}
     named = {name[:2] for name in report.needed(node, [text.stem for text in pairs.texts(report.NOTEBOOKS)])}
