@@ -23,7 +23,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import cautions, dictionaries, figures, findings, measure, profiles, recipes, sae, speech, store
+from whisper_sae import (
+    causal,
+    cautions,
+    dictionaries,
+    figures,
+    findings,
+    measure,
+    profiles,
+    recipes,
+    sae,
+    speech,
+    store,
+)
 from whisper_sae.calibrations import Calibrations
 
 run = profiles.choose(profile)
@@ -67,6 +79,9 @@ figures.say(
 
 # %% tags=["show-code"]
 trained = {site: store.make(dictionaries.dictionary(run, seed, site, beside=sites)) for site in sites}
+for site in causal.sites_of(run):
+    if site.startswith("decoder"):  # for notebook 5; this page is about the encoder
+        store.make(dictionaries.dictionary(run, seed, site))
 
 # %%
 scores = pd.DataFrame(

@@ -36,6 +36,15 @@ def test_long_passes_use_cores_that_others_leave_idle(monkeypatch):
         assert [torch.get_num_threads() for _ in devices.on_idle_cores(range(2))] == [before, before]
 
 
+def test_long_passes_give_free_memory_back_now_and_then(monkeypatch):
+    released, moments = [], itertools.count(step=2)
+    monkeypatch.setattr(devices.memory, "release", lambda: released.append(len(released)))
+    monkeypatch.setattr(devices.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(devices, "_used", lambda: (0.0, 0.0, 0.0))
+    assert list(devices.on_idle_cores(range(10))) == list(range(10))
+    assert len(released) == 3  # every third look, two seconds each, and one for noting the time
+
+
 def test_what_other_processes_compute_is_counted_and_what_this_one_does_is_not():
     script = "print(flush=True)\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:

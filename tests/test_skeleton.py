@@ -25,6 +25,7 @@ ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination",
 # Leaves import no sibling. These stand on top of them:
 ANYONE = {"durable"}  # how a file is written is said once
 MAY_IMPORT = {
+    "devices": {"memory"},
     "sae": {"devices",
                 "interchange", "sparse"},  # what a saved one must be is said there
     "corpora": {"tables"},

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import psutil
 import torch
 
+from whisper_sae import memory
+
 
 def pick(device: str) -> torch.device:
     """The device of that name; `auto` is cuda, else cpu. ValueError where this machine has no such device.
@@ -49,28 +51,29 @@ def _one_product() -> bool:
 CORES = "WHISPER_SAE_CORES"
 """The environment variable by which a run of several notebooks says how many cores there are."""
 
-INTERVAL = 0.5
-"""Seconds between two looks at what other processes leave idle."""
+LOOK_AGAIN, RELEASE_AGAIN = 0.5, 5.0
+"""Seconds between looks at what other processes leave idle, and between times that free memory is given back."""
 
 
 def on_idle_cores(items: Iterable) -> Iterator:
     """The items of a loop of long forward passes. Before each, torch is given the cores of a run of several notebooks
-    on which no other process computes; after the loop, as many as before.
+    on which no other process computes; after the loop, as many as before. Free memory is given back now and then.
 
     A core on which another notebook computes is left to it: two threads of which one has to wait are slower than one.
     """
     own, cores = torch.get_num_threads(), int(os.environ.get(CORES) or 0)
-    if cores <= own:
-        yield from items
-        return
-    since, first = _used(), True
-    time.sleep(0.1)
+    looked, released, first = _used(), time.monotonic(), True
+    if cores > own:
+        time.sleep(0.1)
     try:
         for item in items:
             now = _used()
-            if first or now[0] - since[0] >= INTERVAL:
-                torch.set_num_threads(min(cores, max(own, cores - _busy_elsewhere(since, now))))
-                since, first = now, False
+            if cores > own and (first or now[0] - looked[0] >= LOOK_AGAIN):
+                torch.set_num_threads(min(cores, max(own, cores - _busy_elsewhere(looked, now))))
+                looked, first = now, False
+            if time.monotonic() - released >= RELEASE_AGAIN:
+                memory.release()
+                released = time.monotonic()
             yield item
     finally:
         torch.set_num_threads(own)
