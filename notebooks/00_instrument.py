@@ -10,7 +10,7 @@
 #
 # **You need** nothing. On other profiles this page shows as much as their corpus and model can tell.
 #
-# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 7 min, for steps not yet stored.
+# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 20 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own

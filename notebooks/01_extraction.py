@@ -11,7 +11,7 @@
 #
 # **You need** nothing; [0 · Can the instrument be trusted?](00_instrument.ipynb) tells what the demo is made of.
 #
-# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 5 min, for steps not yet stored.
+# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 11 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own

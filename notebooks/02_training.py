@@ -12,7 +12,7 @@
 #
 # **You need** the results of notebook 1.
 #
-# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 6 min, for steps not yet stored.
+# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 7 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own

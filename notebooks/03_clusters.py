@@ -12,7 +12,7 @@
 #
 # **You need** the results of notebooks 1 and 2.
 #
-# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 3 min, for steps not yet stored.
+# **Time** demo 1 min on 2 cores · two hours of speech through `tiny` 2 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own

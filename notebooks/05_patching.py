@@ -12,7 +12,7 @@
 # **You need** notebook 1. SAEs that [2](02_training.py) has not trained yet are trained here. Where a corpus has no phones
 # with times, the part on phones is left out.
 #
-# **Time** demo 90 s on 2 cores · a few hundred clips through `tiny` 15 min, for steps not yet stored.
+# **Time** demo 2 min on 2 cores · two hours of speech through `tiny` 35 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own

@@ -11,7 +11,7 @@
 #
 # **You need** the results of notebooks 0 to 2. Where a corpus has no times of phones, this page asks its transcripts alone.
 #
-# **Time** demo 1.5 min on 2 cores · two hours of speech through `tiny` 8 min, for steps not yet stored.
+# **Time** demo 1.5 min on 2 cores · two hours of speech through `tiny` 4 min, for steps not yet stored.
 
 # %% tags=["parameters"]
 profile = "demo"  # demo: bundled, offline | tiny | small | large | the path of a .toml file of your own
