@@ -9,7 +9,7 @@
 #
 # **You will learn** to keep the SAE's error while you edit, and to set every effect beside matched controls.
 #
-# **You need** notebook 1. SAEs that [2](02_training.py) has not trained yet are trained here. Where a corpus has no phones
+# **You need** notebook 1. SAEs that [2](02_training.ipynb) has not trained yet are trained here. Where a corpus has no phones
 # with times, the part on phones is left out.
 #
 # **Time** demo 2 min on 2 cores · two hours of speech through `tiny` 35 min, for steps not yet stored.

@@ -34,21 +34,18 @@ def summary(reports: Path) -> dict:
 def summarize_table(table: pd.DataFrame) -> dict:
     """Number of rows, and a summary of each numeric column."""
     columns = [table[name].astype(float).to_numpy() for name in table.select_dtypes([np.number, bool])]
-    return {
-        "rows": len(table),
-        "columns": [[summarize_column(values, what) for what in SUMMARIES] for values in columns],
-    }
+    return {"rows": len(table), "columns": [summarize_column(values) for values in columns]}
 
 
-SUMMARIES = (np.isfinite, np.mean, np.std, np.min, np.max)
-
-
-def summarize_column(values: np.ndarray, what) -> float:
-    """One statistic of the finite values of a column."""
+def summarize_column(values: np.ndarray) -> list[float]:
+    """Number of finite values, and their mean, standard deviation, minimum and maximum."""
     finite = values[np.isfinite(values)]
-    if what is np.isfinite:
-        return len(finite)
-    return float(f"{what(finite):.6g}") if len(finite) else 0.0
+    if not len(finite):
+        return [0.0] * 5
+    return [
+        len(finite),
+        *(float(f"{number:.6g}") for number in (finite.mean(), finite.std(), finite.min(), finite.max())),
+    ]
 
 
 def differences(golden: dict, now: dict, tolerance: float = 1e-5) -> list[str]:

@@ -3,10 +3,11 @@
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import psutil
 import torch
+from tqdm import tqdm
 
 from whisper_sae import memory
 
@@ -77,6 +78,11 @@ def on_idle_cores(items: Iterable) -> Iterator:
             yield item
     finally:
         torch.set_num_threads(own)
+
+
+def long_pass(title: str) -> Callable[..., Iterator]:
+    """A wrapper of the batches of a long forward pass: `on_idle_cores`, with a progress bar."""
+    return lambda batches, unit=" batches", **how: on_idle_cores(tqdm(batches, desc=title, unit=unit, **how))
 
 
 def _used() -> tuple[float, float, float]:

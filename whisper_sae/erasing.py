@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from whisper_sae import activations as frames_of_store
 from whisper_sae import causal, controls, dictionaries, edits, erasure, patching, phonetics, probes, scoring
-from whisper_sae.devices import on_idle_cores
+from whisper_sae.devices import long_pass
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded, table
 from whisper_sae.store import Recipe, Step
@@ -198,8 +198,7 @@ def _words(run, seed, site, coder, orders: dict, most: int) -> pd.DataFrame:
             changes[f"{name} removed", count] = coded.edit(edits.silence(mine))
             if name == "best":
                 changes[f"{name} alone", count] = coded.edit(edits.keep(mine, coder.d_sae))
-    bar = lambda batches: on_idle_cores(tqdm(batches, desc=f"erasing at {site}", unit=" batches"))  # noqa: E731
-    wrote = patching.write(some.heard[site], changes, progress=bar)
+    wrote = patching.write(some.heard[site], changes, progress=long_pass(f"erasing at {site}"))
     plain = patching.said(some.heard[site], some.heard[site].plain)
     wrote |= {("untouched", 0): plain}
     parts = [

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from whisper_sae import causal, dictionaries, intervals, losses, model, patching, sae, scoring
-from whisper_sae.devices import on_idle_cores
+from whisper_sae.devices import long_pass
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import made_by, recorded, twin
 from whisper_sae.store import Recipe, Step, make
@@ -67,7 +66,7 @@ def faithful(run: Profile, seed: int, site: str, a_speaker: int = 2, most: int =
         changes = {name: change for name, change in changes.items() if not brief or name in (UNTOUCHED, *BRIEF)}
         sample = np.isin(some.clips.index, causal.drawn(some.clips, 0, SAMPLE, seed).index)
         transcribed = {name: sample for name in changes if numbers.get(name, (0, False))[1]}
-        bar = lambda steps: on_idle_cores(tqdm(steps, desc=f"splicing at {site}", unit=" batches"))  # noqa: E731
+        bar = long_pass(f"splicing at {site}")
         texts = some.clips.text.tolist()
         result = losses.read(heard, changes, texts, progress=bar, transcribed=transcribed)
         parts = []

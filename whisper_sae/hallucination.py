@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
-from tqdm import tqdm
 
 from whisper_sae import causal, intervals, languages, model, nonspeech, patching, probes, scoring, speech
-from whisper_sae.devices import on_idle_cores
+from whisper_sae.devices import long_pass, on_idle_cores
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips as clips_of
@@ -235,8 +234,7 @@ def _steered(heard: dict, about: pd.DataFrame, changes: dict, scorer: scoring.Sc
     rows = []
     for side in SIDES:
         here = about[about["is"] == side].reset_index(drop=True)
-        bar = lambda work: on_idle_cores(tqdm(work, desc="steering", unit=" batches"))  # noqa: E731
-        found = patching.outcomes(heard[side], changes[side], progress=bar)
+        found = patching.outcomes(heard[side], changes[side], progress=long_pass("steering"))
         found |= {(name, 0.0): here for name in DIRECTIONS}
         count = scorer if side == "speech" else scoring.Scorer([""] * len(here))
         for (name, strength), outcome in found.items():

@@ -10,8 +10,7 @@ punctuation. What is measured and how candidates are chosen is in `token_feature
 """
 
 import difflib
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from whisper_sae import causal, controls, edits, intervals, patching, sae, train
 from whisper_sae import token_features as tf
-from whisper_sae.devices import on_idle_cores
+from whisper_sae.devices import long_pass
 from whisper_sae.dictionaries import dictionary
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, made_by
@@ -240,7 +239,7 @@ def tested(run: Profile, seed: int) -> Recipe:
         some, tables, parts, candidates = patching.some(known, np.arange(min(SCORED, len(known)))), [], [], []
         first, places = tf.own_transcripts(some, targets), {}
         for each, coder in coders.items():
-            bar = functools.partial(_bar, f"punctuation at {each}")
+            bar = long_pass(f"punctuation at {each}")
             mine = [one if each == site else in_decoder(one, each) for one in (some, tested_on)]
             found = tf.attribution(mine[0], coder, first, progress=bar)
             best = chosen(found, targets)
@@ -272,10 +271,6 @@ def tested(run: Profile, seed: int) -> Recipe:
     )  # fmt: skip
 
 
-def _bar(title: str, items: Iterable) -> Iterable:
-    return on_idle_cores(tqdm(items, desc=title, unit=" batches"))
-
-
 def _followed(places: dict[str, Edits], table: pd.DataFrame, best: pd.DataFrame, targets: dict) -> pd.DataFrame:
     """`doses` of the strongest candidate of each target in DOSED."""
     parts = []
@@ -284,7 +279,7 @@ def _followed(places: dict[str, Edits], table: pd.DataFrame, best: pd.DataFrame,
             continue
         mine = table[(table.site == top.site) & (table.target == name) & (table.of == top.feature)]
         others = mine.feature[mine.kind == "control"].tolist()[:FOLLOWED]
-        bar = functools.partial(_bar, f"transcripts: {name}")
+        bar = long_pass(f"transcripts: {name}")
         parts.append(doses(places[top.site], int(top.feature), others, targets[name], bar))
     columns = ["kind", "feature", "scale", "clip", "wrote", "count", "words", "kept", "target", "site"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

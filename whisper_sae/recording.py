@@ -24,12 +24,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from whisper_sae import activations as frames
 from whisper_sae import cluster, languages, listening, model, shards, speech, text
 from whisper_sae.decoding import most_tokens
-from whisper_sae.devices import on_idle_cores
+from whisper_sae.devices import long_pass
 from whisper_sae.profiles import Profile
 from whisper_sae.selection import clips as clips_of
 from whisper_sae.selection import table
@@ -229,10 +228,9 @@ def write(folder: Path, clips: Step, run: Profile, holds: list[str], given: str)
     def begin(planned: Plan | None = None) -> tuple[Callable, Callable]:
         return hearing(run, planned or plan(run, holds, given, clips, loaded(run, identity)))
 
-    bar = lambda items, **unit: on_idle_cores(tqdm(items, desc="listening", **unit))  # noqa: E731
     return {"device": str(whisper.device), "clips": len(planned.heard)} | frames.write(
         folder, len(windows), **by_whom(begin, planned), shard=run.shard_windows, batch=run.batch_windows,
-        dtype=run.dtype, progress=bar,
+        dtype=run.dtype, progress=long_pass("listening"),
     )  # fmt: skip
 
 

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from whisper_sae import causal, controls, edits, losses, meaning, patching, phonetics, spoken, targets
-from whisper_sae.devices import on_idle_cores
+from whisper_sae.devices import long_pass
 from whisper_sae.intervals import LEAST
 from whisper_sae.profiles import Profile
 from whisper_sae.recipes import clips, made_by, table
@@ -59,7 +58,7 @@ def effects(run: Profile, seed: int, site: str, a_speaker: int = 2) -> Recipe:
         best = _asked(run, seed, some, _best(detected))
         pool = controls.covering(coded.rates, size, best, COVERED).tolist()
         changes = {("own", feature): coded.edit(edits.silence([feature])) for feature in sorted({*best, *pool})}
-        bar = lambda batches: on_idle_cores(tqdm(batches, desc=f"ablating at {site}", unit=" batches"))  # noqa: E731
+        bar = long_pass(f"ablating at {site}")
         words, less = losses.by_word(heard, changes, some.clips.text.tolist(), progress=bar)
         strong = sorted(best, key=lambda feature: -np.abs(less["own", feature]).mean())[:ALONG_RANDOM]
         other = _random_directions(coded.coder.W_dec, seed)
@@ -304,8 +303,7 @@ def dose(run: Profile, seed: int, site: str, most: int = 3, a_speaker: int = 6) 
         changes = {
             (*one, scale): coded.edit(edits.scale({one[2]: scale})) for one in asked for scale in SCALES if scale != 1
         }
-        bar = lambda batches: on_idle_cores(tqdm(batches, desc=f"doses at {site}", unit=" batches"))  # noqa: E731
-        wrote = patching.write(some.heard[site], changes, progress=bar)
+        wrote = patching.write(some.heard[site], changes, progress=long_pass(f"doses at {site}"))
         wrote |= {(*one, 1.0): patching.said(some.heard[site], some.heard[site].plain) for one in asked}
         said, words = _normalised(some)
         words.to_csv(folder / "words.csv", index=False)
