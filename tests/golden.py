@@ -25,14 +25,17 @@ def summary(reports: Path) -> dict:
     notebooks = {}
     for path in sorted((reports / "findings").glob("*.json")):
         finding = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", finding["headline"])]
+        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?![\d.]| MB)", finding["headline"])]
         tables = [summarize_table(pd.read_csv(reports / name)) for name in finding["tables"]]
         notebooks[path.stem[:2]] = {"headline": numbers, "tables": tables}
     return notebooks
 
 
 def summarize_table(table: pd.DataFrame) -> dict:
-    """Number of rows, and a summary of each numeric column."""
+    """Number of rows, and a summary of each numeric column. Times and memory, which no run repeats, are left out."""
+    table = table.drop(columns="seconds", errors="ignore")
+    if "expectation" in table:
+        table = table[~table.expectation.str.contains("megabytes")]
     columns = [table[name].astype(float).to_numpy() for name in table.select_dtypes([np.number, bool])]
     return {"rows": len(table), "columns": [summarize_column(values) for values in columns]}
 
