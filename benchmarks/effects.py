@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from whisper_sae import effects, intervals, relabelling
+from whisper_sae.stats import effects, intervals, permutation
 
 
 def made_up(speakers: int, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +49,7 @@ def one_run(what: str, speakers: int, features: int, draws: int) -> dict:
     ways = {
         "effects.between": lambda: effects.between(x, labels),
         "intervals.of_d": lambda: intervals.of_d(x, labels, draws=draws),
-        "relabelling.relabelled": lambda: relabelling.relabelled(x, labels, deals=5 * draws),
+        "relabelling.relabelled": lambda: permutation.relabelled(x, labels, deals=5 * draws),
     }
     worked, seconds = taken(ways[what])
     told = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

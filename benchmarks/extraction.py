@@ -54,31 +54,32 @@ def profile(place: Path, **fields):
 
 def ours(run, whisper, heard) -> int:
     """Record the clips into a folder, as a run does; the number of valid frames."""
-    from whisper_sae import activations, listening, model
+    from whisper_sae.activations import extract, store
+    from whisper_sae.model import whisper_model
 
-    wanted = list(model.sites(whisper.config, run.sites))
-    windows = listening.planned(run, whisper, heard)
+    wanted = list(whisper_model.sites(whisper.config, run.sites))
+    windows = extract.planned(run, whisper, heard)
 
     def hear(_numbers, ready):
-        return model.record(whisper, model.mel(whisper, ready[0]), wanted), ready[1]
+        return whisper_model.record(whisper, whisper_model.mel(whisper, ready[0]), wanted), ready[1]
 
     with tempfile.TemporaryDirectory() as folder:
-        return activations.write(
+        return store.write(
             Path(folder) / "said", int(windows.heard.max()) + 1,
-            lambda: (hear, listening.reader(whisper, heard, windows)),
-            shard=run.shard_windows, batch=run.batch_windows, pieces=listening.pieces(whisper, windows),
+            lambda: (hear, extract.reader(whisper, heard, windows)),
+            shard=run.shard_windows, batch=run.batch_windows, pieces=extract.pieces(whisper, windows),
         )["frames"]  # fmt: skip
 
 
 @torch.no_grad()
 def theirs(whole, processor, heard) -> int:
     """The reference way, by plain transformers; the number of valid frames among what it keeps."""
-    from whisper_sae import speech
+    from whisper_sae.data import clip_table
 
     layers, valid = [[] for _ in whole.model.encoder.layers], 0
     start = torch.tensor([[whole.config.decoder_start_token_id]])
     for path in heard.path:
-        sound = speech.samples(path)
+        sound = clip_table.samples(path)
         mels = processor(sound, sampling_rate=16_000, return_tensors="pt").input_features
         said = whole(mels, decoder_input_ids=start, output_hidden_states=True)
         for kept, hidden in zip(layers, said.encoder_hidden_states[1:], strict=True):
@@ -98,10 +99,13 @@ def seconds(work) -> tuple[float, object]:
 
 def race(place: Path, rounds: int) -> None:
     """Valid frames a second of every way, and its ratio to the reference within each round."""
-    from whisper_sae import model, recipes
+    from whisper_sae.experiments import pipeline
+    from whisper_sae.model import whisper_model
 
-    narrow = ["bfloat16"] if model.has_bfloat16(torch.device("cpu")) else []
-    loaded = {precision: model.load(str(MODEL), "cpu", precision=precision) for precision in ["float32", *narrow]}
+    narrow = ["bfloat16"] if whisper_model.has_bfloat16(torch.device("cpu")) else []
+    loaded = {
+        precision: whisper_model.load(str(MODEL), "cpu", precision=precision) for precision in ["float32", *narrow]
+    }
     heard = drawn(place)
     whole = WhisperForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32).eval()
     processor = WhisperFeatureExtractor.from_pretrained(MODEL)
@@ -126,36 +130,38 @@ def race(place: Path, rounds: int) -> None:
     print()
     with tempfile.TemporaryDirectory() as data:
         os.environ["WHISPER_SAE_DATA"] = data
-        from whisper_sae import store
+        from whisper_sae import cache
 
-        store.make(recipes.clips(profile(place), 0))
-        told = store.make(recipes.other_ways(profile(place), 0, most=24)).table("other_ways.csv")
+        cache.make(pipeline.clips(profile(place), 0))
+        told = cache.make(pipeline.other_ways(profile(place), 0, most=24)).table("other_ways.csv")
         print("What it costs (cosine of each frame, its 5 % quantile, squared error as a share of the variance):\n")
         print(told.to_string(index=False, float_format=lambda x: f"{x:.4f}"), "\n")
 
 
 def drawn(place: Path) -> pd.DataFrame:
     """The table of clips of a folder, all in one split."""
-    from whisper_sae import speech
+    from whisper_sae.data import clip_table
 
-    return speech.read(place).assign(split="train", corpus="speech")
+    return clip_table.read(place).assign(split="train", corpus="speech")
 
 
 def roof(place: Path, rounds: int, windows: int = 4) -> None:
     """The share of the machine's matrix-multiply rate that the encoder reaches, the two measured in turn."""
-    from whisper_sae import model, roofline, speech
+    from whisper_sae.data import clip_table
+    from whisper_sae.model import whisper_model
+    from whisper_sae.sae import roofline
 
-    narrow = ["bfloat16"] if model.has_bfloat16(torch.device("cpu")) else []
+    narrow = ["bfloat16"] if whisper_model.has_bfloat16(torch.device("cpu")) else []
     print("A window costs 2·2T·3M·d + 2·T·3d·d + L·(2·T·(4·d² + 2·d·m) + 4·T²·d) operations:")
     for precision in ["float32", *narrow]:
-        whisper = model.load(str(MODEL), "cpu", precision=precision)
+        whisper = whisper_model.load(str(MODEL), "cpu", precision=precision)
         cost, last = roofline.operations(whisper.config), [f"encoder.{whisper.config.encoder_layers - 1}.resid"]
-        mels = model.mel(whisper, [speech.samples(path) for path in drawn(place).path[:windows]])
-        model.record(whisper, mels, last)
+        mels = whisper_model.mel(whisper, [clip_table.samples(path) for path in drawn(place).path[:windows]])
+        whisper_model.record(whisper, mels, last)
         rows = []
         for _round in range(rounds):
             rate = max(roofline.multiplied("cpu", whisper.config, precision), square(precision))
-            took, _ = seconds(lambda w=whisper, m=mels, s=last: model.record(w, m, s))
+            took, _ = seconds(lambda w=whisper, m=mels, s=last: whisper_model.record(w, m, s))
             rate = (rate + max(roofline.multiplied("cpu", whisper.config, precision), square(precision))) / 2
             rows.append((rate, cost * windows / took))
         share = sorted(reached / rate for rate, reached in rows)
@@ -194,11 +200,12 @@ def memory(clips: int) -> None:
 
 def one_memory(place: str) -> dict:
     """Make one store here and say what it took."""
-    from whisper_sae import recipes, store
+    from whisper_sae import cache
+    from whisper_sae.experiments import pipeline
 
     run = profile(Path(place))
-    store.make(recipes.clips(run, 0))
-    step = store.make(recipes.activations(run, 0))
+    cache.make(pipeline.clips(run, 0))
+    step = cache.make(pipeline.activations(run, 0))
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))  # kB
     size = sum(path.stat().st_size for path in step.path.rglob("*.npy")) / 1e6

@@ -2,8 +2,8 @@
 
     python benchmarks/ground_truth.py [--tokens 1000000] [--seeds 3] [--out table.csv]
 
-The worlds are `whisper_sae.synthetic.SETTINGS`. All variants see the same frames, and have two latents a feature. k is
-the world's own number of features a frame, rounded up; `relu` and `tied`, for which k says nothing, are trained with
+The worlds are `whisper_sae.sae.synthetic.SETTINGS`. All variants see the same frames, and have two latents a feature. k
+is the world's own number of features a frame, rounded up; `relu` and `tied`, for which k says nothing, are trained with
 several penalties, and every one is shown. Codes are those of use: with the saved threshold, one frame at a time.
 """
 
@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from whisper_sae import measure, sae, synthetic, train
+from whisper_sae.sae import architectures, metrics, synthetic, training
 
 BATCH = 1024
 PENALTIES = {"relu": (1.0, 2.0, 4.0), "tied": (0.5, 1.0, 2.0)}
@@ -36,19 +36,19 @@ def drawn(true: synthetic.World, tokens: int) -> torch.Tensor:
 def trained(true: synthetic.World, x: torch.Tensor, variant: str, penalty: float | None, k: int, seed: int) -> dict:
     """Train one dictionary on frames of a world, each seen once, and say how much of the world was found."""
     scale = math.sqrt(x.shape[1] / x.square().sum(dim=1).mean().item())
-    coder = sae.create(variant, x.shape[1], 2 * len(true.rates), k, seed, penalty)
+    coder = architectures.create(variant, x.shape[1], 2 * len(true.rates), k, seed, penalty)
     coder.start_on(x[:8192] * scale)
     batches = lambda start: (part * scale for part in x[start * BATCH :].split(BATCH))  # noqa: E731
-    for _ in train.train(coder, batches, steps=len(x) // BATCH, learning_rate=3e-3, dead_tokens=50_000):
+    for _ in training.train(coder, batches, steps=len(x) // BATCH, learning_rate=3e-3, dead_tokens=50_000):
         pass
-    if isinstance(coder, sae.BatchTopK):
+    if isinstance(coder, architectures.BatchTopK):
         coder.calibrate(part * scale for part in x[: 8 * BATCH].split(BATCH))
     coder.undo_scale(scale)
     with torch.no_grad():
         held_out = true.draw(8192, 7)[0]
-        rates = measure.firing(coder.encode, [held_out])
+        rates = metrics.firing(coder.encode, [held_out])
         found = synthetic.recovery(true, coder.W_dec, coder.encode)
-        fvu = measure.reconstruction(coder, [held_out])["fvu"]
+        fvu = metrics.reconstruction(coder, [held_out])["fvu"]
     return found | {"fvu": fvu, "l0": float(rates.sum()), "dead": float((rates == 0).mean())}
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="dictionaries of each kind; medians are shown")
     parser.add_argument("--out", help="write the table as CSV, too")
     asked = parser.parse_args()
-    kinds = [(variant, penalty) for variant in sae.VARIANTS for penalty in PENALTIES.get(variant, (None,))]
+    kinds = [(variant, penalty) for variant in architectures.VARIANTS for penalty in PENALTIES.get(variant, (None,))]
     rows, started = [], time.perf_counter()
     worlds = {name: synthetic.world(**settings) for name, settings in synthetic.SETTINGS.items()}
     frames = {name: drawn(true, asked.tokens) for name, true in tqdm(worlds.items(), desc="drawing", unit=" worlds")}

@@ -27,7 +27,10 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from whisper_sae import activations, index, meaning, sae, transpose
+from whisper_sae.activations import store
+from whisper_sae.experiments import feature_index
+from whisper_sae.features import index, index_builder
+from whisper_sae.sae import architectures
 
 FEATURES = 3072
 ALWAYS, EQUAL = FEATURES, FEATURES + 1
@@ -98,7 +101,7 @@ def building(rounds: int, clips: int = 120, k: int = 32, frames: int = 1500) -> 
 
     def ours(say) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return worked(lambda: transpose.build(folder, np.full(clips, frames), say, FEATURES)) / clips
+            return worked(lambda: index_builder.build(folder, np.full(clips, frames), say, FEATURES)) / clips
 
     def track(plainly: bool) -> float:
         tracker = Tracker(plainly)
@@ -147,7 +150,7 @@ def asking(frames: int, folder: Path, k: int = 8, length: int = 250) -> None:
     counts = np.full(frames // length, length)
     bar = lambda chunks: tqdm(chunks, desc="building", unit=" chunks")  # noqa: E731
     say = lambda first, last: spoken(first, last, k, more=True)  # noqa: E731
-    spent = taken(lambda: transpose.build(folder, counts, say, FEATURES + 2, progress=bar))
+    spent = taken(lambda: index_builder.build(folder, counts, say, FEATURES + 2, progress=bar))
     found = index.Index(folder)
     print(
         f"Asking: {found.rows:,} frames in {len(counts):,} clips of {length} frames, {k} latents a frame and two that "
@@ -256,14 +259,14 @@ def one_memory(what: str, frames: int, length: int = 250, width: int = 64, k: in
             say = lambda first, last: spoken(first, last, k)  # noqa: E731
         else:
             written(place / "store", len(counts), length, width)
-            features, coder = 8 * width, meaning.Calls(sae.create("topk", width, 8 * width, k).eval())
+            features, coder = 8 * width, feature_index.Calls(architectures.create("topk", width, 8 * width, k).eval())
 
             @torch.no_grad()
             def say(first, last):
-                return coder(activations.Activations(place / "store").rows("site").take(np.arange(first, last)))
+                return coder(store.Activations(place / "store").rows("site").take(np.arange(first, last)))
 
         (place / "index").mkdir()
-        facts = transpose.build(place / "index", counts, say, features)
+        facts = index_builder.build(place / "index", counts, say, features)
         told = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
         peak, mapped = (int(told[name].split()[0]) >> 10 for name in ("VmHWM", "RssFile"))
         size = {name: sum(p.stat().st_size for p in (place / name).rglob("*.npy")) for name in ("store", "index")}
@@ -280,7 +283,7 @@ def written(folder: Path, clips: int, length: int, width: int) -> None:
         x = torch.randn(len(numbers), length, width, generator=rng)
         return {"site": x}, np.full((len(numbers), length), 2, np.uint8)
 
-    activations.write(folder, clips, hear, shard=64, batch=16)
+    store.write(folder, clips, hear, shard=64, batch=16)
 
 
 # --------------------------------------------------------------------------------------------------- a profile
@@ -288,16 +291,17 @@ def written(folder: Path, clips: int, length: int, width: int) -> None:
 
 def of_a_profile(name: str) -> None:
     """The index of a profile's own dictionary: how large it is, and how long it took with and without the encoder."""
-    from whisper_sae import dictionaries, profiles, recipes, store
+    from whisper_sae import cache, profiles
+    from whisper_sae.experiments import pipeline, sae_comparison
 
     run = profiles.choose(name)
     with tempfile.TemporaryDirectory() as data:
         os.environ.setdefault("WHISPER_SAE_DATA", data)
-        store.make(recipes.clips(run, 0))
-        store.make(recipes.activations(run, 0))
-        store.make(dictionaries.dictionary(run, 0, run.focus))
-        made = store.make(meaning.codes(run, 0, run.focus))
-        facts, label = made.facts, f"{run.name}, {run.focus}, {dictionaries.asks(run)}"
+        cache.make(pipeline.clips(run, 0))
+        cache.make(pipeline.activations(run, 0))
+        cache.make(sae_comparison.dictionary(run, 0, run.focus))
+        made = cache.make(feature_index.codes(run, 0, run.focus))
+        facts, label = made.facts, f"{run.name}, {run.focus}, {sae_comparison.asks(run)}"
         print(
             f"{label}: {facts['rows']:,} frames in {facts['pieces']:,} clips, {facts['firings'] / facts['rows']:.1f} "
             f"firings a frame; made in {made.manifest['seconds']:.1f} s, the encoder included.\n{sizes(made.path)}"

@@ -21,7 +21,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from whisper_sae import dictionaries, edits, model, patching, profiles, recipes, sae, speech, store
+from whisper_sae import cache, profiles
+from whisper_sae.causal import edits, patching
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import pipeline, sae_comparison
+from whisper_sae.model import whisper_model
+from whisper_sae.sae import architectures
 
 
 def naive(whisper, sounds, site, coder, features) -> dict:
@@ -38,8 +43,8 @@ def naive(whisper, sounds, site, coder, features) -> dict:
         texts = []
         for sound in sounds:
             length = -(-len(sound) // whisper.samples_a_frame)
-            with torch.no_grad(), model.at(whisper, {site: lambda x, n=length, see=see: see(x, length=n)}):
-                mels = model.mel(whisper, [sound])
+            with torch.no_grad(), whisper_model.at(whisper, {site: lambda x, n=length, see=see: see(x, length=n)}):
+                mels = whisper_model.mel(whisper, [sound])
                 mask = torch.ones(1, mels.shape[-1], dtype=torch.long)
                 ids = whisper.whole.generate(mels, attention_mask=mask, do_sample=False, num_beams=1)
                 texts += [one.strip() for one in whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -67,11 +72,11 @@ def main() -> None:
     told = asked.parse_args()
     run = profiles.choose(told.profile)
     site = told.site or run.focus
-    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
+    heard = pipeline.table(run, cache.need(pipeline.clips(run, 0)))
     spoken = heard[(heard.text != "") & (heard.split != "train")].sample(told.clips, random_state=0)
-    sounds = [speech.samples(path) for path in spoken.path]
-    whisper = model.load(run.model, "cpu")
-    coder = sae.load(store.need(dictionaries.dictionary(run, 0, site)).path).requires_grad_(False)
+    sounds = [clip_table.samples(path) for path in spoken.path]
+    whisper = whisper_model.load(run.model, "cpu")
+    coder = architectures.load(cache.need(sae_comparison.dictionary(run, 0, site)).path).requires_grad_(False)
     coded = patching.Coded(patching.hear(whisper, sounds, [site])[site], coder)
     often = [f for f in range(coder.d_sae) if 0.4 < coded.fires([f]).mean() < 0.6]
     features = np.random.default_rng(0).permutation(often)[: told.edits].tolist()

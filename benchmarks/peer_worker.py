@@ -22,11 +22,11 @@ class Ours:
     """whisper_sae, as its notebooks use it."""
 
     def __init__(self, variant, d, latents, k, rate, steps, dead_tokens, first):
-        from whisper_sae import sae, train
+        from whisper_sae.sae import architectures, training
 
-        self.coder = sae.create(variant, d, latents, k, seed=11)
+        self.coder = architectures.create(variant, d, latents, k, seed=11)
         self.coder.start_on(first)
-        self.learner = train.Learner(self.coder, train.Settings(steps, rate, dead_tokens))
+        self.learner = training.Learner(self.coder, training.Settings(steps, rate, dead_tokens))
 
     def step(self, x):
         self.learner.step(x)
@@ -47,9 +47,9 @@ class OursInFloat32(Ours):
     """whisper_sae without bfloat16."""
 
     def __init__(self, *options):
-        from whisper_sae import sae
+        from whisper_sae.sae import architectures
 
-        sae.has_bfloat16 = lambda device: False
+        architectures.has_bfloat16 = lambda device: False
         super().__init__(*options)
 
 

@@ -53,7 +53,7 @@ class Worker:
 def world(path: Path) -> None:
     """220,000 frames of 384 with some 20 of 2,000 features in each."""
     sys.path.insert(0, str(PROJECT))
-    from whisper_sae import synthetic
+    from whisper_sae.sae import synthetic
 
     drawn = synthetic.world(features=2000, width=384, l0=20.0, power=0.9, together=0.0, noise=0.05, seed=7)
     parts = [drawn.draw(4000, seed=100 + part)[0].numpy() for part in tqdm(range(55), desc="drawing frames")]

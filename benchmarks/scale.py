@@ -24,7 +24,10 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from whisper_sae import activations, attention, model, packing, roofline, speech
+from whisper_sae.activations import packing, store
+from whisper_sae.data import clip_table
+from whisper_sae.model import attention, whisper_model
+from whisper_sae.sae import roofline
 
 LARGE = WhisperConfig(  # the config.json of openai/whisper-large-v3, as far as its encoder goes
     d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120, num_mel_bins=128,
@@ -48,11 +51,11 @@ def windows(seconds: int, how: str) -> float:
     """Windows that a clip takes, among many clips of each speaker."""
     if how == "clip":
         return 1.0
-    told = pd.DataFrame({"clip": np.arange(1_000), "first": 0, "samples": seconds * speech.RATE})
+    told = pd.DataFrame({"clip": np.arange(1_000), "first": 0, "samples": seconds * clip_table.RATE})
     gap = round(packing.GAP * A_SECOND)
     positions = LARGE.max_source_positions
     packed = packing.pack(
-        told, pd.Series(["v"] * len(told)), frame=speech.RATE // A_SECOND, positions=positions, gap=gap
+        told, pd.Series(["v"] * len(told)), frame=clip_table.RATE // A_SECOND, positions=positions, gap=gap
     )
     return (packed.heard.max() + 1) / len(told)
 
@@ -76,13 +79,13 @@ def reached(precision: str, rounds: int = 5) -> tuple[float, float]:
 
 def reading(rounds: int = 5) -> float:
     """Seconds of a core in which 30 s of sound are read from a FLAC file at 16 kHz, here and now."""
-    sound = np.random.default_rng(0).normal(0, 0.05, 30 * speech.RATE)
+    sound = np.random.default_rng(0).normal(0, 0.05, 30 * clip_table.RATE)
     with tempfile.TemporaryDirectory() as folder:
-        soundfile.write(Path(folder) / "noise.flac", sound, speech.RATE)
+        soundfile.write(Path(folder) / "noise.flac", sound, clip_table.RATE)
         took = []
         for _ in range(rounds):
             started = time.process_time()
-            speech.samples(Path(folder) / "noise.flac")
+            clip_table.samples(Path(folder) / "noise.flac")
             took.append(time.process_time() - started)
     return statistics.median(took)
 
@@ -116,7 +119,7 @@ def disk_table() -> None:
     print("| speech | billion frames | one site | all 32 sites |\n|--:|--:|--:|--:|")
     for hours in HOURS:
         frames = hours * 3600 * A_SECOND
-        one, all_ = (size(activations.size_of(sites, frames, 0, 0, "float16")) for sites in (ONE, SITES))
+        one, all_ = (size(store.size_of(sites, frames, 0, 0, "float16")) for sites in (ONE, SITES))
         print(f"| {hours:,} h | {three(frames / 1e9)} | {one} | {all_} |")
 
 
@@ -124,7 +127,7 @@ def design() -> None:
     """What follows, each line from the numbers above it."""
     cost, rate = roofline.operations(LARGE), SHARE * PEAK["H100"]
     a_second = rate / cost  # windows
-    said = activations.size_of(SITES, round(a_second * LARGE.max_source_positions), 0, 0, "float16")
+    said = store.size_of(SITES, round(a_second * LARGE.max_source_positions), 0, 0, "float16")
     listening, step = cost / LARGE.max_source_positions, STEP * 2 * EXPANSION * LARGE.d_model**2
     heard, latents = SEEN / A_SECOND / 3600, EXPANSION * LARGE.d_model
     print(f"- One H100 hears {three(a_second)} windows a second; what 32 sites say of them is {size(said)} a second.")
@@ -145,7 +148,7 @@ def main() -> None:
     peaks = " and ".join(f"{peak / 1e12:.0f} TFLOP/s ({name})" for name, peak in PEAK.items())
     print(f"A window costs {three(roofline.operations(LARGE) / 1e12)} · 10¹² operations.")
     print(f"Assumed: a GPU reaches {SHARE:.0%} of {peaks}.")
-    for precision in ["float32", *(["bfloat16"] if model.has_bfloat16(torch.device("cpu")) else [])]:
+    for precision in ["float32", *(["bfloat16"] if whisper_model.has_bfloat16(torch.device("cpu")) else [])]:
         products, whole = reached(precision)
         print(
             f"Measured, {precision}: products {products / 1e9:,.0f} GFLOP/s on {torch.get_num_threads()} threads,",

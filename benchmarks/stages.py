@@ -17,17 +17,18 @@ from pathlib import Path
 
 def stage(profile: str, name: str) -> dict:
     """Make one stage here and say what it took."""
-    from whisper_sae import dictionaries, profiles, recipes, store
+    from whisper_sae import cache, profiles
+    from whisper_sae.experiments import pipeline, sae_comparison
 
     run = profiles.choose(profile)
     kind, _, site = name.partition(" ")
     recipe = {
-        "clips": lambda: recipes.clips(run, 0),
-        "activations": lambda: recipes.activations(run, 0),
-        "dictionary": lambda: dictionaries.dictionary(run, 0, site),
+        "clips": lambda: pipeline.clips(run, 0),
+        "activations": lambda: pipeline.activations(run, 0),
+        "dictionary": lambda: sae_comparison.dictionary(run, 0, site),
     }[kind]()
     started = time.perf_counter()
-    step = store.make(recipe)
+    step = cache.make(recipe)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kB on Linux
     size = sum(path.stat().st_size for path in step.path.rglob("*") if path.is_file()) / 1e6
@@ -37,13 +38,18 @@ def stage(profile: str, name: str) -> dict:
 
 def main(profile: str = "demo", keep: str = "") -> None:
     """Every stage in turn; one line of JSON each."""
-    from whisper_sae import model, profiles
+    from whisper_sae import profiles
+    from whisper_sae.model import whisper_model
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WHISPER_SAE_DATA"] = place = keep or folder
         run = profiles.choose(profile)
-        config = model.load(run.model, "cpu").config
-        for name in ["clips", "activations", *(f"dictionary {site}" for site in model.sites(config, run.sites))]:
+        config = whisper_model.load(run.model, "cpu").config
+        for name in [
+            "clips",
+            "activations",
+            *(f"dictionary {site}" for site in whisper_model.sites(config, run.sites)),
+        ]:
             command = [sys.executable, __file__, "--stage", profile, name]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             print(done.stdout.decode().strip().splitlines()[-1], flush=True)

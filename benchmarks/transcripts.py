@@ -28,7 +28,7 @@ WAYS = ("generate", "generate, large pages", "ours")
 
 def clips():
     """The clips of the corpus: a row each."""
-    from whisper_sae import corpora
+    from whisper_sae.data import corpora
 
     return corpora.rows(CORPUS)
 
@@ -39,12 +39,12 @@ def worker(way: str, batch: int, threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    from whisper_sae import speech
+    from whisper_sae.data import clip_table
 
     paths = clips().path.tolist()
     transcribe = ours(batch) if way == "ours" else generate(batch)
     for line in sys.stdin:
-        waveforms = [speech.samples(paths[row]) for row in json.loads(line)]
+        waveforms = [clip_table.samples(paths[row]) for row in json.loads(line)]
         started = time.perf_counter()
         texts = transcribe(waveforms)
         print(json.dumps({"seconds": time.perf_counter() - started, "texts": texts}), flush=True)
@@ -71,16 +71,16 @@ def generate(batch: int):
 
 def ours(batch: int):
     """The project's decoder."""
-    from whisper_sae import model, text
+    from whisper_sae.model import text, whisper_model
 
-    whisper = model.load(str(MODEL), "cpu")
+    whisper = whisper_model.load(str(MODEL), "cpu")
 
     def transcribe(waveforms: list[np.ndarray]) -> list[str]:
         order = np.argsort([-len(waveform) for waveform in waveforms], kind="stable")
         texts = [""] * len(waveforms)
         for first in range(0, len(order), batch):
             rows = order[first : first + batch].tolist()
-            mels = model.mel(whisper, [waveforms[row] for row in rows])
+            mels = whisper_model.mel(whisper, [waveforms[row] for row in rows])
             for row, written in zip(rows, text.transcribe(whisper, mels), strict=True):
                 texts[row] = written
         return texts
@@ -100,7 +100,7 @@ def main() -> None:
         return worker(given.worker, given.batch, given.threads)
     if not CORPUS.is_dir() or not MODEL.is_dir():
         sys.exit(f"no real data at {SHARED}; WHISPER_SAE_SHARED says where it is")
-    from whisper_sae import model, text
+    from whisper_sae.model import text, whisper_model
 
     table = clips()
     order = np.random.default_rng(0).permutation(len(table))[: given.rounds * given.clips]
@@ -135,7 +135,7 @@ def main() -> None:
     for process in processes.values():
         process.stdin.close()
     rows = list(texts["ours"])
-    normalise = text.normaliser(model.load(str(MODEL), "cpu"))
+    normalise = text.normaliser(whisper_model.load(str(MODEL), "cpu"))
     for way in WAYS:
         ratio = [theirs / mine for theirs, mine in zip(seconds["generate"], seconds[way], strict=True)]
         same = np.mean([texts[way][row] == texts["generate"][row] for row in rows])

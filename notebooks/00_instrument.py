@@ -20,26 +20,17 @@ seed = 0  # one seed for everything random here
 import numpy as np
 import pandas as pd
 
-from whisper_sae import (
-    figures,
-    findings,
-    instrument,
-    intervals,
-    model,
-    nonspeech,
-    probes,
-    profiles,
-    recipes,
-    speaker_labels,
-    speech,
-    spoken,
-    store,
-    voice_probes,
-)
-from whisper_sae.calibrations import Calibrations
+from whisper_sae import cache, profiles
+from whisper_sae.data import clip_table, nonspeech, speaker_labels
+from whisper_sae.experiments import phone_tables, pipeline, sanity_checks, speaker_probes
+from whisper_sae.model import whisper_model
+from whisper_sae.report import results
+from whisper_sae.stats import intervals, probes
+from whisper_sae.viz import display
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -51,8 +42,8 @@ print(f"profile {run.name}, seed {seed}")
 # never speak in two splits, and no sentence is said in two.
 
 # %%
-clips = store.make(recipes.clips(run, seed))
-heard = recipes.table(run, clips)
+clips = cache.make(pipeline.clips(run, seed))
+heard = pipeline.table(run, clips)
 transcribed, silent = nonspeech.is_transcribed(heard), nonspeech.is_nonspeech(heard)
 speaking = heard[transcribed]
 
@@ -63,10 +54,10 @@ voices = speaking[speaking.speaker != ""].drop_duplicates("speaker")
 if {"accent", "gender"} <= set(labels):
     known = chosen.values.loc[voices.index]
     across = known.groupby(["accent", "gender"]).size().unstack(fill_value=0).reset_index()
-    figures.table(across, caption="Speakers of each accent and gender, as recorded in the dataset.")
+    display.table(across, caption="Speakers of each accent and gender, as recorded in the dataset.")
 caption = "Which labels of speakers these pages ask about, and what is left out and why."
-figures.table(chosen.report, caption=caption)
-figures.say(
+display.table(chosen.report, caption=caption)
+display.say(
     f"{len(speaking):,} clips of transcribed speech by {voices.speaker.nunique()} speakers, {speaking.duration.sum() / 60:.0f} minutes; "
     f"{silent.sum():,} clips without speech; of {(~transcribed & ~silent).sum():,} clips the transcript is not known."
 )
@@ -74,19 +65,19 @@ if silent.any():
     quiet = heard.assign(why=nonspeech.reasons(heard), kind=nonspeech.class_of(heard))[silent]
     quiet["kind"] = quiet.kind.replace("", np.nan)  # no class is none
     counts = quiet.groupby(["corpus", "why"]).agg(clips=("id", "size"), classes=("kind", "nunique"))
-    figures.table(counts.reset_index(), caption="Clips taken for non-speech, and why.")
+    display.table(counts.reset_index(), caption="Clips taken for non-speech, and why.")
 
 # %% tags=["hide-input"]
 some = voices if len(voices) else heard
 turns = [some[some.gender == gender].groupby("accent").head(1) for gender in sorted(set(some.gender))]
 each = pd.concat([group.iloc[turn :: len(turns)] for turn, group in enumerate(turns)]).head(6)
 names = each.accent.where(each.accent != "", each.speaker.where(each.speaker != "", each.id))
-figures.voices(
+display.voices(
     [
-        (f"{name}, {row.gender}: “{row.text}”".replace(", : “”", ""), speech.samples(row.path))
+        (f"{name}, {row.gender}: “{row.text}”".replace(", : “”", ""), clip_table.samples(row.path))
         for name, row in zip(names, each.itertuples(), strict=True)
     ],
-    speech.RATE,
+    clip_table.RATE,
     caption="Speakers of different accents and genders, or clips where no speaker is named.",
 )
 
@@ -98,17 +89,17 @@ figures.voices(
 # so listen, and then look at the next figure.
 
 # %%
-told = spoken.phones_of(run, heard)  # a row a phone: clip, start, end, phone; empty where a corpus tells none
-whisper = model.load(run.model, run.device)
+told = phone_tables.phones_of(run, heard)  # a row a phone: clip, start, end, phone; empty where a corpus tells none
+whisper = whisper_model.load(run.model, run.device)
 
 # %% tags=["figure"]
 if len(told):
     clip = min(told["clip"].unique(), key=lambda number: (heard.split[number] != "test", number))
-    sound, here = speech.samples(heard.path[clip]), told[told["clip"] == clip]
-    mel = model.mel(whisper, [sound])[0, :, : -(-len(sound) // 160)].cpu().numpy()  # (mel bin, mel frame)
+    sound, here = clip_table.samples(heard.path[clip]), told[told["clip"] == clip]
+    mel = whisper_model.mel(whisper, [sound])[0, :, : -(-len(sound) // 160)].cpu().numpy()  # (mel bin, mel frame)
     alt = f"{here.word_index.nunique()} words over a waveform, {len(here)} phones over a spectrogram that changes where they begin."
     caption = f"“{heard.text[clip]}”: words above, phones below, each line where one begins."
-    figures.play(figures.spoken(sound, speech.RATE, mel, here), sound, speech.RATE, alt=alt, caption=caption)
+    display.play(display.spoken(sound, clip_table.RATE, mel, here), sound, clip_table.RATE, alt=alt, caption=caption)
 
 # %% [markdown]
 # If the times are true, the spectrum changes *at* the lines more than anywhere near them. Averaged over many
@@ -117,21 +108,21 @@ if len(told):
 # %%
 known = told[told["clip"].isin(speaking.sample(min(len(speaking), 120), random_state=seed).index)]
 if len(known):
-    change = instrument.change_at_phones(whisper, heard, known, seed)  # (manner, offset), in steps of 10 ms
+    change = sanity_checks.change_at_phones(whisper, heard, known, seed)  # (manner, offset), in steps of 10 ms
     change = change.loc[
         [kind for kind in ("stop", "fricative", "nasal", "vowel", "phone", "chance") if kind in change.index]
     ]
 
 # %% tags=["figure"]
 if len(known):
-    fig = figures.around(dict(change.iterrows()), 10 * (change.columns.to_numpy() - 8))
+    fig = display.around(dict(change.iterrows()), 10 * (change.columns.to_numpy() - 8))
     fig.axes[0].set(title="The sound changes where the table says", xlabel="ms from the start of a phone")
     fig.axes[0].set(ylabel="change of the log-mel", ylim=(0, None))
     alt = "Peaks: " + ", ".join(
         f"{kind} at {10 * at - 80} ms" for kind, at in change.idxmax(axis=1).items() if kind != "chance"
     )
     caption = f"Mean change over {len(known):,} boundaries of {known['clip'].nunique()} clips, in steps of 10 ms."
-    figures.show(
+    display.show(
         fig,
         alt=f"{alt}; chance lies between {change.loc['chance'].min():.2f} and {change.loc['chance'].max():.2f}.",
         caption=caption,
@@ -155,7 +146,7 @@ if len(known):
 # %% tags=["hide-input"]
 plain = [name for name in ("f0_hz", "tilt_db", "level_db", "rate_wpm") if name in heard]
 if labels and plain:
-    figures.table(speech.means_by(speaking, labels, plain)[["label", "group", *plain]], caption="Means over clips.")
+    display.table(clip_table.means_by(speaking, labels, plain)[["label", "group", *plain]], caption="Means over clips.")
 
 # %% [markdown]
 # ## Does the model hear?
@@ -172,20 +163,20 @@ if labels and plain:
 # %% tags=["show-code"]
 wrote, wer = pd.DataFrame(), pd.DataFrame()
 if whisper.tokenizer is not None:
-    transcripts = store.make(instrument.transcripts(run, seed))
+    transcripts = cache.make(sanity_checks.transcripts(run, seed))
     wrote = transcripts.table("transcripts.csv", dtype={"id": str}).merge(heard.drop(columns="text"), on="id")
 counted = len(wrote) > 0 and bool(((wrote.split != "train") & (wrote.words > 0)).any())
 
 # %% tags=["hide-input"]
 if not counted:
-    figures.say("No held-out clip has a transcript (or the model has no decoder), so no word errors are counted.")
+    display.say("No held-out clip has a transcript (or the model has no decoder), so no word errors are counted.")
 else:
-    spoken_in = instrument.decoded_languages(run, whisper, speaking, wrote)
-    figures.table(spoken_in, caption="Clips with a transcript: their language, and how they are decoded.")
-    for caution in instrument.language_cautions(run, whisper, speaking):
-        figures.say(caution)
+    spoken_in = sanity_checks.decoded_languages(run, whisper, speaking, wrote)
+    display.table(spoken_in, caption="Clips with a transcript: their language, and how they are decoded.")
+    for caution in sanity_checks.language_cautions(run, whisper, speaking):
+        display.say(caution)
     if digits := transcripts.facts["digit_strings"]:
-        figures.say(
+        display.say(
             f"The references of {digits:,} clips are strings of digits. They are compared digit by "
             "digit, since the normaliser would join each to one number."
         )
@@ -195,12 +186,12 @@ if counted:
     held = wrote[(wrote.split != "train") & (wrote.words > 0)]
     quiet = wrote[wrote.id.isin(heard.id[silent])]
     asked = chosen.report.label[chosen.report.asked == "yes"]
-    groups = [instrument.word_errors(wrote, by) for by in ["split", "corpus", *asked]]
-    wer = pd.concat([instrument.word_errors(held), *groups])
+    groups = [sanity_checks.word_errors(wrote, by) for by in ["split", "corpus", *asked]]
+    wer = pd.concat([sanity_checks.word_errors(held), *groups])
     kept = wer[(wer.speakers >= intervals.LEAST) | (wer.by == "")]
     shown = kept.assign(WER=100 * kept.WER, WER_low=100 * kept.WER_low, WER_high=100 * kept.WER_high)
     shown.columns = ["by", "group", "speakers", "clips", "words", "WER %", "from", "to"]
-    figures.table(
+    display.table(
         shown,
         caption="Word errors of all held-out speakers, then of everyone by group, within a corpus where "
         f"there are several; 95 % intervals over speakers. {len(wer) - len(kept)} groups of fewer than "
@@ -210,13 +201,13 @@ if counted:
 # %% tags=["hide-input"]
 if counted:
     all_held = wer.iloc[0]
-    figures.say(
-        f"Held-out word error rate {all_held.WER:.1%} ({figures.between(all_held.WER_low, all_held.WER_high)}, {all_held.speakers} "
+    display.say(
+        f"Held-out word error rate {all_held.WER:.1%} ({display.between(all_held.WER_low, all_held.WER_high)}, {all_held.speakers} "
         f"speakers, {all_held.words} words). In {sum(map(nonspeech.has_words, quiet.heard))} of {len(quiet)} clips without "
         "speech words are written (hallucinations; notebook 5 tells how Whisper itself decides)."
     )
     wrong = held[held.errors > 0].sort_values("errors", ascending=False, kind="stable").head(8)
-    figures.table(wrong[["said", "heard", "errors"]], caption="Where it goes wrong most.")
+    display.table(wrong[["said", "heard", "errors"]], caption="Where it goes wrong most.")
 
 # %% [markdown]
 # ## Are phones in its layers?
@@ -228,22 +219,22 @@ if counted:
 # regularisation, so that no rival loses for want of tuning.
 
 # %% tags=["show-code"]
-acts = store.make(recipes.activations(run, seed))
+acts = cache.make(pipeline.activations(run, seed))
 rates = pd.DataFrame()
-if instrument.speakers_apart(heard, told):
-    store.make(recipes.activations(recipes.twin(run), seed))
-    probe = store.make(instrument.phone_probe(run, seed))
+if sanity_checks.speakers_apart(heard, told):
+    cache.make(pipeline.activations(pipeline.twin(run), seed))
+    probe = cache.make(sanity_checks.phone_probe(run, seed))
     read = probe.table("read.csv")  # input, site, speaker, right: the share of this speaker's frames
     rates = probes.summary(read, ["input", "site"])
 
 # %% tags=["figure"]
 if len(rates):
     layers = rates[rates.input.isin(["trained", "untrained"])]
-    fig = figures.with_intervals(layers, "site", "right", by="input")
-    figures.levels(fig, {f"{row.input}: {row.site}": row.right for row in rates.drop(layers.index).itertuples()})
+    fig = display.with_intervals(layers, "site", "right", by="input")
+    display.levels(fig, {f"{row.input}: {row.site}": row.right for row in rates.drop(layers.index).itertuples()})
     fig.axes[0].set(title="Phones, read by a straight line", ylabel="frames read right")
     alt = "; ".join(f"{row.input} {row.site} {row.right:.2f}" for row in rates.itertuples())
-    figures.show(
+    display.show(
         fig,
         alt=alt,
         caption="Mean over speakers that no probe has met, with 95 % intervals; grey: rivals without a network.",
@@ -256,10 +247,10 @@ if len(rates):
     mel_name = one.filter(like="log-mel").mean().idxmax()  # the stronger of the two
     ours, mel, twin = one[f"trained {best}"], one[mel_name], one[f"untrained {best}"]
     ahead = [
-        f"{100 * m:.1f} points ({figures.between(100 * a, 100 * b, '.1f')})"
+        f"{100 * m:.1f} points ({display.between(100 * a, 100 * b, '.1f')})"
         for m, a, b in map(probes.interval, (ours - mel, ours - twin))
     ]
-    figures.say(
+    display.say(
         f"Of {probe.facts['phones']} phones, {best} has {ours.mean():.1%} read right, {mel_name} "
         f"{mel.mean():.1%}, the untrained twin {twin.mean():.1%}. Speaker by "
         f"speaker the model is ahead of log-mel by {ahead[0]} and of its twin by {ahead[1]}."
@@ -279,32 +270,32 @@ if len(rates):
 # %%
 others = {"gender": ["accent"], "accent": ["gender"], "mic": ["gender", "accent"], "null_label": ["gender", "accent"]}
 stored = heard.loc[acts.table("windows.csv")["clip"].unique()]  # all of them, unless training is on the fly
-asked, refused = instrument.askable(stored, others)
-labelled = store.make(instrument.label_probe(run, seed, asked))
+asked, refused = sanity_checks.askable(stored, others)
+labelled = cache.make(sanity_checks.label_probe(run, seed, asked))
 named = labelled.table("read.csv")  # label, site, speaker, told, stratum, right
-voice = voice_probes.compared(named, ["label", "site"])  # balanced accuracy
+voice = speaker_probes.compared(named, ["label", "site"])  # balanced accuracy
 voice.columns = [name.replace("balanced", "right") for name in voice]
 
 # %% tags=["figure"]
 if len(voice):
-    fig = figures.with_intervals(voice, "site", "right", by="label")
-    figures.levels(fig, {f"chance: {', '.join(part.label.unique())}": level for level, part in voice.groupby("chance")})
+    fig = display.with_intervals(voice, "site", "right", by="label")
+    display.levels(fig, {f"chance: {', '.join(part.label.unique())}": level for level, part in voice.groupby("chance")})
     fig.axes[0].set(title="Labels, read off the mean of a clip", ylabel="balanced accuracy", ylim=(0, 1.03))
     alt = "; ".join(f"{row.label} at {row.site} {row.right:.2f}" for row in voice.itertuples())
     caption = "Mean over speakers, each unheard by the probe that is asked, with 95 % intervals; grey: chance."
-    figures.show(fig, alt=alt, caption=caption)
+    display.show(fig, alt=alt, caption=caption)
 
 # %% tags=["hide-input"]
 at = voice[voice.site == run.focus].set_index("label")
 each = [
-    f"{n} {r.right:.1%} ({figures.between(r.right_low, r.right_high)}, chance {r.chance:.1%})" for n, r in at.iterrows()
+    f"{n} {r.right:.1%} ({display.between(r.right_low, r.right_high)}, chance {r.chance:.1%})" for n, r in at.iterrows()
 ]
-figures.say(
+display.say(
     f"At {run.focus}: {'; '.join(each) or 'no label has two speakers of each kind'}. That a label can be read does not "
     "say that the model uses it."
 )
 for name, why in refused.items():
-    figures.say(f"No probe of {name}: {why}.")
+    display.say(f"No probe of {name}: {why}.")
 
 # %% [markdown]
 # <aside class="doubt"><strong>What would change my mind</strong>
@@ -320,7 +311,7 @@ for name, why in refused.items():
 # What must hold: no speaker and no sentence on two sides; phones inside their clips; the same voices in every table.
 
 # %% tags=["checks"]
-assert speech.has_valid_split(speaking)
+assert clip_table.has_valid_split(speaking)
 assert (told.end.to_numpy() <= heard.duration.to_numpy()[told["clip"]] + 1e-3).all()
 assert set(named.speaker) <= set(heard.speaker)
 
@@ -355,7 +346,7 @@ told_by += (
 told_by += [f"{label} {row.right:.0%} (chance {row.chance:.0%})" for label, row in at.iterrows()]
 tables = {"word_errors": wer, "labels": voice, "phones": rates, "calibrations": calibrated.table}
 steps = [clips, acts, labelled, *([transcripts] if len(wrote) else []), *([probe] if len(rates) else [])]
-findings.save(
+results.save(
     "00_instrument",
     run.name,
     headline="; ".join(told_by or ["No words, phones or labels to ask about"]) + ".",

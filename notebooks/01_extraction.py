@@ -22,11 +22,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import activations, figures, findings, measure, model, padding, profiles, recipes, speech, store
-from whisper_sae.calibrations import Calibrations
+from whisper_sae import cache, profiles
+from whisper_sae.activations import store
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import padding, pipeline
+from whisper_sae.model import whisper_model
+from whisper_sae.report import results
+from whisper_sae.sae import metrics
+from whisper_sae.viz import display
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -39,30 +46,30 @@ print(f"profile {run.name}, seed {seed}")
 # unfair idea of it.
 
 # %%
-clips = store.make(recipes.clips(run, seed))
-heard = recipes.table(run, clips)
+clips = cache.make(pipeline.clips(run, seed))
+heard = pipeline.table(run, clips)
 
 # %% tags=["hide-input"]
-figures.table(
-    speech.balance(heard, *(run.balance or ("split", "gender"))),
+display.table(
+    clip_table.balance(heard, *(run.balance or ("split", "gender"))),
     caption="Clips, speakers and minutes. Speakers, not clips, are what later pages count. The table at the end of the page "
     "tells the corpora apart.",
 )
-figures.say(
+display.say(
     f"From {', '.join(heard.corpus.unique())}: {len(heard):,} clips by {clips.facts['speakers']:,} speakers, "
     f"{clips.facts['minutes']:.1f} minutes; "
     f"half of the clips are shorter than {heard.duration.median():.1f} s."
 )
-if speech.parts_share_speakers(heard):
-    figures.say(
+if clip_table.parts_share_speakers(heard):
+    display.say(
         "With one or two speakers no part can have its own: training, validation and test share them, and wherever a page says "
         "held-out speakers, it means other clips of the same ones. Nothing here generalises to other people."
     )
 if clips.facts["short"]:
-    figures.say(f"Groups with fewer clips than asked for: {'; '.join(clips.facts['short'])}.")
+    display.say(f"Groups with fewer clips than asked for: {'; '.join(clips.facts['short'])}.")
 if clips.facts["rejected"]:
     broken = clips.table("rejected.csv")
-    figures.table(broken.head(10), caption=f"Left out: {len(broken)} sound files, and why; all are in `rejected.csv`.")
+    display.table(broken.head(10), caption=f"Left out: {len(broken)} sound files, and why; all are in `rejected.csv`.")
 
 # %% [markdown]
 # ## One clip, heard and seen
@@ -72,10 +79,10 @@ if clips.facts["rejected"]:
 # from there on a **frame** is 20 ms: 30 s are 1,500 of them. We take a clip of some seconds.
 
 # %% tags=["show-code"]
-whisper = model.load(run.model, run.device, precision=run.precision)
-sites = [site for site in model.sites(whisper.config, run.sites) if site.startswith("encoder")]
+whisper = whisper_model.load(run.model, run.device, precision=run.precision)
+sites = [site for site in whisper_model.sites(whisper.config, run.sites) if site.startswith("encoder")]
 clip = int((heard.duration - 6).abs().idxmin())
-sound = speech.samples(heard.path[clip])[: whisper.window]  # (sample,)
+sound = clip_table.samples(heard.path[clip])[: whisper.window]  # (sample,)
 
 # %% [markdown]
 # A **site** is a place in the model with a name, such as `encoder.2.resid`: the residual stream, which every
@@ -83,9 +90,9 @@ sound = speech.samples(heard.path[clip])[: whisper.window]  # (sample,)
 # there in a single pass; with them each frame gets its kind — speech, silence, or padding.
 
 # %% tags=["show-code"]
-mels = model.mel(whisper, [sound])  # (1, mel bin, mel frame)
-said = model.record(whisper, mels, sites)  # {site: (1, frame, width)}
-kinds = speech.kinds(sound, whisper.samples_a_frame, whisper.positions)  # (frame,)
+mels = whisper_model.mel(whisper, [sound])  # (1, mel bin, mel frame)
+said = whisper_model.record(whisper, mels, sites)  # {site: (1, frame, width)}
+kinds = clip_table.kinds(sound, whisper.samples_a_frame, whisper.positions)  # (frame,)
 
 # %% [markdown]
 # Expect vertical bands where the sound changes, at the same instants as in the spectrogram. And look at what
@@ -94,15 +101,15 @@ kinds = speech.kinds(sound, whisper.samples_a_frame, whisper.positions)  # (fram
 # %% tags=["figure"]
 valid = int((kinds > 0).sum())
 shown = min(whisper.positions, valid + 50)  # one second of padding too
-seconds = shown * whisper.samples_a_frame / speech.RATE
+seconds = shown * whisper.samples_a_frame / clip_table.RATE
 x = said[run.focus][0, :shown].cpu().numpy()  # (frame, width)
-fig = figures.heard_and_seen(
-    sound, speech.RATE, mels[0, :, : 2 * shown].cpu().numpy(), x, kinds[:shown], seconds=seconds, site=run.focus
+fig = display.heard_and_seen(
+    sound, clip_table.RATE, mels[0, :, : 2 * shown].cpu().numpy(), x, kinds[:shown], seconds=seconds, site=run.focus
 )
-figures.play(
+display.play(
     fig,
     sound,
-    speech.RATE,
+    clip_table.RATE,
     alt=f"Waveform, spectrogram and {x.shape[1]} neurons over {seconds:.1f} s: bands change with the sound, and "
     f"after {valid * 0.02:.1f} s, in the padding, they freeze into stripes.",
     caption=f"Press play: the cursor runs over all three. {'“' + heard.text[clip] + '” ' if heard.text[clip] else ''}Neurons "
@@ -118,12 +125,12 @@ figures.play(
 # tried below.
 
 # %% tags=["show-code"]
-acts = store.make(recipes.activations(run, seed))
-recorded = activations.Activations(acts.path)
+acts = cache.make(pipeline.activations(run, seed))
+recorded = store.Activations(acts.path)
 
 # %% tags=["hide-input"]
-facts, whole, took = acts.facts, acts.facts["windows"] * acts.facts["positions"], recipes.seconds_of(run, seed, acts)
-figures.say(
+facts, whole, took = acts.facts, acts.facts["windows"] * acts.facts["positions"], pipeline.seconds_of(run, seed, acts)
+display.say(
     f"Whisper computed {whole:,} frames and we keep {facts['frames']:,}: {facts['frames_padding'] / whole:.0%} was padding. "
     f"Of what we keep, {facts['frames_silence'] / facts['frames']:.0%} is silence within or around the speech. "
     f"The pass took {took:.0f} s when it was made, with all that other pages need of it: {facts['frames'] / took:,.0f} "
@@ -133,9 +140,9 @@ figures.say(
 stored = pd.DataFrame({"site": recorded.sites.keys(), "width": recorded.sites.values()})
 stored["frames"] = facts["frames"]
 stored["MB on disk"] = [
-    activations.size_of({s: w}, facts["frames"], 0, 0, facts["dtype"]) / 1e6 for s, w in recorded.sites.items()
+    store.size_of({s: w}, facts["frames"], 0, 0, facts["dtype"]) / 1e6 for s, w in recorded.sites.items()
 ]
-figures.table(stored, caption=f"What is on disk, in {facts['dtype']}, {facts['shards']} shards a site.")
+display.table(stored, caption=f"What is on disk, in {facts['dtype']}, {facts['shards']} shards a site.")
 
 # %% [markdown]
 # ## And the decoder?
@@ -149,7 +156,7 @@ figures.table(stored, caption=f"What is on disk, in {facts['dtype']}, {facts['sh
 # %% tags=["show-code"]
 spoke = None
 if whisper.decoder is not None and any(site.startswith("decoder") for site in run.sites):
-    spoke = store.make(recipes.decoded(run, seed))
+    spoke = cache.make(pipeline.decoded(run, seed))
     tokens = spoke.table("tokens.csv")  # a row a token: window, position, token, word
     tokens["to_come"] = tokens.groupby("window").token.shift(-1, fill_value="<|endoftext|>")
 
@@ -159,13 +166,13 @@ if spoke:
     words = tokens[tokens.word >= 0]
     kinds_of = {"token given": words.token, "token to come": words.to_come}
     kinds_of["chance"] = words.token.sample(frac=1, random_state=seed)
-    said_of = {site: activations.Activations(spoke.path).rows(site) for site in spoke.facts["sites"]}
+    said_of = {site: store.Activations(spoke.path).rows(site) for site in spoke.facts["sites"]}
     depends = pd.DataFrame(
         [
             {
                 "site": site,
                 **{
-                    name: measure.share_between(rows.take(words.index.to_numpy()), kind)
+                    name: metrics.share_between(rows.take(words.index.to_numpy()), kind)
                     for name, kind in kinds_of.items()
                 },
             }
@@ -175,18 +182,18 @@ if spoke:
 
 # %% tags=["hide-input"]
 if spoke:
-    figures.table(
+    display.table(
         depends,
         caption=f"Share of the variance between {len(words):,} tokens of words that lies between kinds of tokens. Chance: "
         "the tokens given, shuffled.",
     )
     first, last = depends.iloc[0], depends.iloc[-1]
-    figures.say(
+    display.say(
         f"From {first.site} to {last.site} the token given goes from {first['token given']:.0%} to {last['token given']:.0%}, "
         f"the token to come from {first['token to come']:.0%} to {last['token to come']:.0%}; shuffled tokens reach {last.chance:.0%}."
     )
 else:
-    figures.say("This profile records no decoder.")
+    display.say("This profile records no decoder.")
 
 # %% [markdown]
 # ## How loud is each layer?
@@ -197,18 +204,18 @@ else:
 
 # %%
 few = heard.sample(min(8, len(heard)), random_state=seed)
-sounds = [speech.samples(path)[: whisper.window] for path in few.path]
-frame_kinds = np.stack([speech.kinds(s, whisper.samples_a_frame, whisper.positions) for s in sounds])
-live = model.record(whisper, model.mel(whisper, sounds), sites)
+sounds = [clip_table.samples(path)[: whisper.window] for path in few.path]
+frame_kinds = np.stack([clip_table.kinds(s, whisper.samples_a_frame, whisper.positions) for s in sounds])
+live = whisper_model.record(whisper, whisper_model.mel(whisper, sounds), sites)
 norms = pd.DataFrame(
-    [{"site": site, **row} for site in sites for row in measure.norms(live[site], frame_kinds, speech.KINDS)]
+    [{"site": site, **row} for site in sites for row in metrics.norms(live[site], frame_kinds, clip_table.KINDS)]
 )
 
 # %% tags=["figure"]
-fig = figures.by_kind(norms, "site", "median", "low", "high")
+fig = display.by_kind(norms, "site", "median", "low", "high")
 fig.axes[0].set(title="How loud each kind of frame is", ylabel="length of an activation", ylim=(0, None))
 low, high = norms["median"].min(), norms["median"].max()
-figures.show(
+display.show(
     fig,
     alt=f"Median lengths between {low:.1f} and {high:.1f} over {len(sites)} sites, a line each for speech, silence and padding.",
     caption=f"Median length over the frames of {len(few)} clips, with the middle half of the frames as a band.",
@@ -216,12 +223,12 @@ figures.show(
 last = norms[norms.site == sites[-1]].set_index("kind")["median"]
 if {"padding", "speech"} <= set(last.index):
     times = last["padding"] / last["speech"]
-    figures.say(
+    display.say(
         f"At {sites[-1]} a frame of padding has {times:.2f} times the length of a frame of speech. "
         "Padding is not a zero that could be overlooked: it speaks, and it would be learnt."
     )
 else:
-    figures.say(f"These clips have frames of {', '.join(last.index)} only: nothing to compare.")
+    display.say(f"These clips have frames of {', '.join(last.index)} only: nothing to compare.")
 
 # %% [markdown]
 # ## What would padding do to a dictionary?
@@ -233,20 +240,20 @@ else:
 # as many frames as the first, and the fifth differs from it by its seed alone.
 
 # %% tags=["show-code"]
-trial = store.make(padding.learnt(run, seed))
+trial = cache.make(padding.learnt(run, seed))
 learnt = padding.scores(trial)  # a row a dictionary
 
 # %% tags=["hide-input"]
 shown = learnt[["dictionary", "k", "frames", "valid", "l0", "fvu", "fvu_low", "fvu_high", "dead"]]
 shown.columns = ["learnt from", "k", "frames", "valid", "L0", "FVU", "from", "to", "silent"]
-figures.table(
+display.table(
     shown,
     caption=f"Dictionaries of {run.focus} on valid frames of {learnt.speakers[0]} held-out speakers. L0: latents that fire "
     "on a frame. FVU: the share of the variance that they leave unexplained, with a 95 % interval over speakers. Silent: "
     "the share of latents that fire on none of these frames.",
 )
 every, same, *_, one, other = learnt.itertuples()
-figures.say(
+display.say(
     f"{trial.facts['padding']:.0%} of the frames of these {trial.facts['clips']} clips are padding. With it, {every.l0_padding:.1f} latents "
     f"fire on a frame of padding and {every.l0:.1f} on a valid one. Padding takes {every.firings_on_padding:.0%} of all firings and "
     f"{every.explained_on_padding:.0%} of the variance explained; {every.mostly_padding:.0%} of the {trial.facts['latents']:,} latents fire mostly "
@@ -254,10 +261,10 @@ figures.say(
 )
 
 # %% tags=["hide-input"]
-figures.say(
+display.say(
     f"Of valid frames the dictionary that learnt padding too leaves {every.fvu:.1%}. The same valid frames alone, and {same.l0:.1f} latents "
     f"on each, leave {same.fvu:.1%}: with padding the error is {same.beside:.2f} times as large ("
-    f"{figures.between(same.beside_low, same.beside_high, '.2f')}, over speakers). Two that differ in their seed alone leave {one.fvu:.1%} and {other.fvu:.1%}."
+    f"{display.between(same.beside_low, same.beside_high, '.2f')}, over speakers). Two that differ in their seed alone leave {one.fvu:.1%} and {other.fvu:.1%}."
 )
 
 # %% [markdown]
@@ -271,19 +278,19 @@ figures.say(
 # point of a clip, packed or not; of a clip longer than a window, each window by its own, as transformers does it.
 
 # %%
-others = store.make(recipes.other_ways(run, seed))
+others = cache.make(pipeline.other_ways(run, seed))
 ways = others.table("other_ways.csv")  # a row a way and site
 wide = ways.pivot(index="site", columns="heard", values=["cosine", "error"]).loc[ways.site.unique()]
 wide.columns = [f"{way}: {what}" for what, way in wide.columns]
 
 # %% tags=["hide-input"]
-figures.table(
+display.table(
     wide.reset_index(),
     caption=f"The same frames heard another way, {ways.frames[0]:,} of them. Cosine: mean over frames. Error: squared difference as a "
     "share of the variance.",
 )
 told = ways[ways.site == run.focus].set_index("heard")
-figures.say(
+display.say(
     f"Packed, this corpus is {others.facts['packed']:,} windows instead of {others.facts['alone']:,}; at {run.focus} the mean cosine is then "
     f"{told.cosine['packed']:.3f} and the error {told.error['packed']:.1%}, where a dictionary above leaves {one.fvu:.1%}. "
     + (
@@ -302,12 +309,12 @@ figures.say(
 # else. Both are read from every stored frame.
 
 # %% tags=["figure"]
-known = {site: measure.moments(recorded.rows(site).chunks()) for site in sites}
-shares = {site: measure.principal_shares(known[site]) for site in sites}  # (direction,), rising to 1
-fig = figures.curves(shares)
+known = {site: metrics.moments(recorded.rows(site).chunks()) for site in sites}
+shares = {site: metrics.principal_shares(known[site]) for site in sites}  # (direction,), rising to 1
+fig = display.curves(shares)
 fig.axes[0].set(title="How many directions hold the variance")
 fig.axes[0].set(xlabel="principal directions kept", ylabel="share of the variance")
-figures.show(
+display.show(
     fig,
     alt=f"Rising curves; ten directions hold {min(s[9] for s in shares.values()):.0%} to {max(s[9] for s in shares.values()):.0%} of the variance.",
     caption="How much of the variance of a site lies in its first so many principal directions, over all stored frames.",
@@ -324,7 +331,7 @@ shared = pd.DataFrame(
         "directions for 90 %": [int(np.searchsorted(shares[site], 0.9)) + 1 for site in sites],
     }
 )
-figures.table(shared, caption="What the frames of a site have in common. Shares are of the variance around the mean.")
+display.table(shared, caption="What the frames of a site have in common. Shares are of the variance around the mean.")
 
 # %% [markdown]
 # So the next notebook starts every dictionary from the mean, measures errors against the *spread* and never
@@ -344,7 +351,7 @@ figures.table(shared, caption="What the frames of a site have in common. Shares 
 # What must hold at any profile. First that a hook only listens: a patch that changes nothing changes nothing.
 
 # %% tags=["checks"]
-with torch.no_grad(), model.at(whisper, {site: lambda hidden: hidden for site in sites}):
+with torch.no_grad(), whisper_model.at(whisper, {site: lambda hidden: hidden for site in sites}):
     touched = whisper.encoder(mels).last_hidden_state
 with torch.no_grad():
     assert torch.equal(touched, whisper.encoder(mels).last_hidden_state)
@@ -357,13 +364,13 @@ assert not any(module._forward_hooks for module in whisper.encoder.modules())
 # %% tags=["checks"]
 windows = acts.table("windows.csv")
 number = int((windows.samples - len(sound)).abs().idxmin())  # as long as the one above
-again = model.record(whisper, model.mel(whisper, [recipes.sound_of(heard, windows, number)]), sites)
+again = whisper_model.record(whisper, whisper_model.mel(whisper, [pipeline.sound_of(heard, windows, number)]), sites)
 for site in sites if run.windows == "clip" else ():  # among others a clip sounds otherwise
     stored_x = torch.from_numpy(recorded.window(site, number).astype(np.float32))  # (frame, width)
     live_x = again[site][0, : len(stored_x)].cpu()
     assert (stored_x - live_x).norm() < 2e-3 * live_x.norm(), site
 assert len(recorded.rows(sites[0])) == (recorded.kinds > 0).sum() == facts["frames"]
-assert speech.has_valid_split(heard)
+assert clip_table.has_valid_split(heard)
 
 # %% tags=["checks"]
 calibrated = Calibrations()
@@ -382,7 +389,7 @@ print(
 print({**recorded.sites, **(spoke.facts["sites"] if spoke else {})})
 
 # %% tags=["save"]
-findings.save(
+results.save(
     "01_extraction",
     run.name,
     headline=f"{facts['frames']:,} frames of {len(sites)} sites recorded; {facts['frames_padding'] / whole:.0%} of what "
@@ -393,7 +400,7 @@ findings.save(
         "decoder": depends,
         "norms": norms,
         "shared": shared,
-        "balance": speech.balance(heard, "corpus", "split", "gender"),
+        "balance": clip_table.balance(heard, "corpus", "split", "gender"),
         "calibrations": calibrated.table,
     },
     steps=[clips, acts, trial, *([spoke] if spoke else [])],

@@ -23,23 +23,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whisper_sae import (
-    causal,
-    cautions,
-    dictionaries,
-    figures,
-    findings,
-    measure,
-    profiles,
-    recipes,
-    sae,
-    speech,
-    store,
-)
-from whisper_sae.calibrations import Calibrations
+from whisper_sae import cache, profiles
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import evaluation_clips, pipeline, sae_comparison
+from whisper_sae.report import results
+from whisper_sae.sae import architectures, diagnostics, metrics
+from whisper_sae.viz import display
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -55,13 +48,13 @@ print(f"profile {run.name}, seed {seed}")
 # frame at a time.
 
 # %%
-acts = store.need(recipes.activations(run, seed))
-clips = store.need(recipes.clips(run, seed))
+acts = cache.need(pipeline.activations(run, seed))
+clips = cache.need(pipeline.clips(run, seed))
 sites = list(acts.facts["sites"])
 
 # %% tags=["hide-input"]
 width = acts.facts["sites"][run.focus]
-figures.say(
+display.say(
     f"Here: {run.variant}, {run.expansion} × {width} = {run.expansion * width:,} latents on {run.focus}, of which "
     f"k = {run.k} fire on a frame; {run.tokens:,} frames seen in training, Adam at {run.learning_rate:g}."
 )
@@ -78,10 +71,10 @@ figures.say(
 # and by the mean cosine of frames to their reconstructions.
 
 # %% tags=["show-code"]
-trained = {site: store.make(dictionaries.dictionary(run, seed, site, beside=sites)) for site in sites}
-for site in causal.sites_of(run):
+trained = {site: cache.make(sae_comparison.dictionary(run, seed, site, beside=sites)) for site in sites}
+for site in evaluation_clips.sites_of(run):
     if site.startswith("decoder"):  # for notebook 5; this page is about the encoder
-        store.make(dictionaries.dictionary(run, seed, site))
+        cache.make(sae_comparison.dictionary(run, seed, site))
 
 # %%
 scores = pd.DataFrame(
@@ -92,7 +85,7 @@ best, worst = scores.loc[scores.frame_fvu.idxmin()], scores.loc[scores.frame_fvu
 # %% tags=["hide-input"]
 shown = scores[["site", "frame_fvu", "frame_fvu_low", "frame_fvu_high", "cosine", "fvu", "l0", "dead"]]
 shown.columns = ["site", "frame FVU", "from", "to", "cosine", "FVU", "L0", "dead"]
-figures.table(
+display.table(
     shown,
     caption=f"Each dictionary on frames of {scores.speakers.max()} held-out speakers. Frame FVU: the mean over speakers "
     "of their medians, with its 95 % interval (Student's t; a clip without a speaker counts as one; none below six). "
@@ -100,17 +93,17 @@ figures.table(
 )
 held = scores[["site", "massive_frames", "massive_variance", "fvu", "fvu_usual"]]
 held.columns = ["site", "massive frames", "their share of the variance", "FVU", "FVU without them"]
-figures.table(held, caption="Frames of more than four median norms, and the FVU with and without them.")
+display.table(held, caption="Frames of more than four median norms, and the FVU with and without them.")
 
 # %% tags=["hide-input"]
 decided = scores[scores.massive_variance > 0.2]
 if len(decided):
-    figures.say(
+    display.say(
         f"Caution: at {', '.join(decided.site)} at most {decided.massive_frames.max():.2%} of the frames hold "
         f"at least {decided.massive_variance.min():.0%} of the variance. "
         "The FVU there is a score of these frames; compare layers by frame FVU and cosine."
     )
-figures.say(
+display.say(
     f"At L0 around {run.k}, the median frame leaves between {best.frame_fvu:.1%} ({best.site}) and "
     f"{worst.frame_fvu:.1%} ({worst.site}) of its squared distance from the mean unexplained."
 )
@@ -124,8 +117,8 @@ figures.say(
 
 # %% tags=["figure"]
 history = trained[run.focus].table("history.csv")
-figures.show(
-    figures.learning(history),
+display.show(
+    display.learning(history),
     alt=f"The FVU of a batch falls from {history.fvu.iloc[0]:.2f} to {history.fvu.iloc[-1]:.3f}, L0 ends at "
     f"{history.l0.iloc[-1]:.1f}, dead latents peak at {history.dead.max():.1%} and end at {history.dead.iloc[-1]:.1%}.",
     caption=f"Training on {run.focus}, running means. Reconstruction is the squared error per dimension, where activations "
@@ -147,18 +140,18 @@ figures.show(
 
 # %% tags=["show-code"]
 halves = () if run.variant == "tied" else ("decoder", "encoder")
-frozen = [store.make(dictionaries.dictionary(run, seed, run.focus, frozen=half)) for half in halves]
+frozen = [cache.make(sae_comparison.dictionary(run, seed, run.focus, frozen=half)) for half in halves]
 half_random = {site: halves if site == run.focus else () for site in sites}  # the dear ones
-rivals = [store.make(dictionaries.rivals(run, seed, site, half_random[site])) for site in sites]
-tables = [dictionaries.scores(step) for step in rivals]
+rivals = [cache.make(sae_comparison.rivals(run, seed, site, half_random[site])) for site in sites]
+tables = [sae_comparison.scores(step) for step in rivals]
 compared = pd.concat(tables, keys=sites, names=["site", "row"]).reset_index("site")
 
 # %% tags=["figure"]
 simple = ~compared.rival.str.contains("trained|mean")
-fig = figures.with_intervals(compared[simple], "site", "fvu", by="rival")
+fig = display.with_intervals(compared[simple], "site", "fvu", by="rival")
 fig.axes[0].set(title="The same number of numbers, spent differently", ylabel="FVU, held-out speakers")
 at = compared[compared.site == run.focus].set_index("rival")
-figures.show(
+display.show(
     fig,
     alt="At " + run.focus + ": " + ", ".join(f"{name} {fvu:.2f}" for name, fvu in at.fvu.items()) + ".",
     caption="Lower is better. Bars are 95 % intervals over speakers.",
@@ -167,7 +160,7 @@ figures.show(
 # %% tags=["hide-input"]
 shown = at.reset_index()[["rival", "numbers", "fvu", "fvu_low", "fvu_high", "cosine", "speakers"]]
 shown.columns = ["way of saying a frame", "numbers", "FVU", "from", "to", "cosine", "speakers"]
-figures.table(
+display.table(
     shown,
     caption=f"All rivals at {run.focus} on held-out speakers; 95 % intervals over speakers. Numbers: how many are said of "
     "a frame, for dictionaries the measured L0. Half-random dictionaries are trained as long as the whole one, biases and all.",
@@ -176,7 +169,7 @@ figures.table(
 # %% tags=["hide-input"]
 left = {name: f"{fvu:.1%}" for name, fvu in at.fvu.items()}
 half = "".join(f"; {name}, {fvu}" for name, fvu in left.items() if "trained" in name)
-figures.say(
+display.say(
     f"At {run.focus} the dictionary leaves {left['dictionary']}, as many principal directions {left['principal directions']}, a random "
     f"dictionary {left['random dictionary']}{half}. What learning adds is the distance to these, not to the mean."
 )
@@ -191,22 +184,22 @@ figures.say(
 # beat: a dictionary that is not below it has learned nothing that a rotation would not do.
 
 # %% tags=["show-code"]
-points = dictionaries.grid(run, seed)
-swept = store.make(dictionaries.sweep(points, seed, run.focus))
-sweep = dictionaries.scores(swept)  # a row a point
+points = sae_comparison.grid(run, seed)
+swept = cache.make(sae_comparison.sweep(points, seed, run.focus))
+sweep = sae_comparison.scores(swept)  # a row a point
 
 # %%
-known = measure.moments([dictionaries.frames_of(run, clips, acts, run.focus, "train")[0].sample(65_536, seed)])
+known = metrics.moments([sae_comparison.frames_of(run, clips, acts, run.focus, "train")[0].sample(65_536, seed)])
 ranks = np.unique(np.geomspace(1, min(width, sweep.l0.max()), 8).round().astype(int))
-turn = {rank: measure.say_principal(known, rank) for rank in ranks.tolist()}
-told = dictionaries.score_each(turn, *dictionaries.frames_of(run, clips, acts, run.focus))
+turn = {rank: metrics.say_principal(known, rank) for rank in ranks.tolist()}
+told = sae_comparison.score_each(turn, *sae_comparison.frames_of(run, clips, acts, run.focus))
 turned = pd.DataFrame([{"l0": rank, **score} for rank, score in told.items()])
 
 # %% tags=["figure"]
 front = sweep[sweep.front].sort_values("l0")
-fig = figures.pareto(sweep, turned, "principal directions")
+fig = display.pareto(sweep, turned, "principal directions")
 fig.axes[0].set(title=f"What a frame of {run.focus} costs")
-figures.show(
+display.show(
     fig,
     alt=f"The front falls from {front.fvu.iloc[0]:.1%} at L0 {front.l0.iloc[0]:.1f} to {front.fvu.iloc[-1]:.1%} at L0 "
     f"{front.l0.iloc[-1]:.1f}; it holds {', '.join(front.variant.unique())}. As many principal directions leave {turned.fvu.iloc[0]:.1%} "
@@ -222,26 +215,26 @@ figures.show(
 # %% tags=["show-code"]
 affordable = sweep[sweep.l0 <= max(1.1 * run.k, sweep.l0.min())]
 chosen = affordable.loc[affordable.fvu.idxmin()]
-its_step = store.need(points[chosen.name].recipe(seed, run.focus))
-say = sae.load(its_step.path)
-unseen = dictionaries.score(run, clips, acts, run.focus, say, "test")
+its_step = cache.need(points[chosen.name].recipe(seed, run.focus))
+say = architectures.load(its_step.path)
+unseen = sae_comparison.score(run, clips, acts, run.focus, say, "test")
 
 # %% tags=["hide-input"]
 shown = front[["variant", "k", "penalty", "l0", "fvu", "fvu_low", "fvu_high", "dead", "seconds"]].head(10)
 shown.columns = ["variant", "k", "penalty", "L0", "FVU", "from", "to", "dead", "s"]
-figures.table(
+display.table(
     shown, caption="The points on the front, on held-out speakers; all points are in the CSV. s: seconds of training."
 )
 line = np.exp(np.interp(np.log(sweep.l0), np.log(turned.l0), np.log(turned.fvu)))  # at each point's L0
 above = sweep.variant[sweep.fvu >= line].value_counts()
-figures.say(
+display.say(
     f"Of {len(sweep)} points {above.sum()} are not below the line of principal directions"
     + (f" ({', '.join(f'{n} of {name}' for name, n in above.items())})" if len(above) else "")
     + "."
 )
-figures.say(
+display.say(
     f"At a price of at most {1.1 * run.k:.1f} the best is {points[chosen.name].label}: it leaves {chosen.fvu:.1%} on the "
-    f"validation speakers and {unseen['fvu']:.1%} ({figures.between(unseen['fvu_low'], unseen['fvu_high'])}) on {unseen['speakers']} test speakers."
+    f"validation speakers and {unseen['fvu']:.1%} ({display.between(unseen['fvu_low'], unseen['fvu_high'])}) on {unseen['speakers']} test speakers."
 )
 
 # %% [markdown]
@@ -252,22 +245,22 @@ figures.say(
 # latent of the other dictionary has a decoder direction with a cosine of at least 0.7; random directions are the null.
 
 # %% tags=["show-code"]
-say = sae.load(trained[run.focus].path)
-few = dictionaries.frames_of(run, clips, acts, run.focus, "train")[0]
+say = architectures.load(trained[run.focus].path)
+few = sae_comparison.frames_of(run, clips, acts, run.focus, "train")[0]
 some = few.sample(16_384, seed)  # (frame, d_in)
-on_train = measure.reconstruction(say, some.split(4096), centre=some.mean(dim=0))
-on_train["l0"] = float(measure.firing(say.encode, some.split(4096)).sum())
-store.make(dictionaries.dictionary(run, seed, run.focus, own_seed=seed + 1))
-stable = store.make(dictionaries.stability(run, seed, run.focus))
+on_train = metrics.reconstruction(say, some.split(4096), centre=some.mean(dim=0))
+on_train["l0"] = float(metrics.firing(say.encode, some.split(4096)).sum())
+cache.make(sae_comparison.dictionary(run, seed, run.focus, own_seed=seed + 1))
+stable = cache.make(sae_comparison.stability(run, seed, run.focus))
 
 # %% tags=["hide-input"]
 both = pd.DataFrame([on_train, trained[run.focus].facts], index=["training", "held-out"])
 both = both[["l0", "frame_fvu", "fvu", "cosine", "frames"]].rename_axis("speakers").reset_index()
-figures.table(both.rename(columns={"l0": "L0", "frame_fvu": "frame FVU", "fvu": "FVU"}), caption=f"The dictionary of {run.focus} on frames of training and of held-out speakers.")  # fmt: skip
-figures.say(f"Training frames: {cautions.too_few(len(few), say.d_sae) or 'enough'}.")
+display.table(both.rename(columns={"l0": "L0", "frame_fvu": "frame FVU", "fvu": "FVU"}), caption=f"The dictionary of {run.focus} on frames of training and of held-out speakers.")  # fmt: skip
+display.say(f"Training frames: {diagnostics.too_few(len(few), say.d_sae) or 'enough'}.")
 found = pd.DataFrame([stable.facts])[["latents", "found", "found_by_firing", "chance", "median"]]
 found.columns = ["active latents", "with a counterpart", "weighted by firing", "random directions", "median cosine"]
-figures.table(found, caption=f"Latents of {run.focus} that a dictionary of seed {seed + 1} has, too. What later pages say of a feature is said of this training.")  # fmt: skip
+display.table(found, caption=f"Latents of {run.focus} that a dictionary of seed {seed + 1} has, too. What later pages say of a feature is said of this training.")  # fmt: skip
 
 # %% [markdown]
 # ## Which latents live
@@ -280,9 +273,9 @@ rates = trained[run.focus].array("firing.npy")  # (latent,), the share of held-o
 alive, always = rates[rates > 0], float((rates > 0.5).mean())
 
 # %% tags=["figure"]
-fig = figures.rates(rates)
+fig = display.rates(rates)
 fig.axes[0].set(title="How often latents fire")
-figures.show(
+display.show(
     fig,
     alt=f"A histogram of {len(alive):,} living latents; the middle one fires on {np.median(alive):.2%} of the frames.",
     caption=f"Held-out frames at {run.focus}. Not drawn: {len(rates) - len(alive):,} latents that fire on none of them.",
@@ -290,7 +283,7 @@ figures.show(
 
 # %% tags=["hide-input"]
 by_k = sweep[(sweep.variant == run.variant) & (sweep.k != "")].drop_duplicates("k")
-figures.say(
+display.say(
     f"Of {len(rates):,} latents {1 - len(alive) / len(rates):.1%} are dead on the held-out frames and {always:.2%} fire on more "
     f"than half of them; the median living latent fires on {np.median(alive):.2%}. Dead in the sweep: "
     + (", ".join(f"{dead:.0%} at k = {k}" for k, dead in zip(by_k.k, by_k.dead, strict=True)) or "see its table")
@@ -313,8 +306,8 @@ figures.say(
 # validation and test speaker is unknown to the training.
 
 # %% tags=["checks"]
-coder = sae.load(trained[run.focus].path)
-rows, voices = dictionaries.frames_of(run, clips, acts, run.focus)
+coder = architectures.load(trained[run.focus].path)
+rows, voices = sae_comparison.frames_of(run, clips, acts, run.focus)
 x = rows.take(np.arange(min(2048, len(rows))))  # (frame, d_in)
 with torch.no_grad():
     f = coder.encode(x)  # (frame, d_sae)
@@ -323,7 +316,7 @@ assert (f >= 0).all()
 assert torch.allclose(coder.decode(f), coder(x), atol=1e-3)
 
 # %% tags=["checks"]
-assert speech.has_valid_split(recipes.table(run, clips)), "a speaker is in two splits"
+assert clip_table.has_valid_split(pipeline.table(run, clips)), "a speaker is in two splits"
 assert (front.fvu.diff().dropna() <= 0).all() and chosen.fvu >= sweep.fvu.min()
 
 # %% tags=["checks"]
@@ -345,10 +338,10 @@ calibrated.show()
 # %% tags=["nbval-check-output"]
 print(f"{len(trained)} dictionaries of {coder.d_sae} latents, k = {coder.k}, trained on {run.tokens:,} frames each")
 print("rivals:", ", ".join(at.index[1:]))
-print(f"sweep: {len(points)} points:", "; ".join(dictionaries.asks(point.run) for point in points))
+print(f"sweep: {len(points)} points:", "; ".join(sae_comparison.asks(point.run) for point in points))
 
 # %% tags=["save"]
-findings.save(
+results.save(
     "02_training",
     run.name,
     headline=f"With {run.k} of {coder.d_sae:,} latents a frame, the median frame leaves {best.frame_fvu:.1%} ({best.site}) to "

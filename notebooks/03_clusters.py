@@ -22,25 +22,16 @@ seed = 0  # one seed for everything random here
 import numpy as np
 import pandas as pd
 
-from whisper_sae import (
-    atlas,
-    clusters,
-    dictionaries,
-    excerpts,
-    figures,
-    findings,
-    index,
-    meaning,
-    profiles,
-    recipes,
-    store,
-    trees,
-)
-from whisper_sae import figures_of_clusters as draw
-from whisper_sae.calibrations import Calibrations
+from whisper_sae import cache, profiles
+from whisper_sae.data import audio
+from whisper_sae.experiments import clip_clusters, feature_index, pipeline, sae_comparison
+from whisper_sae.features import clusters, index, trees
+from whisper_sae.report import results
+from whisper_sae.viz import cluster_plots, display
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -52,19 +43,19 @@ print(f"profile {run.name}, seed {seed}")
 # every frame is kept in an index, which later pages read too.
 
 # %% tags=["show-code"]
-clips = store.need(recipes.clips(run, seed))
-codes = store.make(meaning.codes(run, seed, run.focus))
-averaged = store.make(atlas.means(run, seed, run.focus))
-heard, said = recipes.table(run, clips), index.Index(codes.path)
-labels, left_out = atlas.labels_of(heard, averaged.table("clips.csv"))  # (clip, label)
-figures.say(
+clips = cache.need(pipeline.clips(run, seed))
+codes = cache.make(feature_index.codes(run, seed, run.focus))
+averaged = cache.make(clip_clusters.means(run, seed, run.focus))
+heard, said = pipeline.table(run, clips), index.Index(codes.path)
+labels, left_out = clip_clusters.labels_of(heard, averaged.table("clips.csv"))  # (clip, label)
+display.say(
     f"{averaged.facts['clips']:,} clips at {run.focus}, {said.rows:,} frames, {said.features:,} features, of which "
     f"{averaged.facts['silent_features']:,} never fire. Told of the clips: {', '.join(labels) or 'nothing'}."
 )
-figures.say(dictionaries.seed_note(run, seed, run.focus))
+display.say(sae_comparison.seed_note(run, seed, run.focus))
 if left_out:
     reasons = [f"{name} ({why})" for name, why in left_out.items()]
-    figures.say(f"Not asked: {', '.join(reasons)}.")
+    display.say(f"Not asked: {', '.join(reasons)}.")
 
 # %% [markdown]
 # ## A map, only to be looked at
@@ -75,22 +66,22 @@ if left_out:
 # principal directions are the rival, and a map by lot is chance.
 
 # %% tags=["show-code"]
-laid = store.make(atlas.mapped(run, seed, run.focus))
-islands, way, trust = atlas.tables_of(laid)
+laid = cache.make(clip_clusters.mapped(run, seed, run.focus))
+islands, way, trust = clip_clusters.tables_of(laid)
 seeds = [f"t-SNE, seed {seed}", f"t-SNE, seed {seed + 1}"]
 hoped = [name for name in ("accent", "gender") if name in labels]
 
 # %% tags=["figure"]
 if len(islands):
-    figures.show(
-        draw.maps(islands, labels.loc[islands["clip"], hoped], seeds),
+    display.show(
+        cluster_plots.maps(islands, labels.loc[islands["clip"], hoped], seeds),
         alt="Two maps of the same clips. "
         + "; ".join(f"{one.map}: {one.trustworthiness:.2f}" for one in trust[:2].itertuples()),
         caption=f"A point is a clip, {len(islands):,} in all; what is not told is grey. Axes have no meaning.",
     )
-figures.table(trust, caption="How far to trust each map, by the ten nearest neighbours of each point.")
+display.table(trust, caption="How far to trust each map, by the ten nearest neighbours of each point.")
 for why in filter(None, (laid.facts["why_clips"], laid.facts["why_directions"])):
-    figures.say(f"A map is missing: {why}.")
+    display.say(f"A map is missing: {why}.")
 
 # %% [markdown]
 # The directions of the dictionary have a map too, by the angle between them. What fires often is light: if the frequent
@@ -99,8 +90,8 @@ for why in filter(None, (laid.facts["why_clips"], laid.facts["why_directions"]))
 # %% tags=["figure"]
 if len(way):
     rate = said.rates[way.feature]
-    figures.show(
-        draw.shaded(way, rate, seeds, "share of frames on which it fires"),
+    display.show(
+        cluster_plots.shaded(way, rate, seeds, "share of frames on which it fires"),
         alt=f"{len(way)} directions on two maps; they fire on {rate.min():.4%} to {rate.max():.0%} of the frames.",
         caption=f"A point is a direction of {run.focus} that fires at least once, laid by its angle to the others.",
     )
@@ -118,26 +109,26 @@ if len(way):
 looks = {"all clips": False, "clips of speech": True}  # whether only clips with words are looked at
 if (heard.text[labels.index] == "").nunique() == 1:
     looks.pop("clips of speech")  # they are all the clips, or none
-grouped = {name: store.make(atlas.grouped(run, seed, run.focus, spoken)) for name, spoken in looks.items()}
-tables = atlas.silhouettes_of(grouped)  # a row a number of clusters
+grouped = {name: cache.make(clip_clusters.grouped(run, seed, run.focus, spoken)) for name, spoken in looks.items()}
+tables = clip_clusters.silhouettes_of(grouped)  # a row a number of clusters
 
 # %% tags=["hide-input"]
 for name, table in tables.items():
     best = table.loc[(table.silhouette - table.chance).idxmax()]
-    figures.say(
+    display.say(
         f"Of {name}: {best.clusters:.0f} clusters, silhouette {best.silhouette:.2f}; clouds without clumps have {best.chance:.2f}, one in "
         f"twenty {best.chance_95:.2f} or more; p = {grouped[name].facts['p']:.3f} over all numbers tried."
     )
 for name in set(grouped) - set(tables):
-    figures.say(f"No clusters of {name}: {grouped[name].facts['why']}.")
+    display.say(f"No clusters of {name}: {grouped[name].facts['why']}.")
 
 # %% tags=["figure"]
 if tables:
     reach = "; ".join(
         f"{name} {one.silhouette.min():.2f} to {one.silhouette.max():.2f}" for name, one in tables.items()
     )
-    figures.show(
-        draw.silhouettes(tables),
+    display.show(
+        cluster_plots.silhouettes(tables),
         alt=f"Silhouettes: {reach}; by chance {min(one.chance.min() for one in tables.values()):.2f} and more.",
         caption=f"Grey: {clusters.DRAWS} clouds with the same variances and no clumps. What is not above is a piece of one cloud.",
     )
@@ -152,7 +143,7 @@ if tables:
 # ready for less: how long a clip is, or how much of it is silence, also moves a mean.
 
 # %% tags=["show-code"]
-found = atlas.clusters_of(grouped)  # (clip,) each
+found = clip_clusters.clusters_of(grouped)  # (clip,) each
 telling = {}
 for name, cluster in found.items():
     asked, voice = labels.loc[cluster.index], heard.speaker[cluster.index]
@@ -160,14 +151,14 @@ for name, cluster in found.items():
 
 # %% tags=["hide-input"]
 for name, (table, unasked) in telling.items():
-    figures.table(
+    display.table(
         table.drop(columns="p").rename(columns={"chance_95": "chance 95 %"}).head(10),
         caption=f"What tells the cluster of {name}: share told, chance and its 95 %, how many units were dealt, and q, the false discovery rate.",
     )
     told = [
         f"{row.label} ({row.share:.0%}, chance {row.chance:.0%})" for row in table[table.q < 0.05].head(3).itertuples()
     ]
-    figures.say(
+    display.say(
         f"Of {name}, most is told by {', '.join(told) or 'nothing that is beyond chance'}."
         + (f" Not asked: {', '.join(unasked)}, for they differ nowhere or everywhere." if unasked else "")
     )
@@ -179,8 +170,8 @@ if found:
 if found and len(islands):
     shown = labels.loc[islands["clip"], tellers]
     shown.insert(0, "cluster", (cluster + 1).astype(str).reindex(islands["clip"]).fillna(""))
-    figures.show(
-        draw.maps(islands, shown, seeds),
+    display.show(
+        cluster_plots.maps(islands, shown, seeds),
         alt=f"The same maps, coloured by {cluster.nunique()} clusters of {name}, and by {''.join(tellers) or 'nothing else'}.",
         caption="The same points, coloured by the clusters that were found where they really are, and by what tells them most.",
     )
@@ -193,18 +184,18 @@ if found and len(islands):
 
 # %% tags=["show-code"]
 if found:
-    x = atlas.rows_of(averaged, cluster.index)  # (clip, feature)
+    x = clip_clusters.rows_of(averaged, cluster.index)  # (clip, feature)
     middle = clusters.medoids(x, cluster.to_numpy(), 3, voice)
     near = {n: cluster.index[middle[n]] for n in sorted(middle)[:3]}
     caption = f"From the middle of the largest clusters of {name}, at most 6 s."
-    figures.voices(atlas.sounds(heard, near), excerpts.RATE, caption=caption)
+    display.voices(clip_clusters.sounds(heard, near), audio.RATE, caption=caption)
 
 # %% tags=["hide-input"]
 foremost = pd.DataFrame()
 if found:
     asked = [label for label in dict.fromkeys([*tellers, *hoped, "speaker", "text"]) if label in labels]
     foremost = clusters.foremost_by(cluster + 1, labels.loc[cluster.index, asked], voice, seed=seed)
-    figures.table(
+    display.table(
         foremost[foremost.cluster <= 3].rename(columns={"chance_95": "chance 95 %"}),
         caption="The label that is in a cluster most above its share everywhere. Chance 95 %: what one in twenty dealings gives to "
         "whichever label then is most above its own share.",
@@ -233,13 +224,13 @@ splits = trees.told(grown) if grown else pd.DataFrame()
 if grown:
     low, high = grown.alike_by_chance
     order = trees.leaves(grown)
-    figures.show(
-        draw.tree(grown),
+    display.show(
+        cluster_plots.tree(grown),
         alt="Support: " + "; ".join(f"{row.groups} {row.support:.0%}" for row in splits.itertuples()),
         caption="In brackets the speakers of each accent. At a split its support, bold where it is above that of accents by lot.",
     )
-    figures.show(
-        draw.matrix(grown.alike.iloc[order, order], "Accents, less what all share", 1),
+    display.show(
+        cluster_plots.matrix(grown.alike.iloc[order, order], "Accents, less what all share", 1),
         alt=f"By lot 95 % of the correlations lie between {low:.2f} and {high:.2f}.",
         caption="Correlation over features of the accents' means, less the mean of all accents.",
     )
@@ -252,7 +243,7 @@ if grown:
         f"Of {len(splits)} splits {len(sure)} are supported beyond chance (above {grown.chance:.0%}): {'; '.join(sure.groups) or 'none'}. "
         f"Of {len(off)} correlations between accents {((off < low) | (off > high)).sum()} lie outside {low:.2f} to {high:.2f}, where 95 % lie by lot."
     )
-figures.say(why)
+display.say(why)
 
 # %% [markdown]
 # ## Which features go together?
@@ -263,21 +254,21 @@ figures.say(why)
 # need but one. If their directions are alike, too (cosine), a single one may have been split.
 
 # %% tags=["figure"]
-joint = atlas.joint(codes, store.need(meaning.codes(run, seed, run.focus).needs["trained"]), 40, seed)
+joint = clip_clusters.joint(codes, cache.need(feature_index.codes(run, seed, run.focus).needs["trained"]), 40, seed)
 pairs, order = joint.pairs, trees.in_order(joint.correlation)
 together = pd.DataFrame(joint.correlation, joint.features, joint.features).iloc[order, order]
-figures.show(
-    draw.matrix(together, "Features that fire together", 0.5),
+display.show(
+    cluster_plots.matrix(together, "Features that fire together", 0.5),
     alt=f"Of {len(pairs)} pairs {(pairs.correlation > 0.5).sum()} correlate above 0.5; the highest is {pairs.correlation.max():.2f}.",
     caption="Features by number, ordered by Ward so that those that go together are neighbours. Colours end at ±0.5.",
 )
 
 # %% tags=["hide-input"]
-figures.table(
+display.table(
     pairs.head(6),
     caption="The pairs that correlate most; cosine: between their directions; both: of the frames of either.",
 )
-figures.say(
+display.say(
     f"{(pairs.correlation.abs() > joint.chance).mean():.0%} of {len(pairs)} pairs are beyond what one in twenty reaches when slid ({joint.chance:.3f}): "
     f"frames of one sound share features. Above 0.5 are {(pairs.correlation > 0.5).sum()}, and of these {((pairs.correlation > 0.5) & (pairs.cosine > 0.5)).sum()} "
     "have directions with a cosine above 0.5."
@@ -292,15 +283,15 @@ figures.say(
 # %% tags=["hide-input"]
 parents = pd.DataFrame()
 if run.expansion >= 4:
-    for needed in atlas.smaller(run, seed, run.focus):
-        store.make(needed)
-    grown_up = store.make(atlas.families_of(run, seed, run.focus))
-    parents = atlas.parents_of(grown_up)
-    figures.table(
+    for needed in clip_clusters.smaller(run, seed, run.focus):
+        cache.make(needed)
+    grown_up = cache.make(clip_clusters.families_of(run, seed, run.focus))
+    parents = clip_clusters.parents_of(grown_up)
+    display.table(
         parents.head(6), caption="The parents with most children: how often they fire, and what became of their frames."
     )
     mine, facts = parents[parents.children > 0], grown_up.facts
-    figures.say(
+    display.say(
         f"Of {len(grown_up.table('children.csv'))} features {facts['linked']} have a parent among {facts['latents']} ({facts['by_chance']} by chance); "
         f"{facts['split']} parents were split, and {(parents.children == 0).sum()} of {len(parents)} have no child. Of a parent's frames "
         f"{mine['first'].median():.0%} are its first child's, {mine.absorbed.median():.0%} absorbed, {mine.lost.median():.0%} lost (medians)."
@@ -314,8 +305,8 @@ if run.expansion >= 4:
 ranked = np.argsort(-said.rates, kind="stable")[: int((said.rates > 0).sum())]
 some = ranked[np.unique(np.linspace(0, len(ranked) - 1, 6).astype(int))].tolist()
 firings = {f"{one}: {said.rates[one]:.3%}": said.activations(one)[1] for one in some}
-figures.show(
-    draw.histograms(firings, said.rows),
+display.show(
+    cluster_plots.histograms(firings, said.rows),
     alt=f"Histograms of {len(some)} features that fire on {said.rates[some[0]]:.1%} to {said.rates[some[-1]]:.4%} of the frames.",
     caption=f"Number of a feature and how often it fires. Bars of a panel sum to {said.rows:,} frames; orange: silent.",
 )
@@ -328,16 +319,16 @@ figures.show(
 # it never met; and, so again, for a gender that each speaker was given *by lot*. What it reads of the latter is not gender.
 
 # %% tags=["hide-input"]
-asked_thrice = store.make(atlas.forests(run, seed, run.focus))
+asked_thrice = cache.make(clip_clusters.forests(run, seed, run.focus))
 forest = pd.DataFrame() if asked_thrice.facts["why"] else asked_thrice.table("read.csv")
 said_of_it = f"No forest: {asked_thrice.facts['why']}."
 if len(forest):
     met, new, lot = forest.balanced
-    figures.table(
+    display.table(
         forest, caption="Majority: what the most frequent label scores. Balanced: mean over labels, 95 % over speakers."
     )
     said_of_it = f"Balanced accuracy, split by frame, {met:.1%}; of speakers it never met, {new:.1%}; of a gender by lot, split by frame, {lot:.1%}."
-figures.say(said_of_it)
+display.say(said_of_it)
 
 # %% [markdown]
 # Split by frame it reads what it knows of the voices. Notebook 4 asks for gender as one has to.
@@ -362,7 +353,7 @@ frames, one = averaged.table("clips.csv").frames.to_numpy(), some[0]
 sums = averaged.array("means.npy")[:, one].astype(float) @ frames
 assert np.isclose(sums, said.activations(one)[1].sum(dtype=float), rtol=1e-3)
 assert (joint.correlation == joint.correlation.T).all() and np.isfinite(joint.correlation).all()
-assert all(draw.counted(values, said.rows)[1].sum() == said.rows for values in firings.values())
+assert all(cluster_plots.counted(values, said.rows)[1].sum() == said.rows for values in firings.values())
 
 # %% tags=["checks"]
 calibrated = Calibrations()
@@ -409,7 +400,7 @@ for name in tables:
     saved |= {f"silhouettes_{name.replace(' ', '_')}": tables[name], f"told_{name.replace(' ', '_')}": telling[name][0]}
 steps = [clips, codes, averaged, laid, *grouped.values(), asked_thrice]
 headline = f"Of {'; '.join(news) or 'these clips no map or cluster could be made'}."
-findings.save("03_clusters", run.name, headline=headline, tables=saved, steps=steps)
+results.save("03_clusters", run.name, headline=headline, tables=saved, steps=steps)
 
 # %% tags=["checks"]
 calibrated.require()  # the table of calibrations is saved by now

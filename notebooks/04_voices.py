@@ -20,27 +20,25 @@ seed = 0  # one seed for everything random here
 import numpy as np
 import pandas as pd
 
-from whisper_sae import (
-    atlas,
-    contrasts,
-    dictionaries,
-    figures,
-    findings,
-    instrument,
-    intervals,
-    meaning,
-    profiles,
-    recipes,
-    store,
-    trials,
-    voice_probes,
-    voices,
+from whisper_sae import cache, profiles
+from whisper_sae.experiments import (
+    calibration_study,
+    clip_clusters,
+    feature_index,
+    pipeline,
+    sae_comparison,
+    sanity_checks,
+    speaker_effects,
+    speaker_probes,
+    speakers,
 )
-from whisper_sae import figures_of_voices as draw
-from whisper_sae.calibrations import Calibrations
+from whisper_sae.report import results
+from whisper_sae.stats import intervals
+from whisper_sae.viz import display, speaker_plots
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -52,35 +50,35 @@ print(f"profile {run.name}, seed {seed}")
 # clips, counts once, and n is the number of speakers. A feature that is silent in a voice has a rate of 0 there, and no strength.
 
 # %% tags=["show-code"]
-clips = store.need(recipes.clips(run, seed))
-codes = store.make(meaning.codes(run, seed, run.focus))
-heard = recipes.table(run, clips)
-said = store.make(voices.of_features(run, seed, run.focus))
-casts = {each: voices.cast(said, heard, each) for each in voices.MEASURES}  # (speaker, feature)
+clips = cache.need(pipeline.clips(run, seed))
+codes = cache.make(feature_index.codes(run, seed, run.focus))
+heard = pipeline.table(run, clips)
+said = cache.make(speakers.of_features(run, seed, run.focus))
+casts = {each: speakers.cast(said, heard, each) for each in speakers.MEASURES}  # (speaker, feature)
 rates, labels = casts["rate"], list(casts["rate"].labels)
-binary = [name for name in labels if voices.answerable(rates, name)]  # enough speakers
+binary = [name for name in labels if speakers.answerable(rates, name)]  # enough speakers
 wide = [name for name in labels if rates.labels[name].replace("", np.nan).nunique() > 2]
 
 # %% tags=["hide-input"]
 each = f"{rates.clips.min()} to {rates.clips.max()}" if len(rates.clips) else "no"
-figures.say(
+display.say(
     f"{said.facts['clips']:,} clips with {said.facts['frames']:,} frames of speech at {run.focus}; "
     f"{len(rates.means)} speakers, {each} clips each; {rates.nameless} clips name no speaker and are left out."
 )
-figures.say(dictionaries.seed_note(run, seed, run.focus))
-report = voices.labels_asked(said, heard)
-figures.table(report, caption="Labels of speakers: which are asked about on this page, in how many groups and speakers, and what is left out and why.")  # fmt: skip
+display.say(sae_comparison.seed_note(run, seed, run.focus))
+report = speakers.labels_asked(said, heard)
+display.table(report, caption="Labels of speakers: which are asked about on this page, in how many groups and speakers, and what is left out and why.")  # fmt: skip
 if rates.corpus is not None:
-    figures.say(
+    display.say(
         f"Speakers come from {len(set(rates.corpus))} corpora. The corpus is held fixed in every comparison below: "
         "labels change places within it, d is the mean of differences within it, and probes are scored within it."
     )
-parts = [voices.sampled(run, seed, said, heard, name).assign(label=name) for name in labels or [""]]
+parts = [speakers.sampled(run, seed, said, heard, name).assign(label=name) for name in labels or [""]]
 balance = pd.concat(parts)[["label", *parts[0].columns[:-1]]]
 shown = balance[(balance.group != "") & (balance.speakers > 1)]  # the CSV has all
 shown = shown.sort_values("speakers", ascending=False, kind="stable")
 if len(shown):
-    figures.table(
+    display.table(
         shown.groupby("label", sort=False).head(12),
         caption="Who counts. Clips and speakers that the corpora have, clips kept and dropped, speakers kept, and "
         "the fewest and most clips of one. The profile's balance and clips_per_speaker make them even.",
@@ -97,9 +95,9 @@ if len(shown):
 # %% tags=["show-code"]
 label = binary[0] if binary else ""
 found = {
-    measure: contrasts.two(cast, label, seed=seed)
+    measure: speaker_effects.two(cast, label, seed=seed)
     for measure, cast in casts.items()
-    if label and voices.asked(cast, label).any()
+    if label and speakers.asked(cast, label).any()
 }
 top = found["rate"].table if found else pd.DataFrame({"feature": [], "d": []})
 
@@ -107,18 +105,18 @@ top = found["rate"].table if found else pd.DataFrame({"feature": [], "d": []})
 if found:
     lines = {measure.replace("_", " "): one.chance.d for measure, one in found.items()}
     bands = {measure.replace("_", " "): one.chance.threshold for measure, one in found.items()}
-    fig = draw.ordered(lines, bands)
+    fig = speaker_plots.ordered(lines, bands)
     fig.axes[0].set(title=f"{label}: all features in order")
-    figures.show(fig, alt="; ".join(f"{name}: greatest |d| {np.nanmax(np.abs(lines[name])):.2f}, chance {bands[name]:.2f}" for name in lines),
+    display.show(fig, alt="; ".join(f"{name}: greatest |d| {np.nanmax(np.abs(lines[name])):.2f}, chance {bands[name]:.2f}" for name in lines),
                  caption="|d| of each feature. Dotted: what the greatest of them exceeds in 5 % of deals of the labels; dots are beyond it.")  # fmt: skip
 
 # %% tags=["hide-input"]
-counts = pd.DataFrame([contrasts.counted(one, label, measure) for measure, one in found.items()])
+counts = pd.DataFrame([speaker_effects.counted(one, label, measure) for measure, one in found.items()])
 if found:
-    figures.table(counts.drop(columns="label", errors="ignore"), caption="Found at a false discovery rate of 5 %; beyond the threshold, where any error at all has a chance of 5 %; "
+    display.table(counts.drop(columns="label", errors="ignore"), caption="Found at a false discovery rate of 5 %; beyond the threshold, where any error at all has a chance of 5 %; "
               "with an uncorrected p of at most 0.05, and how many have it when labels are dealt: mean and 95 %. n: speakers.")  # fmt: skip
 else:
-    figures.say("No label has two groups of six speakers that can be compared, so no effect is asked for below.")
+    display.say("No label has two groups of six speakers that can be compared, so no effect is asked for below.")
 
 # %% [markdown]
 # The column that matters is the last: so many features have p of 0.05 when the labels mean nothing. Without it, the number beside
@@ -128,9 +126,9 @@ else:
 # %% tags=["figure"]
 if found:
     chance = found["rate"].chance
-    fig = draw.forest(top, chance.groups, chance.threshold)
+    fig = speaker_plots.forest(top, chance.groups, chance.threshold)
     fig.axes[0].set(title=f"{label}: the foremost features, by rate")
-    figures.show(fig, alt="; ".join(f"{row.feature}: {row.d:.2f} ({figures.between(row.low, row.high, '.2f')})" for row in top.head(5).itertuples()),
+    display.show(fig, alt="; ".join(f"{row.feature}: {row.d:.2f} ({display.between(row.low, row.high, '.2f')})" for row in top.head(5).itertuples()),
                  caption="d with its 95 % interval over speakers. Grey: what chance gives to the greatest; filled marks lie beyond.")  # fmt: skip
 
 # %% [markdown]
@@ -142,19 +140,19 @@ if found:
 foremost = pd.DataFrame()
 for name in binary:
     try:
-        rows = contrasts.foremost(rates, name, seed=seed)
+        rows = speaker_effects.foremost(rates, name, seed=seed)
     except ValueError as refused:
-        figures.say(f"Not asked on other speakers: {refused}.")
+        display.say(f"Not asked on other speakers: {refused}.")
         continue
     foremost = pd.concat([foremost, rows.assign(label=name)], ignore_index=True)
 if len(foremost):
     shown = foremost.rename(columns={"group": "more in", "other": "d on other speakers"})
     columns = ["label", "feature", "more in", "d", "d on other speakers", "low", "high", "again"]
-    figures.table(
+    display.table(
         shown[columns],
         caption="The three features of greatest |d| by rate. d: over all speakers, too great for having been chosen. "
         "d on other speakers: of the feature of that rank in one half, measured in the other half, in the direction "
-        f"in which it was chosen; mean over {2 * contrasts.SPLITS} halves, with the range of 95 % of them. "
+        f"in which it was chosen; mean over {2 * speaker_effects.SPLITS} halves, with the range of 95 % of them. "
         "again: the share of halves in which this feature is among the three.",
     )
 
@@ -166,10 +164,10 @@ if len(foremost):
 
 # %% tags=["show-code"]
 if found:
-    shelf = meaning.examples_in(run, seed, run.focus)
+    shelf = feature_index.examples_in(run, seed, run.focus)
     for row in top.head(min(4, max(1, chance.beyond.sum()))).itertuples():
-        pairs = voices.alike(shelf, heard, row.feature, label, chance.groups, 1)
-        figures.voices(meaning.sounds(heard, pairs), meaning.RATE, caption=f"Feature {row.feature}, d = {row.d:.2f} ({figures.between(row.low, row.high, '.2f')}): {' and '.join(chance.groups)} at equal activation.")  # fmt: skip
+        pairs = speakers.alike(shelf, heard, row.feature, label, chance.groups, 1)
+        display.voices(feature_index.sounds(heard, pairs), feature_index.RATE, caption=f"Feature {row.feature}, d = {row.d:.2f} ({display.between(row.low, row.high, '.2f')}): {' and '.join(chance.groups)} at equal activation.")  # fmt: skip
 
 # %% [markdown]
 # Where two labels are crossed, d is asked **within** the groups of the other, and labels change places only there: what accents do to a
@@ -177,15 +175,15 @@ if found:
 # Within one accent alone there may be too few voices for an interval, and then none is given.
 
 # %% tags=["hide-input"]
-across = next((name for name in wide if label and voices.crossed(rates, label, name)), "")
+across = next((name for name in wide if label and speakers.crossed(rates, label, name)), "")
 if across:
-    inside = contrasts.two(rates, label, across, seed)
-    crossed = contrasts.crossings(rates, label, across, int(inside.table.feature[0]), seed)
-    figures.table(crossed.drop(columns="why"), caption=f"Feature {inside.table.feature[0]}: d of {label} within each {across}, with its interval where there are {intervals.LEAST} of each.")  # fmt: skip
-    said_of = contrasts.counted(inside, label, "rate")
-    figures.say(
+    inside = speaker_effects.two(rates, label, across, seed)
+    crossed = speaker_effects.crossings(rates, label, across, int(inside.table.feature[0]), seed)
+    display.table(crossed.drop(columns="why"), caption=f"Feature {inside.table.feature[0]}: d of {label} within each {across}, with its interval where there are {intervals.LEAST} of each.")  # fmt: skip
+    said_of = speaker_effects.counted(inside, label, "rate")
+    display.say(
         f"Within {across}, {said_of['found']} of {said_of['tested']} features are found and {said_of['beyond']} lie beyond |d| = {said_of['threshold']:.2f}; the foremost has d = {inside.table.d[0]:.2f} "
-        f"({figures.between(inside.table.low[0], inside.table.high[0], '.2f')}). An interaction has p ≤ 0.05 in {(inside.table.interaction <= 0.05).sum()}; by chance in {0.05 * len(inside.table):.0f}. {'Refused: ' + crossed.why[crossed.why != ''].iloc[0] + '.' if (crossed.why != '').any() else ''}"
+        f"({display.between(inside.table.low[0], inside.table.high[0], '.2f')}). An interaction has p ≤ 0.05 in {(inside.table.interaction <= 0.05).sum()}; by chance in {0.05 * len(inside.table):.0f}. {'Refused: ' + crossed.why[crossed.why != ''].iloc[0] + '.' if (crossed.why != '').any() else ''}"
     )
 
 # %% [markdown]
@@ -196,17 +194,17 @@ if across:
 
 # %% tags=["hide-input"]
 wide = [name for name in wide if (rates.labels[name].replace("", np.nan).value_counts() >= intervals.LEAST).sum() > 1]
-strata = label if wide and label and voices.crossed(rates, wide[0], label) else ""
+strata = label if wide and label and speakers.crossed(rates, wide[0], label) else ""
 many = None
 try:
-    many = contrasts.many(rates, wide[0], strata, seed) if wide else None
+    many = speaker_effects.many(rates, wide[0], strata, seed) if wide else None
 except ValueError as refused:
-    figures.say(f"No comparison of {wide[0]}: {refused}.")
+    display.say(f"No comparison of {wide[0]}: {refused}.")
 if many:
-    every = contrasts.counted(many, wide[0], "rate")
+    every = speaker_effects.counted(many, wide[0], "rate")
     best = many.table.head(6).rename(columns={"eta_squared": "η²", "omega_squared": "ω²", "f": "F"})
-    figures.table(best[["feature", "η²", "low", "high", "ω²", "F", "n", "q"]], caption=f"The features that {wide[0]} tells most of, with the 95 % interval of η².")  # fmt: skip
-    figures.say(
+    display.table(best[["feature", "η²", "low", "high", "ω²", "F", "n", "q"]], caption=f"The features that {wide[0]} tells most of, with the 95 % interval of η².")  # fmt: skip
+    display.say(
         f"Of {every['tested']:,} features {every['found']} are found at 5 %, and {every['beyond']} have an η² above {every['threshold']:.2f}, which chance exceeds in one deal of twenty. "
         f"p is at most 0.05 in {every['p ≤ 0.05']}; by chance in {every['by chance']}. {'Too few speakers: ' + ', '.join(many.few) + '.' if many.few else ''}"
     )
@@ -214,20 +212,20 @@ if many:
 # %% tags=["figure"]
 if many:
     first = int(many.table.feature[0])
-    apart = contrasts.pairs(rates, wide[0], first, seed)
-    names, d = contrasts.matrix(apart)
-    figures.show(draw.apart(names, d, first),
+    apart = speaker_effects.pairs(rates, wide[0], first, seed)
+    names, d = speaker_effects.matrix(apart)
+    display.show(speaker_plots.apart(names, d, first),
                  alt=f"d between groups lies between {np.nanmin(d):.1f} and {np.nanmax(d):.1f}.",
                  caption=f"d between any two groups in the feature that {wide[0]} tells most of; being the foremost, it lies too far out.")  # fmt: skip
     for row in apart[apart.why != ""].head(3).itertuples():
-        figures.say(f"{row.one} and {row.other} are not compared: {row.why}.")
+        display.say(f"{row.one} and {row.other} are not compared: {row.why}.")
     apart = apart[apart.why == ""]
     apart["d (95 %)"] = [
         f"{row.d:.1f} ({row.low:.1f} to {row.high:.1f})".replace("nan (nan to nan)", "–") for row in apart.itertuples()
     ]
     apart["n"] = [f"{row.n_one} + {row.n_other}" for row in apart.itertuples()]
     columns = ["one", "other", "n", "found", "beyond", "threshold", "visible", "d (95 %)"]
-    figures.table(
+    display.table(
         apart[columns].head(8),
         caption="Any two groups, those with most found: speakers; features significant at an FDR of 5 % over all "
         "pairs together (found), and at a family-wise error of 5 % over all pairs (beyond; Holm); the |d| that "
@@ -244,22 +242,22 @@ if many:
 # pitch is a part of what makes a voice a woman's, so with pitch held fixed little of gender is *left*, and hardly anything can be said.
 
 # %% tags=["show-code"]
-told = voices.covariates(said, heard)
+told = speakers.covariates(said, heard)
 known = ("duration", "level", "rms", "f0", "tilt")
 wanted = [name for name in told if any(one in name for one in known)][:4]
-held = contrasts.held(rates, [*binary, *wide[:1]], told[wanted], seed, deals=10_000)
+held = speaker_effects.held(rates, [*binary, *wide[:1]], told[wanted], seed, deals=10_000)
 
 # %% tags=["hide-input"]
 if len(held):
     shown = held[(held.way != "matching") | held.own.ge(0.5)]
     shown = shown.assign(own=["–" if np.isnan(own) else f"{own:.2f}" for own in shown.own])
-    figures.table(
+    display.table(
         shown.drop(columns=["why", "tested"]).rename(columns={"own": "its own d"}),
         caption="What is found with one number held fixed. Its own d between groups; speakers; the share of the grouping that it does not tell; features found at 5 %, "
         "beyond the threshold, with p ≤ 0.05, and by chance. Matched pairs where the number differs by half an SD.",
     )
 for row in held[held.why != ""].drop_duplicates("why").itertuples():
-    figures.say(f"{row.label}, {row.held}, {row.way}: “{row.why}”.")
+    display.say(f"{row.label}, {row.held}, {row.way}: “{row.why}”.")
 
 # %% [markdown]
 # ## Do these methods keep their promises here?
@@ -275,14 +273,14 @@ for row in held[held.why != ""].drop_duplicates("why").itertuples():
 # %% tags=["show-code"]
 null = next((name for name in binary if "null" in name), "")
 planted = [name for name in (label, *wide[:1]) if name]
-tried = store.make(trials.tried(run, seed, run.focus, null, planted))
+tried = cache.make(calibration_study.tried(run, seed, run.focus, null, planted))
 covered = tried.table("covered.csv") if tried.facts["pairs"] else pd.DataFrame()
 
 # %% tags=["hide-input"]
 made = pd.DataFrame()
 if null:
     nothing = tried.table("nothing.csv")
-    figures.say(
+    display.say(
         f"{null}: in {(nothing.found == 0).mean():.1%} of {len(nothing)} relabelings nothing is found at a false discovery rate of 5 %, and in {(nothing.beyond == 0).mean():.1%} nothing is beyond the threshold."
     )
 if len(covered):
@@ -290,7 +288,7 @@ if len(covered):
     sums = sums.assign(
         features=covered.groupby(["label", "one", "other"]).size(), share=sums.inside / sums.drawn
     ).reset_index()
-    figures.table(
+    display.table(
         sums[["label", "one", "other", "features", "drawn", "share", "right", "wrong"]],
         caption="Intervals of 95 % in drawn corpora: the share that holds the true d, and how many "
         "exclude 0 on the right side and on the wrong one.",
@@ -299,8 +297,8 @@ if run.name == "demo":
     genders, given = ("female", "male"), [("tilt_db", "mic", ("far", "near"), 3.8 / np.sqrt(2.6**2 / 12))]
     given += [("tract", "gender", genders, 50.5 / np.sqrt((59**2 + 60**2 - 2) / 24))]
     given += [(number, one, groups, 0.0) for number, one, groups in (("tilt_db", "gender", genders), ("level_db", "gender", genders), ("rate_wpm", "gender", genders), ("tract", "null_label", ("a", "b")), ("tilt_db", "null_label", ("a", "b")))]  # fmt: skip
-    made = trials.planted(told, rates.labels, given, seed)
-    figures.table(made, caption="What the voices were made with: d as it is measured, its interval, and the truth.")
+    made = calibration_study.planted(told, rates.labels, given, seed)
+    display.table(made, caption="What the voices were made with: d as it is measured, its interval, and the truth.")
 
 # %% [markdown]
 # ## What could have been seen?
@@ -311,19 +309,19 @@ if run.name == "demo":
 
 # %% tags=["figure"]
 if found:
-    seen = contrasts.seen(found["rate"])
-    fig = draw.powers(seen.curves, seen.least)
+    seen = speaker_effects.seen(found["rate"])
+    fig = speaker_plots.powers(seen.curves, seen.least)
     fig.axes[0].set(title="What can be seen with so many speakers")
-    figures.show(fig, alt="; ".join(f"{name}: d {d:.2f}" for name, d in seen.least.items()),
+    display.show(fig, alt="; ".join(f"{name}: d {d:.2f}" for name, d in seen.least.items()),
                  caption="Probability that a true d is seen, and the d that is seen in 80 %. Speakers of each group; corrected for the number of features.")  # fmt: skip
 
 # %% tags=["hide-input"]
 needed, too_few = pd.DataFrame(), "nothing was refused"
 if found:
-    icc = voices.likeness(said, heard, top.feature)
-    needed = contrasts.sample_sizes(seen, icc)
+    icc = speakers.likeness(said, heard, top.feature)
+    needed = speaker_effects.sample_sizes(seen, icc)
     measured = f"is {icc:.3f}" if np.isfinite(icc) else "is not known: too few speakers have two clips"
-    figures.table(
+    display.table(
         needed,
         caption="Speakers a group who are needed to see a difference, in SDs of clips, in four of five "
         f"corpora, after correction. The median ICC here {measured}.",
@@ -333,7 +331,7 @@ if found:
         intervals.of_d(np.delete(rates.means, few, 0), rates.labels[label].drop(rates.labels.index[few]), chance.groups)
     except ValueError as refusal:
         too_few = str(refusal)
-    figures.say(f"Asked with five speakers of one group, we refuse: “{too_few}”.")
+    display.say(f"Asked with five speakers of one group, we refuse: “{too_few}”.")
 
 # %% [markdown]
 # ## All features together
@@ -347,30 +345,33 @@ if found:
 # %%
 labelled = {"gender": ["accent"], "accent": ["gender"], "mic": ["gender", "accent"], "null_label": ["gender", "accent"]}
 stored = heard.loc[said.table("clips.csv")["clip"]]
-asked, refused = instrument.askable(stored, labelled)
+asked, refused = sanity_checks.askable(stored, labelled)
 for of in ("random dictionary", "principal directions"):
-    store.make(meaning.codes(run, seed, run.focus, of)), store.make(voices.of_features(run, seed, run.focus, of))
-simple = store.make(instrument.label_probe(run, seed, asked))
-probed = store.make(voice_probes.probed(run, seed, run.focus, asked))
-read = voice_probes.everything(probed, simple, run.focus)
-scores = voice_probes.compared(read, ["label", "input", "width"])
+    (
+        cache.make(feature_index.codes(run, seed, run.focus, of)),
+        cache.make(speakers.of_features(run, seed, run.focus, of)),
+    )
+simple = cache.make(sanity_checks.label_probe(run, seed, asked))
+probed = cache.make(speaker_probes.probed(run, seed, run.focus, asked))
+read = speaker_probes.everything(probed, simple, run.focus)
+scores = speaker_probes.compared(read, ["label", "input", "width"])
 
 # %% tags=["hide-input"]
 widest = scores.loc[scores.groupby(["label", "input"], sort=False).width.idxmax()]
 if len(scores):
-    figures.table(
-        voice_probes.side_by_side(widest),
+    display.table(
+        speaker_probes.side_by_side(widest),
         caption=f"Balanced accuracy in % on clips of speakers that the probe never met, with its 95 % interval over {read.speaker.nunique()} speakers. Labels that mean nothing, and the majority, are its null.",
     )
 for name, why in refused.items():
-    figures.say(f"No probe of {name}: {why}.")
+    display.say(f"No probe of {name}: {why}.")
 if label in asked:
     ranked = widest[widest.label == label].sort_values("balanced", ascending=False)
-    better = voice_probes.better(read, label, "random dictionary", "all features")
-    figures.say(
+    better = speaker_probes.better(read, label, "random dictionary", "all features")
+    display.say(
         f"Read off {ranked.speakers.max()} speakers unheard, {label} is right in "
         + ", ".join(f"{row.balanced:.0%} from {row.input}" for row in ranked.itertuples())
-        + f". Random directions less the dictionary, speaker by speaker: {better[0]:+.1%} ({figures.between(better[1], better[2], '+.1%')})."
+        + f". Random directions less the dictionary, speaker by speaker: {better[0]:+.1%} ({display.between(better[1], better[2], '+.1%')})."
     )
 
 # %% [markdown]
@@ -382,9 +383,9 @@ if label in asked:
     some = scores[(scores.label == label) & scores.input.isin(["all features", "random dictionary"])].sort_values(
         ["input", "width"]
     )
-    fig = draw.sparse(some, 1 / read[read.label == label].told.nunique())
+    fig = speaker_plots.sparse(some, 1 / read[read.label == label].told.nunique())
     fig.axes[0].set(title=f"{label}, from the best k features")
-    figures.show(fig, alt="; ".join(f"{row.input}, {row.width}: {row.balanced:.2f}" for row in some.itertuples()),
+    display.show(fig, alt="; ".join(f"{row.input}, {row.width}: {row.balanced:.2f}" for row in some.itertuples()),
                  caption="Bars are 95 % intervals over speakers.")  # fmt: skip
 
 # %% [markdown]
@@ -394,12 +395,12 @@ if label in asked:
 # met; last, split by frame again, for a gender dealt by lot, of which nothing can be known. What it scores there is what knowing the voices is worth.
 
 # %% tags=["hide-input"]
-grown = store.make(atlas.forests(run, seed, run.focus))
+grown = cache.make(clip_clusters.forests(run, seed, run.focus))
 forest = pd.DataFrame() if grown.facts["why"] else grown.table("read.csv")
 if len(forest):
-    figures.table(forest, caption="Balanced accuracy of one forest, with its 95 % interval over speakers.")
+    display.table(forest, caption="Balanced accuracy of one forest, with its 95 % interval over speakers.")
 else:
-    figures.say(f"No forest: {grown.facts['why']}.")
+    display.say(f"No forest: {grown.facts['why']}.")
 
 # %% [markdown]
 # <aside class="doubt"><strong>What would change my mind</strong>
@@ -418,7 +419,7 @@ else:
 # %% tags=["checks"]
 one = int(np.nanargmax(rates.means.std(axis=0))) if len(rates.means) else 0
 by_hand = (
-    pd.Series(voices.values(said, "rate")[:, one])
+    pd.Series(speakers.values(said, "rate")[:, one])
     .groupby(heard.speaker[said.table("clips.csv")["clip"]].to_numpy())
     .mean()
     .drop("", errors="ignore")
@@ -474,7 +475,7 @@ tables |= {"foremost": foremost, "forest": forest, "trials": covered, "made": ma
 tables |= {"groups": many.table, "pairs": apart} if many else {}
 tables |= {"within": inside.table, "crossed": crossed} if across else {}
 steps = [clips, codes, said, tried, simple, probed, grown]
-findings.save("04_voices", run.name, headline=f"{news}.", tables=tables, steps=steps)
+results.save("04_voices", run.name, headline=f"{news}.", tables=tables, steps=steps)
 
 # %% tags=["checks"]
 calibrated.require()  # the table of calibrations is saved by now

@@ -21,30 +21,25 @@ seed = 0  # one seed for everything random here
 # %% tags=["setup"]
 import pandas as pd
 
-from whisper_sae import (
-    causal,
-    controls,
-    dictionaries,
-    edits,
-    erasing,
+from whisper_sae import cache, profiles
+from whisper_sae.causal import controls, edits, patching, steering
+from whisper_sae.experiments import (
+    concept_erasure,
+    evaluation_clips,
     faithfulness,
-    figures,
-    findings,
     hallucination,
-    patching,
-    profiles,
+    phone_ablation,
+    pipeline,
     punctuation,
-    recipes,
-    steering,
-    store,
-    targeted,
-    voices,
+    sae_comparison,
+    speakers,
 )
-from whisper_sae import figures_of_patching as drawn
-from whisper_sae.calibrations import Calibrations
+from whisper_sae.report import results
+from whisper_sae.viz import display, patching_plots
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -57,17 +52,17 @@ print(f"profile {run.name}, seed {seed}")
 
 # %%
 site = run.focus
-if reason := causal.lacking(run, seed, (site,)):
-    findings.save("05_patching", run.name, headline=reason)
-    figures.skip_rest(reason)
+if reason := evaluation_clips.lacking(run, seed, (site,)):
+    results.save("05_patching", run.name, headline=reason)
+    display.skip_rest(reason)
 
 # %%
-clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
+clips, acts = cache.need(pipeline.clips(run, seed)), cache.need(pipeline.activations(run, seed))
 for each in acts.facts["sites"]:
-    store.make(dictionaries.dictionary(run, seed, each, beside=acts.facts["sites"]))
-told = targeted.told_in(run, seed)  # a row a phone; empty where no corpus has any
-some = causal.gathered(run, seed, (site,))  # clips of held-out speakers, encoded once
-heard, coder = some.heard[site], causal.coder_of(run, seed, site)
+    cache.make(sae_comparison.dictionary(run, seed, each, beside=acts.facts["sites"]))
+told = phone_ablation.told_in(run, seed)  # a row a phone; empty where no corpus has any
+some = evaluation_clips.gathered(run, seed, (site,))  # clips of held-out speakers, encoded once
+heard, coder = some.heard[site], evaluation_clips.coder_of(run, seed, site)
 coded = patching.Coded(heard, coder)
 
 # %% tags=["show-code"]
@@ -79,13 +74,13 @@ same = {name: tokens == heard.plain for name, tokens in patching.tokens(heard, n
 
 # %% tags=["hide-input"]
 kept_as_is = "; ".join(f"{name}: {'all' if one else 'not all'}" for name, one in same.items())
-figures.say(f"{len(some.clips)} clips of {len(set(some.speakers))} speakers on whom nothing was trained, edited at {site}. Tokens the same: {kept_as_is}.")  # fmt: skip
+display.say(f"{len(some.clips)} clips of {len(set(some.speakers))} speakers on whom nothing was trained, edited at {site}. Tokens the same: {kept_as_is}.")  # fmt: skip
 if some.left_out:
-    figures.say(
+    display.say(
         f"{some.left_out} clips of held-out speakers are left out: they are longer than a window, or their transcript has "
         "more tokens than the decoder takes."
     )
-figures.say(dictionaries.seed_note(run, seed, run.focus))
+display.say(sae_comparison.seed_note(run, seed, run.focus))
 
 # %% [markdown]
 # ## Does the SAE keep what Whisper needs?
@@ -100,7 +95,7 @@ figures.say(dictionaries.seed_note(run, seed, run.focus))
 # Where activations are destroyed, a sample of the clips is transcribed; cross-entropy is that of all clips.
 
 # %% tags=["show-code"]
-spliced = {each: faithfulness.made(run, seed, each, brief=each != site) for each in causal.sites_of(run)}
+spliced = {each: faithfulness.made(run, seed, each, brief=each != site) for each in evaluation_clips.sites_of(run)}
 layers = {each: faithfulness.summary(step, seed) for each, step in spliced.items()}
 here = layers[site]
 
@@ -108,28 +103,28 @@ here = layers[site]
 wer, facts = here.set_index("way").WER, spliced[site].facts
 names = {"way": "replaced by", "numbers": "L0", "WER": "WER, %", "more": "added"}
 names |= {"more_low": "from", "more_high": "to", "clips": "clips"}
-figures.table(
+display.table(
     here[list(names)].rename(columns=names),
     caption=f"WER with the activations at {site} replaced. Added: WER above the untouched model's on "
     "the same clips, with 95 % intervals from a bootstrap over speakers.",
 )
 names = {"way": "replaced by", "cross_entropy": "nats a token", "loss_recovered": "recovered, %"}
 names |= {"loss_recovered_low": "from", "loss_recovered_high": "to"}
-figures.table(
+display.table(
     here[list(names)].rename(columns=names),
     caption=f"Cross-entropy of the reference, {facts['clips']} clips of {facts['speakers']} held-out "
     "speakers; loss recovered with 95 % intervals over speakers.",
 )
 for column, title in (("WER", "WER, %"), ("loss_recovered", "Loss recovered, %")):
     caption = f"{title}, each layer alone replaced; 95 % intervals over speakers."
-    figures.table(faithfulness.by_site(layers, column), caption=caption)
+    display.table(faithfulness.by_site(layers, column), caption=caption)
 
 # %% tags=["figure"]
 kept = [faithfulness.ITS, "principal directions", "random dictionary", faithfulness.RANDOM_INIT]
 lines = pd.concat([one[one.way.isin(kept)].assign(site=each) for each, one in layers.items()])
-fig = figures.with_intervals(lines, "site", "loss_recovered", "way")
+fig = display.with_intervals(lines, "site", "loss_recovered", "way")
 fig.axes[0].set(title="Loss recovered with each layer replaced", ylabel="loss recovered, %", ylim=(0, 102))
-figures.show(
+display.show(
     fig,
     alt="; ".join(f"{row.site}: {row.way} {row.loss_recovered:.0f} %" for row in lines.itertuples()),
     caption="Each layer alone is replaced, on valid frames or tokens; below 0 % is cut off. Bars are "
@@ -151,21 +146,21 @@ figures.show(
 # so, at a false discovery rate of 5 % over all phones.
 
 # %% tags=["show-code"]
-reason, features, tested = targeted.lacking(run, seed), None, None
+reason, features, tested = phone_ablation.lacking(run, seed), None, None
 if not reason:
-    features = targeted.measured(run, seed, site)
-    tested = targeted.phones(run, seed, features)
+    features = phone_ablation.measured(run, seed, site)
+    tested = phone_ablation.phones(run, seed, features)
     reason = tested.refusal
-table = pd.DataFrame(columns=targeted.COLUMNS) if reason else tested.table
+table = pd.DataFrame(columns=phone_ablation.COLUMNS) if reason else tested.table
 found = table[table.q <= 0.05]
 if reason:
-    figures.say(reason)
+    display.say(reason)
 
 # %% tags=["figure"]
 if len(table):
-    fig = drawn.beside_controls(table.head(20))
+    fig = patching_plots.beside_controls(table.head(20))
     fig.axes[0].set(title="What words that hold the phone lose", xlabel="above other words, nats")
-    figures.show(
+    display.show(
         fig,
         alt=f"Effects of {len(table)} phones from {table.effect.min():.2f} to "
         f"{table.effect.max():.2f} nats, mean {table.effect.mean():.2f}; "
@@ -177,13 +172,13 @@ if len(table):
 # %% tags=["hide-input"]
 if len(table):
     outcome = ["effect", "controls", "random", "q"]
-    figures.table(
+    display.table(
         table[["phone", "feature", "words", "speakers", *outcome]].head(10),
         caption="Log-odds lost by words that hold the phone above other words, in nats.",
     )
-    ratios = table[["phone", *targeted.RATIOS]].rename(columns=targeted.RATIOS)
+    ratios = table[["phone", *phone_ablation.RATIOS]].rename(columns=phone_ablation.RATIOS)
     apart = pd.DataFrame([{"phone": "median |log ratio|, all", **tested.imbalance}])
-    figures.table(
+    display.table(
         pd.concat([apart, ratios.head(9)]),
         caption="How well controls are matched: each feature over the median of its controls.",
     )
@@ -196,16 +191,16 @@ if len(table):
 # %% tags=["hide-input"]
 many, total = pd.DataFrame(), None
 if len(table):
-    many, total = targeted.by_controls(run, seed, features), targeted.overall(tested)
-    figures.table(
+    many, total = phone_ablation.by_controls(run, seed, features), phone_ablation.overall(tested)
+    display.table(
         many[["k", "phones", "left out", "effect", "controls", "p ≤ 0.05", "q ≤ 0.05", "q ≤ 0.1"]],
         caption="By the number of controls k: phones tested and left out for want of controls, "
         "mean effects over phones in nats, and phones that pass uncorrected and at false discovery "
         "rates of 5 and 10 %.",
     )
-    figures.say(
+    display.say(
         f"Above matched controls the features cost {total.mean:.2f} nats on average over "
-        f"{total.speakers} speakers (95 % interval {figures.between(total.low, total.high, '.2f')}, "
+        f"{total.speakers} speakers (95 % interval {display.between(total.low, total.high, '.2f')}, "
         f"p = {total.p:.2g}). "
         f"Phones left out for want of controls: {', '.join(tested.unmatched) or 'none'}. "
         f"p of {len(tested.null)} features that are no phone's best is uniform "
@@ -225,12 +220,12 @@ if len(table):
 # %% tags=["figure"]
 doses, turned, dose = pd.DataFrame(), pd.DataFrame(), None
 if len(table):
-    dose = store.make(targeted.dose(run, seed, site))
+    dose = cache.make(phone_ablation.dose(run, seed, site))
 if dose and dose.facts["phones"]:
-    doses, turned = targeted.dosed(run, seed, dose), targeted.became(run, seed, dose)
-    fig = drawn.doses(doses, dose.facts["phones"])
+    doses, turned = phone_ablation.dosed(run, seed, dose), phone_ablation.became(run, seed, dose)
+    fig = patching_plots.doses(doses, dose.facts["phones"])
     most = doses[doses.scale == doses.scale.min()]
-    figures.show(
+    display.show(
         fig,
         alt="At the lowest scale: "
         + "; ".join(f"/{row.phone}/ {'control ' * row.control}{row.effect:.0f}" for row in most.itertuples()),
@@ -239,7 +234,7 @@ if dose and dose.facts["phones"]:
         "Bands are 95 % intervals over speakers.",
     )
 elif dose:
-    figures.say("No phone can be chosen on validation speakers and measured on test speakers.")
+    display.say("No phone can be chosen on validation speakers and measured on test speakers.")
 
 # %% tags=["hide-input"]
 if len(doses):
@@ -250,14 +245,14 @@ if len(doses):
     flipped = doses[(doses.scale == -1) & ~doses.control].set_index("phone")[["speakers", "p"]]
     pairs = dose.table("features.csv", dtype={"phone": str}).set_index("phone")
     shown = at.join(flipped).join(pairs[["rate_ratio", "mass_ratio"]]).reset_index()
-    figures.table(
-        shown.rename(columns={"p": "p, own × -1", **targeted.RATIOS}).head(10),
+    display.table(
+        shown.rename(columns={"p": "p, own × -1", **phone_ablation.RATIOS}).head(10),
         caption="Words missed, % above other words, by phone. p: signs of speakers, none for fewer "
         "than six. rate and rate × size: the feature's over its control's.",
     )
 if len(turned):
     shown = turned[(turned.phones != "") & (turned.wrote != "∅")].head(10)
-    figures.table(
+    display.table(
         shown[["phone", "said", "wrote", "phones", "times"]],
         caption=f"What became what with the sign flipped (× -1); {dose.facts['clips']} clips.",
     )
@@ -273,15 +268,15 @@ if len(turned):
 # phones have times, else a label of the speakers.
 
 # %%
-every = recipes.table(run, clips)
-concept = erasing.concept(every, voices.labels_of(every), told)
+every = pipeline.table(run, clips)
+concept = concept_erasure.concept(every, speakers.labels_of(every), told)
 erased, left, words = None, pd.DataFrame(), pd.DataFrame()
 if concept:
-    erased = store.make(erasing.erased(run, seed, site, concept))
-    left, words = erasing.curves(erased), erasing.words(erased, seed)
+    erased = cache.make(concept_erasure.erased(run, seed, site, concept))
+    left, words = concept_erasure.curves(erased), concept_erasure.words(erased, seed)
     wide = left.pivot(index="way", columns="count", values="right")
 else:
-    figures.say(
+    display.say(
         "No concept can be erased here: no label has two values with two speakers each "
         "on both sides of the split, and no phones have times."
     )
@@ -290,10 +285,10 @@ else:
 if concept:
     ways = ["best removed", "matched removed", "best alone", "matched alone"]
     baselines = left[left.way.isin(["difference of means removed", "LEACE removed"])]
-    fig = drawn.erasure(left[left.way.isin(ways)], baselines.set_index("way").right.to_dict())
+    fig = patching_plots.erasure(left[left.way.isin(ways)], baselines.set_index("way").right.to_dict())
     fig.axes[0].set(title=f"Reading {concept} from what is left")
     top = int(left["count"][left.way == "matched removed"].max())
-    figures.show(
+    display.show(
         fig,
         alt=f"With {top} features removed {wide.loc['best removed', top]:.2f} are right, "
         f"with {top} matched ones {wide.loc['matched removed', top]:.2f}.",
@@ -303,23 +298,23 @@ if concept:
 
 # %% tags=["hide-input"]
 if concept:
-    ends = wide[[count for count in (0, *erasing.IN_WORDS) if count in wide]]
+    ends = wide[[count for count in (0, *concept_erasure.IN_WORDS) if count in wide]]
     ends = ends.reindex([*ways[:2], "random removed", *ways[2:]])
-    figures.table(ends.reset_index(), caption="Share right by number of features; chance is 0.5.")
+    display.table(ends.reset_index(), caption="Share right by number of features; chance is 0.5.")
     apart = erased.table("controls.csv")
-    figures.table(
-        apart[apart["count"].isin(erasing.IN_WORDS)],
+    display.table(
+        apart[apart["count"].isin(concept_erasure.IN_WORDS)],
         caption="How well controls are matched: sums over the best features over those of controls.",
     )
     shown = words[["way", "count", "WER", "WER_low", "WER_high", "more", "more_low", "more_high"]]
-    figures.table(
+    display.table(
         shown,
         caption=f"What Whisper then writes: WER, %, in {erased.facts['clips']} clips; "
         f"intervals over {words.speakers[0]} speakers.",
     )
-    gone = erasing.gone_at(erased, "best removed")
-    few = f"{gone} features" if gone >= 0 else f"more than {max(erasing.COUNTS)} features"
-    figures.say(f"To bring the probe to chance takes {few} of {erased.facts['features']}.")
+    gone = concept_erasure.gone_at(erased, "best removed")
+    few = f"{gone} features" if gone >= 0 else f"more than {max(concept_erasure.COUNTS)} features"
+    display.say(f"To bring the probe to chance takes {few} of {erased.facts['features']}.")
 
 # %% [markdown]
 # ## Hallucinations on non-speech
@@ -344,7 +339,7 @@ if concept:
 # sound and of training speakers. The same change may cost words of speech, so both are measured.
 
 # %%
-bench = store.make(hallucination.bench(run, seed, site))
+bench = cache.make(hallucination.bench(run, seed, site))
 kinds, detector = hallucination.by_kind(bench), hallucination.detected(bench)
 steered = hallucination.steered(bench, seed)
 rules = [rule for rule in hallucination.RULES if rule in kinds]
@@ -352,12 +347,12 @@ rules = [rule for rule in hallucination.RULES if rule in kinds]
 # %% tags=["hide-input"]
 of_all = pd.DataFrame([{"kind": "all", "source": "", "sounds": kinds.sounds.sum(), **kinds[rules].sum()}])
 shown = pd.concat([of_all, kinds.head(9)]).fillna({"example": ""})
-figures.table(
+display.table(
     shown[["kind", "source", "sounds", *rules, "no_speech", "mean_logprob"]],
     caption="Sounds of each kind of which words are written, by rule; medians of p(no speech) "
     "and of the mean log-probability of the greedy transcript. The most hallucinated kinds.",
 )
-figures.table(
+display.table(
     detector.drop(columns=["non_speech_n", "speech_n", "speakers"]),
     caption=f"AUC with 95 % intervals, of {bench.facts['sounds']} sounds. {bench.facts['spoken']} clips of speech by "
     f"{bench.facts['speakers']} speakers held out.",
@@ -366,9 +361,9 @@ figures.table(
 # %% tags=["figure"]
 if len(steered):
     drawn_rule = steered[steered.rule == rules[-1]]
-    fig = drawn.both_sides(drawn_rule)
+    fig = patching_plots.both_sides(drawn_rule)
     fig.axes[0].set(title=f"Hallucinated words against word errors, by rule: {rules[-1]}")
-    figures.show(
+    display.show(
         fig,
         alt="; ".join(
             f"{row.direction} {row.strength:g}: {row.hallucinated:.0f} %, WER {row.WER:.0f} %"
@@ -387,14 +382,14 @@ if len(steered):
         moved[title] = ends.iloc[:, 0] + " (" + ends.iloc[:, 1] + " to " + ends.iloc[:, 2] + ")"
     moved = moved.reset_index()
     moved = moved[(moved.strength > 0) | ~moved.strength.duplicated()]  # the untouched once
-    figures.table(
+    display.table(
         moved,
         caption=f"Sounds with hallucinated words, %, by rule. By {rules[-1]}: how many points fewer than "
         f"untouched (95 % interval over {drawn_rule.kinds.max()} kinds of sound) and how many points of "
         f"WER more (over {drawn_rule.speakers.max()} speakers).",
     )
 else:
-    figures.say(f"Nothing can be steered here: {bench.facts['reason']}.")
+    display.say(f"Nothing can be steered here: {bench.facts['reason']}.")
 
 # %% [markdown]
 # ## Which features write punctuation?
@@ -416,18 +411,18 @@ else:
 no_marks = punctuation.lacking(heard)
 marks, ways, by_scale = None, pd.DataFrame(), pd.DataFrame()
 if no_marks:
-    figures.say(f"Left out, because this model writes no punctuation. {no_marks}")
+    display.say(f"Left out, because this model writes no punctuation. {no_marks}")
 else:
-    marks = store.make(punctuation.tested(run, seed))
+    marks = cache.make(punctuation.tested(run, seed))
     ways, by_scale = punctuation.judged(marks), punctuation.dosed(marks)
     passed, fires = punctuation.passed(ways), punctuation.tokens_of_features(marks)
-    figures.table(
+    display.table(
         ways[list(punctuation.COLUMNS)].rename(columns=punctuation.COLUMNS).head(20),
         caption=f"The 20 surest of {len(ways)} candidates, in nats of log-odds, with 95 % intervals over "
         f"{marks.facts['speakers']} held-out speakers; controls: median, least and greatest of ten.",
     )
-    figures.say(punctuation.sentence(ways))
-    figures.table(
+    display.say(punctuation.sentence(ways))
+    display.table(
         fires,
         caption="The decoder's features and the token they go with, given or next: the token is "
         "chosen on training speakers, the rest is of held-out speakers.",
@@ -435,14 +430,14 @@ else:
 
 # %% tags=["figure"]
 if len(by_scale):
-    figures.show(
-        drawn.token_rates(by_scale),
+    display.show(
+        patching_plots.token_rates(by_scale),
         alt="; ".join(f"{row.target}, {row.kind} × {row.scale:g}: {row.rate:.1f}" for row in by_scale.itertuples()),
         caption="Tokens of the kind per 100 words of greedy transcripts; 1 changes nothing. "
         "Bars: 95 % intervals over speakers; of controls, the range over features.",
     )
-    figures.table(by_scale, caption="The same; kept: words of the unedited transcript still written.")
-    figures.table(
+    display.table(by_scale, caption="The same; kept: words of the unedited transcript still written.")
+    display.table(
         punctuation.changed(marks),
         caption="Where most tokens of the kind come or go, at the scale that moves them furthest.",
     )
@@ -458,8 +453,8 @@ around = patching.tokens(heard, {"": coded.edit(edits.scale({surest: -1.0}))})["
 row = next((n for n, tokens in enumerate(around) if tokens != heard.plain[n]), 0)  # the first that is written otherwise
 language = heard.languages[row]
 hand = steering.steer(heard.whisper, coder, site, some.sound(row), {surest: -1.0}, language=language)
-figures.show(
-    drawn.tracks(hand.tracks, hand.after, hand.frame_seconds),
+display.show(
+    patching_plots.tracks(hand.tracks, hand.after, hand.frame_seconds),
     alt=f"Feature {surest} peaks at {hand.tracks[surest].max():.1f} and is turned around.",
     caption=f"As it is: “{hand.plain}”. Re-said: “{hand.resaid}”. Edited: “{hand.edited}”.",
 )
@@ -506,7 +501,7 @@ calibrated.show()
 # %% tags=["nbval-check-output"]
 print(f"{len(nothing)} edits that change nothing, on {len(some.clips)} clips: {'the same' if all(same.values()) else 'other'} tokens")  # fmt: skip
 print("ways to re-say a layer:", "; ".join(here.way))
-print("scales:", ", ".join(f"{scale:g}" for scale in targeted.SCALES), "· sounds:", kinds.sounds.sum())
+print("scales:", ", ".join(f"{scale:g}" for scale in phone_ablation.SCALES), "· sounds:", kinds.sounds.sum())
 
 # %% tags=["save"]
 answers = [
@@ -517,9 +512,9 @@ if total:
     answers.insert(
         0,
         f"Without their phone's feature words lose {total.mean:.2f} nats of log-odds more than without "
-        f"matched controls ({figures.between(total.low, total.high, '.2f')}, {total.speakers} speakers).",
+        f"matched controls ({display.between(total.low, total.high, '.2f')}, {total.speakers} speakers).",
     )
-findings.save(
+results.save(
     "05_patching",
     run.name,
     headline=" ".join(answers),

@@ -23,25 +23,23 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from whisper_sae import (
-    dictionaries,
-    explained,
-    figures,
-    findings,
-    galleries,
-    meaning,
-    phonetics,
-    profiles,
-    recipes,
-    spoken,
-    store,
-    wording,
+from whisper_sae import cache, profiles
+from whisper_sae.experiments import (
+    correlates_of_features,
+    dashboards,
+    feature_index,
+    phone_selectivity,
+    phone_tables,
+    pipeline,
+    sae_comparison,
+    transcript_words,
 )
-from whisper_sae import figures_of_meaning as drawn
-from whisper_sae.calibrations import Calibrations
+from whisper_sae.report import results
+from whisper_sae.viz import display, feature_plots
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -58,14 +56,14 @@ print(f"profile {run.name}, seed {seed}")
 #   said again, so its dictionary sees no more frames than one of a sweep.
 
 # %%
-clips, acts = store.need(recipes.clips(run, seed)), store.need(recipes.activations(run, seed))
-heard = recipes.table(run, clips)
-told = spoken.phones_of(run, heard)  # a row a phone; empty where no corpus has any
-why_no_phones = phonetics.unaskable(run, heard, acts, seed)  # "" where phones can be asked about
+clips, acts = cache.need(pipeline.clips(run, seed)), cache.need(pipeline.activations(run, seed))
+heard = pipeline.table(run, clips)
+told = phone_tables.phones_of(run, heard)  # a row a phone; empty where no corpus has any
+why_no_phones = phone_selectivity.unaskable(run, heard, acts, seed)  # "" where phones can be asked about
 told = told.head(0) if why_no_phones else told
-site, twin = run.focus, replace(recipes.twin(run), tokens=run.sweep_tokens or run.tokens)
+site, twin = run.focus, replace(pipeline.twin(run), tokens=run.sweep_tokens or run.tokens)
 middle = f"{site.rsplit('.', 1)[0]}.mlp_hidden"
-mlp = recipes.at(run, middle)
+mlp = pipeline.at(run, middle)
 
 # %% tags=["show-code"]
 rivals = {
@@ -76,19 +74,22 @@ rivals = {
     "random dictionary": (run, site, "random dictionary"),
     "untrained twin's dictionary": (twin, site, "dictionary"),
 }
-store.make(recipes.activations(mlp, seed)), store.make(recipes.activations(twin, seed))
-learnt = [store.need(dictionaries.dictionary(run, seed, site)), store.make(dictionaries.dictionary(twin, seed, site))]
-built = {name: store.make(meaning.codes(whose, seed, at, of)) for name, (whose, at, of) in rivals.items()}
-found = meaning.index_of(run, seed, site)
+cache.make(pipeline.activations(mlp, seed)), cache.make(pipeline.activations(twin, seed))
+learnt = [
+    cache.need(sae_comparison.dictionary(run, seed, site)),
+    cache.make(sae_comparison.dictionary(twin, seed, site)),
+]
+built = {name: cache.make(feature_index.codes(whose, seed, at, of)) for name, (whose, at, of) in rivals.items()}
+found = feature_index.index_of(run, seed, site)
 
 # %% tags=["hide-input"]
 alive = found.rates > 0
-figures.say(
+display.say(
     f"{found.rows:,} frames of {len(found.starts) - 1:,} windows at {site}; {alive.sum():,} of {found.features:,} features "
     f"ever fire, {built['dictionary'].facts['firings']:,} times in all. The dictionary leaves {learnt[0].facts['fvu']:.3f} of the variance "
     f"unexplained, the twin's {learnt[1].facts['fvu']:.3f} of its own."
 )
-figures.say(dictionaries.seed_note(run, seed, run.focus))
+display.say(sae_comparison.seed_note(run, seed, run.focus))
 
 # %% [markdown]
 # ## Who finds the phones?
@@ -103,15 +104,15 @@ figures.say(dictionaries.seed_note(run, seed, run.focus))
 # %% tags=["show-code"]
 steps = {}
 for name, (whose, at, of) in rivals.items() if len(told) else ():
-    steps[name] = store.make(phonetics.detection(whose, seed, at, of))
-compared = phonetics.compared(steps) if steps else pd.DataFrame()
+    steps[name] = cache.make(phone_selectivity.detection(whose, seed, at, of))
+compared = phone_selectivity.compared(steps) if steps else pd.DataFrame()
 
 # %% tags=["figure"]
 if len(told):
     by_chance = steps["dictionary"].facts["chance"]
-    fig = drawn.ranking(compared, "name", "f1", "low", "high", by_chance)
+    fig = feature_plots.ranking(compared, "name", "f1", "low", "high", by_chance)
     fig.axes[0].set(title="How well the best features find a phone", xlabel="F1 of the best detector, mean over phones")
-    figures.show(
+    display.show(
         fig,
         alt="; ".join(f"{name} {f1:.2f}" for name, f1 in zip(compared.name, compared.f1, strict=True))
         + f"; chance {by_chance:.2f}.",
@@ -123,7 +124,7 @@ if len(told):
 if len(told):
     columns = {"name": "features", "f1": "F1", "low": "from", "high": "to", "less": "less by"}
     columns |= {"at_least": "at least", "at_most": "at most", "f1_all": "F1, all frames"}
-    figures.table(
+    display.table(
         compared[list(columns)].rename(columns=columns),
         caption="F1 with its 95 % interval over speakers; how much less that is than the "
         "dictionary's, with its interval over the same draws of speakers: where it begins above 0, "
@@ -138,12 +139,12 @@ if len(told):
         f"The dictionary finds phones {'; '.join(said)}." if said else "These are too few for any order to be shown."
     )
     texts = steps["dictionary"].facts["texts"]
-    figures.say(
+    display.say(
         f"Scored on {voices} speakers ({steps['dictionary'].facts['apart']} on which nothing was chosen). {order} "
         f"Of {texts['scored']} scored clips {texts['shared']} say a sentence that was chosen on; "
         f"{texts['left_out']} clips were left out so that no more do."
     )
-figures.say(why_no_phones or f"Asked: {len(told):,} phones of {told['clip'].nunique():,} clips.")
+display.say(why_no_phones or f"Asked: {len(told):,} phones of {told['clip'].nunique():,} clips.")
 
 # %% [markdown]
 # ## Every feature, and what chance would say
@@ -167,8 +168,8 @@ figures.say(why_no_phones or f"Asked: {len(told):,} phones of {told['clip'].nuni
 columns = ["feature", "label", "found", "f1", "z", "chance", "stage"]
 features, answers = pd.DataFrame(columns=columns), None
 if len(told):
-    answers = store.make(phonetics.answers(run, seed, site))
-    features = phonetics.read(answers, "features.csv")
+    answers = cache.make(phone_selectivity.answers(run, seed, site))
+    features = phone_selectivity.read(answers, "features.csv")
 best = features[features.found.astype(bool)].sort_values("f1", ascending=False)
 
 # %% tags=["hide-input"]
@@ -176,15 +177,15 @@ if len(told):
     shown = best[["feature", "label", "f1", "chance", "lift", "auc", "information", "purity", "stage"]]
     shown = shown.assign(lag=1000 * best.lag).head(15).reset_index(drop=True)
     shown.columns = ["feature", "phone", "F1", "chance", "lift", "AUC", "bits", "purity", "stage", "lag, ms"]
-    figures.table(shown, caption="The best by F1, on speakers on whom nothing was chosen; all are in the CSV.")
+    display.table(shown, caption="The best by F1, on speakers on whom nothing was chosen; all are in the CSV.")
     facts, shifted = answers.facts, answers.facts["shifted"]
     rows = [("shifts", facts["by_shifts"]), ("swaps", facts["by_swaps"]), ("both", facts["found"])]
     rows.append((f"shifts, in an alignment that was shifted (mean of {len(shifted)})", np.mean(shifted)))
-    figures.table(
+    display.table(
         pd.DataFrame(rows, columns=["beyond", "pairs"]),
         caption=f"Of {facts['tested']:,} pairs of a feature and a phone in {facts['windows']:,} windows.",
     )
-figures.say(why_no_phones or f"{best.label.nunique()} phones are the best label of a found feature.")
+display.say(why_no_phones or f"{best.label.nunique()} phones are the best label of a found feature.")
 
 # %% [markdown]
 # ## Hear one
@@ -196,14 +197,16 @@ figures.say(why_no_phones or f"{best.label.nunique()} phones are the best label 
 # %%
 surest = best.sort_values("z", ascending=False)
 number = int(surest.feature.iloc[0]) if len(best) else int(found.rates.argmax())
-shelf = meaning.examples_in(run, seed, site)
+shelf = feature_index.examples_in(run, seed, site)
 chosen = pd.concat([shelf.loudest(number, 2), shelf.deciles(number)], ignore_index=True)
 chosen = chosen[chosen.kind.isin(["loudest", "decile 8", "decile 6", "decile 4", "decile 2"])]
 
 # %% tags=["hide-input"]
 said = f"/{surest.label.iloc[0]}/" if len(best) else "the most frequent"
-figures.voices(
-    meaning.sounds(heard, chosen), meaning.RATE, caption=f"Feature {number}, {said}: from its loudest clips down."
+display.voices(
+    feature_index.sounds(heard, chosen),
+    feature_index.RATE,
+    caption=f"Feature {number}, {said}: from its loudest clips down.",
 )
 
 # %% [markdown]
@@ -217,7 +220,7 @@ figures.voices(
 units, any_neuron = {}, 0
 if len(told) and compared.f1.notna().all():
     mine, theirs = (
-        phonetics.read(steps[name], "labels.csv").set_index("label") for name in ("dictionary", "MLP neurons")
+        phone_selectivity.read(steps[name], "labels.csv").set_index("label") for name in ("dictionary", "MLP neurons")
     )
     width, lot = built["MLP neurons"].facts["features"], np.random.default_rng(seed)
     phone = theirs.f1.idxmax()
@@ -229,13 +232,13 @@ if len(told) and compared.f1.notna().all():
         (f"neuron {any_neuron}, by lot", "MLP neurons", any_neuron),
         (f"feature {any_feature}, by lot", "dictionary", any_feature),
     ):
-        units[title] = phonetics.by_phone(rivals[name][0], seed, *rivals[name][1:], unit)
+        units[title] = phone_selectivity.by_phone(rivals[name][0], seed, *rivals[name][1:], unit)
 
 # %% tags=["figure"]
 if units:
     tops = {title: unit.table[unit.table.side == "all"].label[:4] for title, unit in units.items()}
-    figures.show(
-        drawn.answers_by_label(units),
+    display.show(
+        feature_plots.answers_by_label(units),
         alt="The phones on which each is highest: "
         + "; ".join(f"{name}: {', '.join(top)}" for name, top in tops.items()),
         caption="Darker: a larger share of the phone's frames, on a logarithmic scale. Dots: means of the speakers' means "
@@ -243,7 +246,7 @@ if units:
     )
     table = units[f"neuron {any_neuron}, by lot"].table.dropna()
     sides = pd.concat([table[table.side == side].head(5) for side in ("positive", "negative")])
-    figures.table(
+    display.table(
         sides[["side", "label", "n", "units", "mean", "low", "high"]].reset_index(drop=True),
         caption=f"Neuron {any_neuron}, drawn by lot, has two sides: the five phones on which it is farthest above its mean and "
         "farthest below. n: frames; units: speakers.",
@@ -258,32 +261,32 @@ if units:
 
 # %%
 classes, wanted = {}, ["manner", "place", "voicing", "height"] if len(told) else []
-askable, refused = phonetics.askable(run, heard, acts, wanted, seed)
+askable, refused = phone_selectivity.askable(run, heard, acts, wanted, seed)
 for column in askable:
     for name in ("dictionary", "MLP neurons"):
         whose, at, of = rivals[name]
-        classes.setdefault(column, {})[name] = store.make(phonetics.detection(whose, seed, at, of, column))
+        classes.setdefault(column, {})[name] = cache.make(phone_selectivity.detection(whose, seed, at, of, column))
 
 # %% tags=["hide-input"]
 if classes:
-    pairs = {column: phonetics.compared(pair) for column, pair in classes.items()}
+    pairs = {column: phone_selectivity.compared(pair) for column, pair in classes.items()}
     names = ["asked", "dictionary", "MLP neurons", "less by", "from", "to"]
     rows = [(column, pair.f1[0], *pair.loc[1, ["f1", "less", "at_least", "at_most"]]) for column, pair in pairs.items()]
     by_class = pd.DataFrame(rows, columns=names)
-    figures.table(
+    display.table(
         by_class, caption="Mean F1 over classes on speakers on whom nothing was chosen; 95 % intervals over speakers."
     )
     behind = ", ".join(by_class.asked[by_class.to < 0])
     few = "Scored on too few speakers for an interval: no order is shown."
     order = f"Neurons of the MLP are better than the dictionary on: {behind or 'none of them'}."
-    figures.say(order if by_class["from"].notna().any() else few)
+    display.say(order if by_class["from"].notna().any() else few)
 if len(told):
     scored = {"ipa": steps["dictionary"]} | {name: pair["dictionary"] for name, pair in classes.items()}
-    figures.table(
-        phonetics.asked_about(scored, refused),
+    display.table(
+        phone_selectivity.asked_about(scored, refused),
         caption="What is asked of phones, with how many labels, and what is left out and why.",
     )
-figures.say(why_no_phones)
+display.say(why_no_phones)
 
 # %% [markdown]
 # ## Where only a transcript is known
@@ -294,24 +297,24 @@ figures.say(why_no_phones)
 
 # %% tags=["show-code"]
 units_of_text = {"letters": "character", "words": "word"}
-why_not = {name: wording.unaskable(heard.text, unit) for name, unit in units_of_text.items()}
+why_not = {name: transcript_words.unaskable(heard.text, unit) for name, unit in units_of_text.items()}
 written = {
-    name: store.make(wording.words(run, seed, site, unit=unit))
+    name: cache.make(transcript_words.words(run, seed, site, unit=unit))
     for name, unit in units_of_text.items()
     if not why_not[name]
 }
-standing_out = {name: wording.tokens_of(step) for name, step in written.items()}
+standing_out = {name: transcript_words.tokens_of(step) for name, step in written.items()}
 tokens = standing_out.get("words", pd.DataFrame({"features": []}))
 
 # %% tags=["hide-input"]
 if written:
     shown = pd.concat([table.head(8) for table in standing_out.values()], ignore_index=True)
-    figures.table(
+    display.table(
         shown[["token", "times", "question", "feature", "score", "z", "q"]],
         caption="The letters and words that stand out most, each with its best feature. Score: AUC "
         "over clips for presence, mean rank there among clips for position; 0.5 is no connection.",
     )
-figures.say(" ".join(why_not.values()).strip() or f"Asked: {', '.join(written)}.")
+display.say(" ".join(why_not.values()).strip() or f"Asked: {', '.join(written)}.")
 
 # %% [markdown]
 # ## Loudness, pitch, or where one is in the clip
@@ -322,20 +325,20 @@ figures.say(" ".join(why_not.values()).strip() or f"Asked: {', '.join(written)}.
 
 # %%
 asked = {"most": 20_000, "shifts": 20}  # frames, of whole clips drawn at random; turns of the clips
-acoustic = explained.features(run, seed, site, **asked)  # a row a feature
-heard_of = store.need(explained.correlates_of(run, seed, site, **asked))
+acoustic = correlates_of_features.features(run, seed, site, **asked)  # a row a feature
+heard_of = cache.need(correlates_of_features.correlates_of(run, seed, site, **asked))
 flags = heard_of.table("flags.csv")
 
 # %% tags=["hide-input"]
-figures.table(flags, caption="How many features wear each flag, and how many where clips were turned.")
+display.table(flags, caption="How many features wear each flag, and how many where clips were turned.")
 shown = acoustic[acoustic.flag != ""].sort_values("explained", ascending=False).head(8).reset_index()
-figures.table(
+display.table(
     shown[["feature", "flag", "correlation", "low", "high", "explained", "auc"]],
     caption="Those that a measure explains best. Correlation: Spearman over frames, 95 % interval over speakers. Explained: R² on speakers "
     "by whom nothing was learnt. AUC: for flags that are events.",
 )
 both = best[best.feature.isin(acoustic.index[acoustic.flag != ""])]
-figures.say(f"Of {len(best):,} features that go with a phone, {len(both):,} wear a flag as well.")
+display.say(f"Of {len(best):,} features that go with a phone, {len(both):,} wear a flag as well.")
 
 # %% [markdown]
 # ## Sounds that are not speech
@@ -345,13 +348,13 @@ figures.say(f"Of {len(best):,} features that go with a phone, {len(both):,} wear
 
 # %%
 by_kind = pd.DataFrame()
-if len(explained.kinds_of(heard)) > 1:
-    by_input, by_kind = explained.kinds_of_sounds(run, seed, site)
+if len(correlates_of_features.kinds_of(heard)) > 1:
+    by_input, by_kind = correlates_of_features.kinds_of_sounds(run, seed, site)
     columns = ["input", "auc", "low", "high", "by_chance", "p", "clips"]
-    figures.table(by_input[columns], caption="AUC of the best feature of a class, mean over classes; 95 % interval over clips. By chance: labels dealt anew.")  # fmt: skip
-    figures.table(by_kind[by_kind.input == "dictionary"].drop(columns="input"), caption="The dictionary's best feature of each class.")  # fmt: skip
+    display.table(by_input[columns], caption="AUC of the best feature of a class, mean over classes; 95 % interval over clips. By chance: labels dealt anew.")  # fmt: skip
+    display.table(by_kind[by_kind.input == "dictionary"].drop(columns="input"), caption="The dictionary's best feature of each class.")  # fmt: skip
 else:
-    figures.say("No corpus of this profile has two classes of sounds without speech.")
+    display.say("No corpus of this profile has two classes of sounds without speech.")
 
 # %% [markdown]
 # ## How many questions were asked?
@@ -366,7 +369,7 @@ if answers is not None:
     facts = answers.facts
     rows.append(("phones", facts["tested"], facts["found"], np.mean(facts["shifted"])))
 for name, step in written.items():
-    for question in wording.ASKS:
+    for question in transcript_words.ASKS:
         facts = step.facts[question]
         rows.append((f"{name}: {question}", facts["tested"], facts["found"], facts["dealt"]))
 rows.append(("flags", *(int(flags[name].sum()) for name in ("asked", "features", "shifted"))))
@@ -374,7 +377,7 @@ if len(by_kind):
     mine = by_kind[by_kind.input == "dictionary"]
     rows.append(("classes of sounds", len(mine), int((mine.q <= 0.05).sum()), np.nan))
 families = pd.DataFrame(rows, columns=["family", "tests", "found", "found in a null"])
-figures.table(
+display.table(
     families,
     caption=f"{len(families)} families. Null: shifted alignments, permuted texts, turned clips.",
 )
@@ -393,7 +396,7 @@ if len(told):
     scores_of = scores_of.join(
         features.set_index("feature")[["label", "f1", "chance", "stage"]].rename(columns={"label": "phone"})
     )
-galleries.page(run, seed, site, scores_of, most=20, each=3, wholes=6)
+dashboards.page(run, seed, site, scores_of, most=20, each=3, wholes=6)
 
 # %% [markdown]
 # <aside class="doubt"><strong>What would change my mind</strong>
@@ -411,7 +414,7 @@ galleries.page(run, seed, site, scores_of, most=20, each=3, wholes=6)
 
 # %% tags=["checks"]
 if len(told):
-    planted, scores = phonetics.planted(phonetics.asked(run, heard, acts, seed=seed), seed)
+    planted, scores = phone_selectivity.planted(phone_selectivity.asked(run, heard, acts, seed=seed), seed)
     for name in ("lift", "auc", "information", "purity", "f1"):
         assert np.nanargmax(getattr(scores, name)[0]) == planted, name
     assert scores.f1[0, planted] > 0.9 and scores.f1[1, planted] < 0.7 * scores.f1[0, planted]
@@ -452,7 +455,7 @@ tables = {"calibrations": calibrated.table, "detectors": compared, "features": f
 tables |= {"acoustics": acoustic, "sounds": by_kind, "families": families}
 made = [clips, acts, *built.values(), *steps.values(), *written.values(), heard_of]
 made += [answers] * (answers is not None)
-findings.save("06_meaning", run.name, headline=news, tables=tables, steps=made)
+results.save("06_meaning", run.name, headline=news, tables=tables, steps=made)
 
 # %% tags=["checks"]
 calibrated.require()  # the table of calibrations is saved by now

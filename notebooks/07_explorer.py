@@ -19,11 +19,14 @@ seed = 0  # one seed for everything random here
 import numpy as np
 import pandas as pd
 
-from whisper_sae import dictionaries, explorer, figures, findings, galleries, meaning, profiles, recipes, store
-from whisper_sae.questions import FIELDS
+from whisper_sae import cache, profiles
+from whisper_sae.experiments import dashboards, explore, feature_index, pipeline, sae_comparison
+from whisper_sae.explorer.api import FIELDS
+from whisper_sae.report import results
+from whisper_sae.viz import display
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -35,8 +38,8 @@ print(f"profile {run.name}, seed {seed}")
 
 # %%
 site = run.focus
-asked = explorer.questions(run, seed, site)
-heard = recipes.table(run, store.need(recipes.clips(run, seed)))
+asked = explore.questions(run, seed, site)
+heard = pipeline.table(run, cache.need(pipeline.clips(run, seed)))
 
 # %% tags=["show-code"]
 clip = int(np.random.default_rng(seed).integers(len(heard)))
@@ -46,12 +49,12 @@ strongest = asked.answer({"ask": "clip", "clip": clip, "by": "peak", "most": 6})
 # %% tags=["hide-input"]
 columns = ["feature", "value", "share", "at", "word"]
 peaks = pd.DataFrame(told["found"][:8])[columns].set_axis(["feature", "peak", "of its highest", "at, s", "in"], axis=1)
-figures.table(
+display.table(
     peaks,
     caption=f"Clip {told['clip']['name']}, “{told['clip']['text']}”: of {told['fires']} features that fire in it, those that "
     "come nearest to their highest value anywhere.",
 )
-figures.say(dictionaries.seed_note(run, seed, run.focus))
+display.say(sae_comparison.seed_note(run, seed, run.focus))
 
 # %% [markdown]
 # Ordered by height, features that are loud everywhere would come first. Ordered by **share**, what is rare comes first:
@@ -69,7 +72,7 @@ often = [row["feature"] for row in told["found"] if row["rate"] > 1e-3]
 feature = (often or [row["feature"] for row in strongest])[0]
 
 # %% tags=["show-code"]
-explorer.explore(run, seed, site, feature=feature)
+explore.explore(run, seed, site, feature=feature)
 
 # %% [markdown]
 # The loudest clips flatter a feature. A **range** shows what it does when it is not at its best: if these clips have
@@ -85,7 +88,7 @@ rows = [
     for name, answer in {"highest": found, "below half": weak}.items()
     for row in answer["found"][:5]
 ]
-figures.table(
+display.table(
     pd.DataFrame(rows, columns=["range", "clip", "peak", "at, s", "in"]),
     caption=f"Feature {feature}: the five highest of {found['matched']} clips, and of the {weak['matched']} whose peak is "
     "below half of its highest value.",
@@ -105,7 +108,7 @@ column = next((name for name in ("gender", "accent") if name in groups), next(it
 # %% tags=["hide-input"]
 if left_out:
     rows = [(name, len(groups.get(name, ())), why) for name, why in left_out.items()]
-    figures.table(
+    display.table(
         pd.DataFrame(rows, columns=["column", "groups", "left out"]),
         caption="What of the columns cannot be compared in the explorer, and why.",
     )
@@ -114,16 +117,16 @@ if column:
     sides = [{"column": column, "value": value} for value in groups[column][:2]]
     apart = asked.answer({"ask": "compare", "a": sides[0], "b": sides[1], "most": 5})
 if "error" in apart:
-    figures.say(f"No two groups of {column} can be compared: {apart['error']}.")
+    display.say(f"No two groups of {column} can be compared: {apart['error']}.")
 elif apart:
     shown = pd.DataFrame(apart["found"], columns=["feature", "a", "b", "difference", "speakers_a", "speakers_b"])
-    figures.table(
+    display.table(
         shown.set_axis(["feature", *apart["names"], "d", "speakers", "and"], axis=1),
         caption=f"The five of {apart['compared']} features that are farthest apart between "
         f"{' and '.join(apart['names'])}: means over speakers.",
     )
     if apart["in_both"]:
-        figures.say(f"In both groups and left out: {len(apart['in_both'])} speakers.")
+        display.say(f"In both groups and left out: {len(apart['in_both'])} speakers.")
 
 # %% [markdown]
 # ## Change what it hears
@@ -143,14 +146,14 @@ lines = [
     for change, answer in zip(changes, wrote, strict=True) if "edited" in answer
 ]  # fmt: skip
 if lines:
-    figures.table(
+    display.table(
         pd.DataFrame(lines),
         caption=f"As it is, Whisper writes “{wrote[0]['baseline']}”; re-said by the dictionary “{wrote[0]['reconstructed']}”.",
     )
 different = sum(answer.get("edited") != answer.get("baseline") for answer in wrote)
 beside = [answer for answer in wrote if "edited" in answer and answer["control"]["features"]]
 controls = sum(answer["control"]["text"] != answer["baseline"] for answer in beside)
-figures.say(
+display.say(
     f"{different} of {len(wrote)} features change what is written when they are ablated; "
     f"of their {len(beside)} matched controls {controls}."
 )
@@ -162,7 +165,7 @@ figures.say(
 # with the features that peak in them, each a click from the other.
 
 # %%
-galleries.page(run, seed, site, most=12, each=4, name="atlas")  # most=300 is a file of some 15 MB
+dashboards.page(run, seed, site, most=12, each=4, name="atlas")  # most=300 is a file of some 15 MB
 
 # %% [markdown]
 # ## Without a dictionary
@@ -170,10 +173,10 @@ galleries.page(run, seed, site, most=12, each=4, name="atlas")  # most=300 is a 
 # Neurons are asked in the same way, and have two sides. What peaks in the same clip among them:
 
 # %% tags=["hide-input"]
-store.make(meaning.codes(run, seed, site, of="neurons"))
-neurons = explorer.questions(run, seed, site, of="neurons")
+cache.make(feature_index.codes(run, seed, site, of="neurons"))
+neurons = explore.questions(run, seed, site, of="neurons")
 plain = neurons.answer({"ask": "clip", "clip": clip, "by": "share", "most": 5})
-figures.table(
+display.table(
     pd.DataFrame(plain["found"])[columns].set_axis(["neuron", "peak", "of its highest", "at, s", "in"], axis=1),
     caption=f"{plain['fires']} of {neurons.index.features} neurons are not zero in the clip; of the dictionary's "
     f"{asked.index.features} features {told['fires']} are.",
@@ -207,7 +210,7 @@ print(
 print("a path is no clip:", "error" in asked.answer({"ask": "media", "clip": "/etc/passwd"}))
 
 # %% tags=["save"]
-findings.save(
+results.save(
     "07_explorer",
     run.name,
     headline=f"In one clip {told['fires']} of {asked.index.features} features fire; of the six with the highest peaks "

@@ -20,27 +20,18 @@ seed = 0  # one seed for everything random here
 import numpy as np
 import pandas as pd
 
-from whisper_sae import (
-    cautions,
-    controls,
-    elsewhere,
-    emotions,
-    encoders,
-    figures,
-    findings,
-    index,
-    interventions,
-    profiles,
-    prompts,
-    sae,
-    store,
-    verdicts,
-)
-from whisper_sae import figures_of_classes as drawn
-from whisper_sae.calibrations import Calibrations
+from whisper_sae import cache, profiles
+from whisper_sae.causal import controls
+from whisper_sae.experiments import any_module, criteria, emotions, prompt_interventions, prompts
+from whisper_sae.features import index
+from whisper_sae.model import encoders
+from whisper_sae.report import results
+from whisper_sae.sae import architectures, diagnostics
+from whisper_sae.viz import class_plots, display
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -55,11 +46,11 @@ told = prompts.generate(1296, seed)
 blocks = told[told.block.isin([told.block[told["style"] == style].iloc[0] for style in prompts.STYLES])]
 
 # %% tags=["hide-input"]
-figures.table(
+display.table(
     blocks[["style", "emotion", "text", "split"]].reset_index(drop=True)[:12],
     caption="Three blocks of four, one of each style.",
 )
-figures.say(
+display.say(
     f"{len(told):,} prompts of {told.unit.nunique()} phrases, {(told.emotion == 'happy').sum()} of each emotion; "
     f"{told.word_free.sum():,} name none, and a search finds a word for an emotion in {prompts.with_emotion_words(told.text[told.word_free]).sum()} of these."
 )
@@ -73,16 +64,16 @@ figures.say(
 # %%
 encoder = encoders.load(run.text_encoder, run.device)
 heard = emotions.reading(encoder, told, run)
-acts, pooled = store.make(heard.recording), store.make(heard.pooled)
+acts, pooled = cache.make(heard.recording), cache.make(heard.pooled)
 x = emotions.means(heard)  # (prompt, width)
 cosines = emotions.likenesses(x, told, seed)
 
 # %% tags=["hide-input"]
-figures.table(
+display.table(
     cosines,
     caption="Mean cosine of pairs of two different phrases, within an emotion and between two; the largest difference in 2,000 deals.",
 )
-figures.say(
+display.say(
     f"{encoder.name}, {encoder.site}: {acts.facts['frames']:,} tokens of width {x.shape[1]}. The difference of {cosines.difference[0]:.3f} "
     f"is real, and small: {cosines.difference[0] / (1 - cosines.between[0]):.1%} of what is left to be alike."
 )
@@ -97,12 +88,12 @@ figures.say(
 probed = emotions.probed(x, told, seed)
 
 # %% tags=["hide-input"]
-figures.table(
+display.table(
     probed,
     caption="Share of prompts read right, mean over phrases with its 95 % interval; chance is 0.25. The strength of the probe of embeddings is chosen inside what it learns from.",
 )
 read = probed.set_index(["question", "input"]).right
-figures.say(
+display.say(
     f"On held-out templates it reads {read['held-out templates', 'embedding']:.0%}, and {read['held-out templates', 'emotions dealt anew']:.0%} "
     f"of emotions that mean nothing. On unseen phrases it reads {read['unseen phrases', 'embedding']:.0%}, a bag of words {read['unseen phrases', 'bag of words']:.0%}; "
     f"from words to scenes {read['word-free, from words', 'embedding']:.0%}."
@@ -115,13 +106,16 @@ figures.say(
 # too few, a latent may have no row of its own, and whatever it shows is one prompt's.
 
 # %%
-main = store.make(emotions.trained(heard, seed))
-seeds = [main, *(store.make(elsewhere.dictionary(heard.recording, emotions.HOW, seed + n, heard.site)) for n in (1, 2))]
+main = cache.make(emotions.trained(heard, seed))
+seeds = [
+    main,
+    *(cache.make(any_module.dictionary(heard.recording, emotions.HOW, seed + n, heard.site)) for n in (1, 2)),
+]
 swept = {
     "BatchTopK, k = 32": main,
-    **{name: store.make(recipe) for name, recipe in emotions.sweep(heard, seed).items()},
+    **{name: cache.make(recipe) for name, recipe in emotions.sweep(heard, seed).items()},
 }
-latents, rows = 8 * x.shape[1], elsewhere.fed(acts).rows(heard.site, "train")[0]
+latents, rows = 8 * x.shape[1], any_module.fed(acts).rows(heard.site, "train")[0]
 
 # %% tags=["hide-input"]
 for name, n, many in (
@@ -129,17 +123,17 @@ for name, n, many in (
     ("means of prompts", len(told), latents),
     ("the reference", 100, 6144),
 ):
-    figures.say(f"{name.capitalize()}: {cautions.too_few(n, many) or 'enough rows'}.")
+    display.say(f"{name.capitalize()}: {diagnostics.too_few(n, many) or 'enough rows'}.")
 facts = pd.DataFrame([{"dictionary": name, **{key: step.facts[key] for key in ("l0", "fvu", "mse", "mse_of_mean", "dead")},
-                       "too dense": bool(cautions.too_dense(step.array("firing.npy")))} for name, step in swept.items()])  # fmt: skip
-figures.table(
+                       "too dense": bool(diagnostics.too_dense(step.array("firing.npy")))} for name, step in swept.items()])  # fmt: skip
+display.table(
     facts,
     caption="Phrases that no dictionary has met. FVU: the share of the variance that is not explained; mse of mean: what saying the mean has.",
 )
 
 # %% tags=["hide-input"]
-rivals = elsewhere.rivals(acts, main, heard.site, seed)
-figures.table(
+rivals = any_module.rivals(acts, main, heard.site, seed)
+display.table(
     rivals,
     caption="What says as many numbers a token, or none, on unseen phrases. The mean meets a bound on MSE if the states are small enough.",
 )
@@ -152,19 +146,19 @@ figures.table(
 # random dictionaries, which hear the same prompts; both at a false discovery rate of 5 %.
 
 # %%
-step = store.make(emotions.features(heard, seed))
+step = cache.make(emotions.features(heard, seed))
 found, random = emotions.read(step, "features.csv"), emotions.read(step, "random.csv")
 nulls, mine = step.table("nulls.csv"), emotions.candidates(found)
 
 # %% tags=["hide-input"]
-figures.table(
+display.table(
     nulls,
     caption="How many features are found, and how many the usual criterion lets through, of the dictionary and of what has nothing to find.",
 )
 best = found.sort_values("z", ascending=False).head(8).reset_index(drop=True)
-figures.table(best[["feature", "class", "selectivity", "z", "p_random", "q", "held_out", "word_free"]],
+display.table(best[["feature", "class", "selectivity", "z", "p_random", "q", "held_out", "word_free"]],
               caption="Those that stand out most. z: against emotions dealt anew; p_random: random dictionaries; held_out, word_free: selectivity in templates that nothing was chosen on.")  # fmt: skip
-figures.say(
+display.say(
     f"Of {nulls.tested[0]:,} features with enough support {nulls.found[0]} are found. The usual criterion would have counted {nulls.iloc[0, 3]:,}, "
     f"{nulls.iloc[2, 3]:,} with emotions dealt anew, and {nulls.iloc[1, 3]:,} in a random dictionary."
 )
@@ -173,8 +167,8 @@ figures.say(
 share, names = np.asarray(step.array("share.npy"), dtype=float), sorted(mine)
 features = np.concatenate([mine[name] for name in names])
 rates = pd.DataFrame(share[:, features]).groupby(told.emotion.to_numpy()).mean().T.set_axis(features)
-figures.show(
-    drawn.heat(rates[names], "The features that stand out most, by emotion", "share of tokens"),
+display.show(
+    class_plots.heat(rates[names], "The features that stand out most, by emotion", "share of tokens"),
     alt="Five features of each emotion: "
     + "; ".join(
         f"{n} fire on {rates.loc[mine[n], n].mean():.2f} of its tokens, {rates.loc[mine[n]].drop(columns=n).to_numpy().mean():.2f} of others'"
@@ -187,9 +181,9 @@ figures.show(
 # What a feature is about shows in the prompts and tokens where it says most, one a phrase.
 
 # %% tags=["hide-input"]
-shelf = index.Index(store.make(elsewhere.codes(heard.recording, emotions.trained(heard, seed), heard.site)).path)
+shelf = index.Index(cache.make(any_module.codes(heard.recording, emotions.trained(heard, seed), heard.site)).path)
 shown = pd.concat([emotions.examples(heard, encoder, shelf, mine[name][0], 2) for name in names], ignore_index=True)
-figures.table(
+display.table(
     shown,
     caption="The candidate of each emotion that stands out most: the two phrases in which it is highest, and the token there.",
 )
@@ -209,20 +203,20 @@ figures.table(
 codes, judge = emotions.codes_of(heard, step, main), emotions.judge(x, told)
 asked, learnt = (told["split"] == "test").to_numpy(), (told["split"] == "train").to_numpy()
 emotion = told.emotion.to_numpy()
-tested = interventions.interventions(
+tested = prompt_interventions.interventions(
     judge, codes.only(asked), emotion[asked], codes.only(learnt), emotion[learnt], mine, seed=seed
 )
 causes = tested.table
 
 # %% tags=["hide-input"]
 for name, why in tested.refusals.items():
-    figures.say(f"Nothing is claimed of {name}. {why}")
-figures.table(
+    display.say(f"Nothing is claimed of {name}. {why}")
+display.table(
     causes.drop(columns="features"),
     caption="Mean probability of the emotion before and after; control: a matched control in the "
     "place of each feature, mean and 95 % of 100 draws.",
 )
-figures.table(
+display.table(
     tested.balance,
     caption="How well controls are matched: candidates that are tested, and left out for want of "
     "controls; controls of each that is tested; the candidate over the median of its controls, median over "
@@ -238,18 +232,18 @@ figures.table(
 # %%
 vectors = emotions.directions(x, told, codes, mine)
 size = float(np.linalg.norm(x - x.mean(axis=0), axis=1).mean())
-steered = interventions.steered(
+steered = prompt_interventions.steered(
     judge, x[asked], told.emotion[asked].to_numpy(), vectors, size * np.array([0.25, 0.5, 1.0]), seed=seed
 )
-file = interventions.save(
-    findings.folder(run.name) / "tables" / "steering.safetensors",
+file = prompt_interventions.save(
+    results.folder(run.name) / "tables" / "steering.safetensors",
     vectors["feature"],
     {"encoder": encoder.name, "site": encoder.site, "alpha": size},
 )
 
 # %% tags=["figure"]
-figures.show(
-    drawn.rises(steered),
+display.show(
+    class_plots.rises(steered),
     alt="; ".join(
         f"{name}: {kind} {rise:.2f}" for (name, kind), rise in steered.groupby(["class", "vector"]).rise.max().items()
     ),
@@ -272,22 +266,22 @@ figures.show(
 
 # %% tags=["show-code"]
 apart, alike = emotions.apart(codes, mine, seed), emotions.alike(heard, seeds, mine, seed)
-verdict = verdicts.table(
+verdict = criteria.table(
     likeness=emotions.likeness(x, told, seed), probed=probed, rivals=rivals, l0=main.facts["l0"], dead=float((share == 0).all(axis=0).mean()), latents=latents,
     found=found, random=random, causes=causes, apart=apart, stable=alike, steered=steered,
 )  # fmt: skip
 
 # %% tags=["hide-input"]
-figures.table(
+display.table(
     verdict[["must have", "passes", "value", "by chance"]],
     caption="The must-haves of the published plan, by the criteria below.",
 )
-figures.table(
+display.table(
     verdict[["must have", "as published", "asked here"]], caption="What the plan asks, and what is asked here."
 )
 go = (verdict.passes == "pass").all()
 failed = verdict["must have"][verdict.passes == "fail"].tolist()
-figures.say(
+display.say(
     f"{'Go' if go else 'No go'}: {len(verdict) - len(failed)} of {len(verdict)} pass."
     + (f" What fails: {'; '.join(failed)}." if failed else "")
 )
@@ -307,9 +301,9 @@ figures.say(
 # %% tags=["checks"]
 assert not prompts.with_emotion_words(told.text[told.word_free]).any()
 assert emotions.planted(share, told, "happy", seed)
-assert found.selectivity.max() <= 4 + 1e-6 and cautions.too_few(100, 6144)
-assert np.array_equal(interventions.changed(codes, [], "silenced"), codes.x)
-assert sae.load(main.path).d_sae == latents and (causes.before <= 1).all()
+assert found.selectivity.max() <= 4 + 1e-6 and diagnostics.too_few(100, 6144)
+assert np.array_equal(prompt_interventions.changed(codes, [], "silenced"), codes.x)
+assert architectures.load(main.path).d_sae == latents and (causes.before <= 1).all()
 claimed = tested.balance[~tested.balance["class"].isin(tested.refusals)]
 assert (claimed["|log ratio|"] <= controls.MOST_IMBALANCE).all()
 
@@ -334,7 +328,7 @@ print(
 )
 
 # %% tags=["save"]
-findings.save(
+results.save(
     "08_emotions",
     run.name,
     headline=f"{nulls.found[0]} of {nulls.tested[0]:,} features go with an emotion beyond chance and random dictionaries, where the usual criterion counts "

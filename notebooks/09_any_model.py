@@ -22,25 +22,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from whisper_sae import (
-    activations,
-    cautions,
-    elsewhere,
-    figures,
-    findings,
-    fragments,
-    index,
-    modules,
-    profiles,
-    restoring,
-    store,
-)
-from whisper_sae import figures_of_classes as drawn
-from whisper_sae import figures_of_meaning as ranked
-from whisper_sae.calibrations import Calibrations
+from whisper_sae import cache, profiles
+from whisper_sae.activations import modules, store
+from whisper_sae.experiments import any_module, toy_model, toy_restoration
+from whisper_sae.features import index
+from whisper_sae.report import results
+from whisper_sae.sae import diagnostics
+from whisper_sae.viz import class_plots, display, feature_plots
+from whisper_sae.viz.calibrations import Calibrations
 
 run = profiles.choose(profile)
-figures.use_style()
+display.use_style()
 print(f"profile {run.name}, seed {seed}")
 
 # %% [markdown]
@@ -50,16 +42,16 @@ print(f"profile {run.name}, seed {seed}")
 # (`<..>`). Nobody else has this model: it is written in `fragments` like any net of one's own. A transformer over letters learns to fill in letters that are covered. What a text has in it is known to the letter, so features can be scored.
 
 # %%
-told = fragments.write_texts(1200, seed)
-net = restoring.restorer(told, seed)
-made = store.make(net)  # trains it, unless it is there
+told = toy_model.write_texts(1200, seed)
+net = toy_restoration.restorer(told, seed)
+made = cache.make(net)  # trains it, unless it is there
 
 # %% tags=["hide-input"]
 broken = told[told.damage.str.contains("1")]
-figures.table(
+display.table(
     broken[["text", "whole", "split"]].head(6).reset_index(drop=True), caption="Damaged entries, and what they were."
 )
-figures.say(
+display.say(
     f"{len(told):,} texts, {len(broken):,} of them damaged. On texts that it never met the restorer fills in {made.facts['restored']:.0%} of the covered letters; "
     f"the commonest letter, every time, would be {made.facts['commonest']:.0%}."
 )
@@ -72,16 +64,16 @@ figures.say(
 # faster and store the same, as a test checks; then whoever makes the batch has to say which places are padding, and these are left out.
 
 # %% tags=["show-code"]
-places = modules.sites(fragments.load(made.path), ["layers.?"])
+places = modules.sites(toy_model.load(made.path), ["layers.?"])
 sites = [places[0], places[len(places) // 2], places[-1]]  # early, middle, late
 texts = told.head(600)
-recording = elsewhere.activations(restoring.reading(net, made, texts, run), sites)
-acts = store.make(recording)
-held = activations.Activations(acts.path)
+recording = any_module.activations(toy_restoration.reading(net, made, texts, run), sites)
+acts = cache.make(recording)
+held = store.Activations(acts.path)
 
 # %% tags=["hide-input"]
-megabytes = restoring.peak_megabytes()
-figures.say(
+megabytes = toy_restoration.peak_megabytes()
+display.say(
     f"{len(places)} layers; of {', '.join(sites)} {acts.facts['frames']:,} letters of width {held.sites[sites[0]]} are stored. "
     f"This whole process, with torch and all its libraries, has held {megabytes:,.0f} MB at most in this run."
 )
@@ -94,13 +86,13 @@ figures.say(
 
 # %%
 middle = sites[1]
-asked = {"penalty 0.001": replace(restoring.HOW, variant="relu", penalty=1e-3, tokens=40_000), "penalty 1": replace(restoring.HOW, variant="relu", penalty=1.0, tokens=40_000), "BatchTopK": restoring.HOW}  # fmt: skip
-swept = {name: store.make(elsewhere.dictionary(recording, how, seed, middle)) for name, how in asked.items()}
+asked = {"penalty 0.001": replace(toy_restoration.HOW, variant="relu", penalty=1e-3, tokens=40_000), "penalty 1": replace(toy_restoration.HOW, variant="relu", penalty=1.0, tokens=40_000), "BatchTopK": toy_restoration.HOW}  # fmt: skip
+swept = {name: cache.make(any_module.dictionary(recording, how, seed, middle)) for name, how in asked.items()}
 rates = {name: step.array("firing.npy") for name, step in swept.items()}
 
 # %% tags=["figure"]
-figures.show(
-    drawn.densities(rates),
+display.show(
+    class_plots.densities(rates),
     alt="; ".join(
         f"{name}: {share.sum():.0f} of {len(share)} latents fire on a letter" for name, share in rates.items()
     ),
@@ -109,9 +101,9 @@ figures.show(
 
 # %% tags=["hide-input"]
 for name, share in rates.items():
-    figures.say(f"{name}: {cautions.too_dense(share, asked[name].variant) or 'sparse enough'}.")
-rows = len(elsewhere.fed(acts).rows(middle, "train")[0])
-figures.say(f"{rows:,} letters to learn from: {cautions.too_few(rows, len(share)) or 'enough rows'}.")
+    display.say(f"{name}: {diagnostics.too_dense(share, asked[name].variant) or 'sparse enough'}.")
+rows = len(any_module.fed(acts).rows(middle, "train")[0])
+display.say(f"{rows:,} letters to learn from: {diagnostics.too_few(rows, len(share)) or 'enough rows'}.")
 
 # %% [markdown]
 # ## Early, middle, late
@@ -121,10 +113,10 @@ figures.say(f"{rows:,} letters to learn from: {cautions.too_few(rows, len(share)
 # F1 taken on others. Whatever reads the letter alone finds marks of damage without any model, so it stands beside.
 
 # %%
-letters = fragments.of_letters(texts.text, texts.damage)
-trained = {site: store.make(elsewhere.dictionary(recording, restoring.HOW, seed, site)) for site in sites}
+letters = toy_model.of_letters(texts.text, texts.damage)
+trained = {site: cache.make(any_module.dictionary(recording, toy_restoration.HOW, seed, site)) for site in sites}
 found = pd.concat([
-    restoring.detected(restoring.inputs(acts, site, texts, trained[site], seed), letters, texts, seed).assign(site=site) for site in sites
+    toy_restoration.detected(toy_restoration.inputs(acts, site, texts, trained[site], seed), letters, texts, seed).assign(site=site) for site in sites
 ])  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -132,40 +124,40 @@ fit = pd.DataFrame(
     [{"site": site, **{key: step.facts[key] for key in ("l0", "fvu", "dead")}} for site, step in trained.items()]
 )
 best = found[found.input == "dictionary"].pivot(index="site", columns="pattern", values="f1").reset_index()
-figures.table(
+display.table(
     fit.merge(best, on="site"),
     caption="FVU, L0 and dead latents on held-out texts, and F1 of the best feature for each pattern.",
 )
 random = found[found.input == "random dictionary"].pivot(index="site", columns="pattern", values="f1").reset_index()
-figures.table(random, caption="F1 of the best feature of a random dictionary as large and as sparse.")
+display.table(random, caption="F1 of the best feature of a random dictionary as large and as sparse.")
 
 # %% tags=["hide-input"]
 at = found[found.site == middle].reset_index(drop=True)
 compared = at.pivot(index="pattern", columns="input", values="f1").reset_index()
 compared["always"] = at.groupby("pattern").always.first().to_numpy()
-figures.table(
+display.table(
     compared, caption=f"At {middle}: F1 of the best feature of each input; always: what saying it of every letter has."
 )
 
 # %% tags=["figure"]
 beside = at[at.pattern == "beside"].reset_index(drop=True)
-fig = ranked.ranking(beside, "input", "f1", "low", "high", beside.always[0])
+fig = feature_plots.ranking(beside, "input", "f1", "low", "high", beside.always[0])
 fig.axes[0].set(title="Letters beside damage: what finds them", xlabel="F1 on texts that nothing was chosen on")
-figures.show(fig, alt="; ".join(f"{row.input} {row.f1:.2f}" for row in beside.itertuples()) + f"; saying it always {beside.always[0]:.2f}.",
+display.show(fig, alt="; ".join(f"{row.input} {row.f1:.2f}" for row in beside.itertuples()) + f"; saying it always {beside.always[0]:.2f}.",
              caption=f"At {middle}; bars are 95 % intervals over texts. A letter alone cannot know what stands beside it.")  # fmt: skip
 
 # %% tags=["hide-input"]
 clear = [
     p
-    for p in restoring.PATTERNS
+    for p in toy_restoration.PATTERNS
     if (part := at[at.pattern == p].set_index("input")).low["dictionary"] > part.high["neurons"]
 ]
 worse = [
     p
-    for p in restoring.PATTERNS
+    for p in toy_restoration.PATTERNS
     if (part := at[at.pattern == p].set_index("input")).high["dictionary"] < part.low["neurons"]
 ]
-figures.say(
+display.say(
     f"At {middle} the dictionary is clearly better than neurons at {', '.join(clear) or 'nothing'}, and clearly worse at {', '.join(worse) or 'nothing'}."
 )
 
@@ -176,7 +168,9 @@ figures.say(
 
 # %%
 shelf = index.Index(
-    store.make(elsewhere.codes(recording, elsewhere.dictionary(recording, restoring.HOW, seed, middle), middle)).path
+    cache.make(
+        any_module.codes(recording, any_module.dictionary(recording, toy_restoration.HOW, seed, middle), middle)
+    ).path
 )
 number = int(at[(at.pattern == "beside") & (at.input == "dictionary")].feature.iloc[0])
 peaks = shelf.peaks(number).sort_values("value", ascending=False).head(6)
@@ -186,7 +180,7 @@ shown = []
 for piece in peaks.piece:
     pairs = zip(texts.text.iloc[piece], shelf.trace(number, piece), strict=True)
     shown.append("".join(letter.upper() if value > 0 else letter for letter, value in pairs))
-figures.table(
+display.table(
     pd.DataFrame({"highest": peaks.value.to_numpy(), f"where feature {number} fires": shown}),
     caption="The six texts in which it is highest; capitals where it fires.",
 )
@@ -204,8 +198,8 @@ figures.table(
 # What is stored is what the net says; a hook that changes nothing changes nothing; memory is bounded; the dense dictionary is called dense, and the other not.
 
 # %% tags=["checks"]
-loaded = fragments.load(made.path)
-given = fragments.encoded(texts.text[:1])
+loaded = toy_model.load(made.path)
+given = toy_model.encoded(texts.text[:1])
 said = modules.record(loaded, given, [middle])[middle][0].numpy()
 assert np.abs(held.window(middle, 0) - said).max() < 0.02 * np.abs(said).max()
 with modules.at(loaded, {middle: lambda hidden: hidden}):
@@ -238,7 +232,7 @@ print(
 
 # %% tags=["save"]
 mean = at.groupby("input").f1.mean()
-findings.save(
+results.save(
     "09_any_model",
     run.name,
     headline=f"On a net trained here, at {middle}: the best features find five patterns with a mean F1 of {mean['dictionary']:.2f}, neurons with {mean['neurons']:.2f}, "

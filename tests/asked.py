@@ -9,8 +9,9 @@ from conftest import hum
 from scipy.sparse import csc_array
 from transformers import WhisperFeatureExtractor
 
-from whisper_sae import examples, index, labels, transpose
-from whisper_sae.questions import Questions
+from whisper_sae.explorer import annotations
+from whisper_sae.explorer.api import Questions
+from whisper_sae.features import examples, index, index_builder
 
 NASTY = "</script><script>document.title='got out'</script><img src=x onerror=\"document.title='got out'\"> ʃ"
 FEATURES = 12
@@ -43,7 +44,7 @@ def world(folder: Path, *, signed: bool = False, lengths=None, can: bool = True,
                      "text": NASTY if clip == 3 else "one two three"})  # fmt: skip
     clips, codes = pd.DataFrame(rows), codes_of(lengths, signed)
     dense = np.concatenate(codes)
-    transpose.build(folder / "index", np.array(lengths), lambda a, b: dense[a:b], FEATURES, signed=signed)
+    index_builder.build(folder / "index", np.array(lengths), lambda a, b: dense[a:b], FEATURES, signed=signed)
     windows = pd.DataFrame({"clip": range(len(lengths)), "first": 0})
     words = pd.DataFrame({"clip": range(len(lengths)), "start": 0.06, "end": 0.2,
                           "word": [NASTY if clip == 3 else "two" for clip in range(len(lengths))]})  # fmt: skip
@@ -56,7 +57,9 @@ def world(folder: Path, *, signed: bool = False, lengths=None, can: bool = True,
     def steer(sound, scales, start, end, control, language) -> dict:
         return steered(sound, scales, control)
 
-    told = {"notes": labels.Labels(folder / "labels", "key", "site")} | ({"hear": hear, "steer": steer} if can else {})
+    told = {"notes": annotations.Labels(folder / "labels", "key", "site")} | (
+        {"hear": hear, "steer": steer} if can else {}
+    )
     asked = Questions(
         drawn, clips, filters=WhisperFeatureExtractor().mel_filters, roots=[folder / "corpus"], title="a small world",
         **told | options,

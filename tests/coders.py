@@ -6,7 +6,7 @@ batch, another number of threads or another processor: there results agree to `C
 
 import torch
 
-from whisper_sae import sae
+from whisper_sae.sae import architectures
 
 WIDTH, LATENTS, K = 24, 96, 6
 
@@ -17,9 +17,9 @@ STEP = {"float32": 0.0, "float16": 2**-10, "bfloat16": 2**-7}
 """One step of a number of that type, as a share of it: a difference in the last bit may round to the next one."""
 
 
-def made(variant: str, frames: torch.Tensor) -> sae.SAE:
+def made(variant: str, frames: torch.Tensor) -> architectures.SAE:
     """An SAE in evaluation mode none of whose numbers is a default one."""
-    coder = sae.create(variant, WIDTH, LATENTS, K)
+    coder = architectures.create(variant, WIDTH, LATENTS, K)
     draw = torch.Generator().manual_seed(100)
     with torch.no_grad():
         if variant != "tied":
@@ -28,17 +28,17 @@ def made(variant: str, frames: torch.Tensor) -> sae.SAE:
         coder.b_dec.copy_(torch.randn(WIDTH, generator=draw))
         if variant == "jumprelu":
             coder.threshold.copy_(2 * torch.rand(LATENTS, generator=draw))
-        elif isinstance(coder, sae.BatchTopK):
+        elif isinstance(coder, architectures.BatchTopK):
             coder.calibrate([frames])
     return coder.eval()
 
 
-def settled(coder: sae.SAE, frames: torch.Tensor, close: float = 1e-5) -> torch.Tensor:
+def settled(coder: architectures.SAE, frames: torch.Tensor, close: float = 1e-5) -> torch.Tensor:
     """Where rounding cannot change which calls are answered: (frame, latent). Two ways to add up the same numbers
     differ in the last place, and a call may lie that close to the threshold, or the last of the k to the next."""
     with torch.no_grad():
         pre = coder.pre(frames)
-    if isinstance(coder, sae.TopK):
+    if isinstance(coder, architectures.TopK):
         best = pre.topk(coder.k + 1, dim=1).values
         return (best[:, -2] - best[:, -1] > close)[:, None].expand_as(pre)
     return (pre - coder.threshold).abs() > close

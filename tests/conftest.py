@@ -16,14 +16,17 @@ from coders import WIDTH, made
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from xdist.scheduler import LoadScopeScheduling
 
-from whisper_sae import figures, model, profiles, sae
+from whisper_sae import profiles
+from whisper_sae.model import whisper_model
+from whisper_sae.sae import architectures
+from whisper_sae.viz import display
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile("here", deadline=None, max_examples=30)  # a busy machine is not a fault
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=200)  # --hypothesis-profile=thorough
 hypothesis.settings.load_profile("here")
-figures.use_style()
+display.use_style()
 
 FIRST = ("01",)
 """Notebooks whose outputs are compared by default; to run the others takes minutes."""
@@ -73,28 +76,28 @@ def small_whisper(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded(small_whisper) -> model.Whisper:
+def loaded(small_whisper) -> whisper_model.Whisper:
     """The small Whisper, on the CPU. Shared by all tests: watch it, do not change it."""
-    return model.load(str(small_whisper), "cpu")
+    return whisper_model.load(str(small_whisper), "cpu")
 
 
 @pytest.fixture
 def rounding(monkeypatch):
     """Every pass of the model rounds in another way, as in other batches, on other processors: ± 1e-6 of each value."""
-    draw, record = torch.Generator().manual_seed(0), model.record
+    draw, record = torch.Generator().manual_seed(0), whisper_model.record
 
     @functools.wraps(record)  # so that keys are those of the code without it
     def another(*args):
         said = record(*args)
         return {site: x * (1 + 1e-6 * torch.randn(x.shape, generator=draw)) for site, x in said.items()}
 
-    monkeypatch.setattr(model, "record", another)
+    monkeypatch.setattr(whisper_model, "record", another)
 
 
 @pytest.fixture(scope="session")
-def demo() -> model.Whisper:
+def demo() -> whisper_model.Whisper:
     """The Whisper that is bundled, on the CPU. Shared by all tests: watch it, do not change it."""
-    return model.load(str(profiles.DEMO / "whisper"), "cpu")
+    return whisper_model.load(str(profiles.DEMO / "whisper"), "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +168,9 @@ def saved(tmp_path, frames):
     """Writes an SAE of a variant as the project does: `saved(variant)` gives the folder."""
 
     def save(variant: str, name: str = "ours", **about) -> Path:
-        sae.save(made(variant, frames), tmp_path / name, **({"site": "encoder.2.resid", "model": "a model"} | about))
+        architectures.save(
+            made(variant, frames), tmp_path / name, **({"site": "encoder.2.resid", "model": "a model"} | about)
+        )
         return tmp_path / name
 
     return save

@@ -2,7 +2,7 @@
 
 import torch
 
-from whisper_sae import decoding
+from whisper_sae.model import decoding
 
 
 @torch.no_grad()

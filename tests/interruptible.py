@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 
-from whisper_sae import dictionaries, meaning, profiles, recipes, report, store
+from whisper_sae import cache, profiles
+from whisper_sae.experiments import feature_index, pipeline, sae_comparison
+from whisper_sae.report import runner
 
 
 def die_around(when: str, nth: int) -> None:
@@ -32,11 +34,11 @@ def die_around(when: str, nth: int) -> None:
     os.rename, os.replace = deadly(os.rename), deadly(os.replace)
 
 
-def recipe_of(what: str, run: profiles.Profile) -> store.Recipe:
+def recipe_of(what: str, run: profiles.Profile) -> cache.Recipe:
     made = {
-        "activations": lambda: recipes.activations(run, 0),
-        "dictionary": lambda: dictionaries.dictionary(run, 0, run.focus),
-        "index": lambda: meaning.codes(run, 0, run.focus),
+        "activations": lambda: pipeline.activations(run, 0),
+        "dictionary": lambda: sae_comparison.dictionary(run, 0, run.focus),
+        "index": lambda: feature_index.codes(run, 0, run.focus),
     }
     return made[what]()
 
@@ -44,11 +46,11 @@ def recipe_of(what: str, run: profiles.Profile) -> store.Recipe:
 if __name__ == "__main__":
     what, source, *around = sys.argv[1:]
     if what == "reports":
-        plan = report.plan(folder=source)
-        make = lambda: report.run(plan, jobs=2)  # noqa: E731
+        plan = runner.plan(folder=source)
+        make = lambda: runner.run(plan, jobs=2)  # noqa: E731
     else:
         recipe = recipe_of(what, profiles.choose(source))
-        make = lambda: store.make(recipe)  # noqa: E731
+        make = lambda: cache.make(recipe)  # noqa: E731
     if around:
         die_around(around[0], int(around[1]))
     print("ready", flush=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from whisper_sae import effects
+from whisper_sae.stats import effects
 
 OFTEN = 0.4
 """How many clips a code fires in, where nothing else is said."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from browser import Tab
 
-from whisper_sae.explorer import Explorer
+from whisper_sae.explorer.notebook_widget import Explorer
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>a notebook</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whisper_sae import acoustics, speech
+from whisper_sae.data import clip_table
+from whisper_sae.features import acoustics
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo" / "corpus"
 T = np.arange(32_000) / 16_000
@@ -69,11 +70,11 @@ def test_voicing_agrees_with_praat(shared):
     parselmouth = pytest.importorskip("parselmouth")
     ours, praat = [], []
     for path in sorted((shared / "speech" / "librispeech-sample" / "audio").rglob("*.*"))[:20]:
-        sound = speech.samples(path).astype(float)
+        sound = clip_table.samples(path).astype(float)
         frames = -(-len(sound) // 320)
         ours.append(acoustics.measured(sound, frames).pitch.notna())
         told = parselmouth.Sound(sound, 16_000).to_pitch_ac(time_step=0.01, pitch_floor=60, pitch_ceiling=500)
-        praat.append([told.get_value_at_time(moment) > 0 for moment in speech.moments(np.arange(frames))])
+        praat.append([told.get_value_at_time(moment) > 0 for moment in clip_table.moments(np.arange(frames))])
     ours, praat = np.concatenate(ours), np.concatenate(praat)
     assert (ours & ~praat).sum() < 0.10 * ours.sum() and (praat & ~ours).sum() < 0.08 * praat.sum()
 
@@ -81,7 +82,7 @@ def test_voicing_agrees_with_praat(shared):
 def test_the_synthesiser_was_told_the_same_pitch():
     told = pd.read_csv(DEMO / "metadata.csv")
     for row in told[told.kind == "speech"].iloc[::60].itertuples():
-        found = acoustics.measured(speech.samples(DEMO / row.file_name), 1500)
+        found = acoustics.measured(clip_table.samples(DEMO / row.file_name), 1500)
         assert found.pitch.median() == pytest.approx(row.f0_hz, rel=0.05), row.file_name
 
 

@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
-from whisper_sae import activations as frames
-from whisper_sae import listening, model, recipes, speech, store
+from whisper_sae import cache
+from whisper_sae.activations import extract, store
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import pipeline
+from whisper_sae.model import whisper_model
 
 SITES = ("encoder.*",)
 
@@ -22,10 +25,10 @@ SITES = ("encoder.*",)
 def made(small_whisper, corpus, data, run_for):
     """Recorded at every encoder site: (run, table of clips, windows, Activations, step)."""
     run = run_for(small_whisper, corpus(voices=3, clips=4), sites=SITES)
-    clips = store.make(recipes.clips(run, 0))
-    step = store.make(recipes.activations(run, 0))
-    heard = recipes.table(run, clips)
-    return run, heard, step.table("windows.csv"), frames.Activations(step.path), step
+    clips = cache.make(pipeline.clips(run, 0))
+    step = cache.make(pipeline.activations(run, 0))
+    heard = pipeline.table(run, clips)
+    return run, heard, step.table("windows.csv"), store.Activations(step.path), step
 
 
 # ---------------------------------------------------------------------------------------- what is written
@@ -38,8 +41,8 @@ def test_padding_is_never_stored(made):
     assert recorded.spans[:, 2].tolist() == valid.tolist()
     assert ((recorded.kinds > 0).sum(axis=1) == valid).all()
     for window, n in enumerate(valid):
-        assert (recorded.kinds[window, :n] != speech.PADDING).all()
-        assert (recorded.kinds[window, n:] == speech.PADDING).all()
+        assert (recorded.kinds[window, :n] != clip_table.PADDING).all()
+        assert (recorded.kinds[window, n:] == clip_table.PADDING).all()
     for site in recorded.sites:
         rows = [len(np.load(path)) for path in sorted(step.path.glob(f"shard-*/{site}.npy"))]
         assert sum(rows) == valid.sum() == step.facts["frames"]
@@ -50,8 +53,8 @@ def test_padding_is_never_stored(made):
 def test_what_is_stored_is_what_the_model_says(made, loaded):
     _, heard, windows, recorded, _ = made
     for window in range(len(windows)):
-        sound = recipes.sound_of(heard, windows, window)
-        live = model.record(loaded, model.mel(loaded, [sound]), list(recorded.sites))
+        sound = pipeline.sound_of(heard, windows, window)
+        live = whisper_model.record(loaded, whisper_model.mel(loaded, [sound]), list(recorded.sites))
         valid = -(-len(sound) // 320)
         for site in recorded.sites:
             stored = recorded.window(site, window)
@@ -69,11 +72,11 @@ def test_windows_are_not_mixed_up(made):
 
 def test_float32_is_exact(small_whisper, corpus, data, run_for, loaded):
     run = run_for(small_whisper, corpus(voices=1, clips=2), dtype="float32", batch_windows=1)
-    clips = store.make(recipes.clips(run, 0))
-    step = store.make(recipes.activations(run, 0))
-    recorded, windows = frames.Activations(step.path), step.table("windows.csv")
-    sound = recipes.sound_of(recipes.table(run, clips), windows, 0)
-    live = model.record(loaded, model.mel(loaded, [sound]), ["encoder.1.resid"])["encoder.1.resid"][0]
+    clips = cache.make(pipeline.clips(run, 0))
+    step = cache.make(pipeline.activations(run, 0))
+    recorded, windows = store.Activations(step.path), step.table("windows.csv")
+    sound = pipeline.sound_of(pipeline.table(run, clips), windows, 0)
+    live = whisper_model.record(loaded, whisper_model.mel(loaded, [sound]), ["encoder.1.resid"])["encoder.1.resid"][0]
     assert recorded.window("encoder.1.resid", 0).dtype == np.float32
     np.testing.assert_array_equal(recorded.window("encoder.1.resid", 0), live[: -(-len(sound) // 320)])
 
@@ -83,9 +86,9 @@ def test_bfloat16_is_read_as_float32(small_whisper, corpus, data, run_for, loade
     folder, site, held = corpus(voices=2, clips=3), "encoder.1.resid", {}
     for dtype in ("bfloat16", "float32"):
         run = run_for(small_whisper, folder, dtype=dtype, sites=("encoder.1.resid", "encoder.1.normed"))
-        store.make(recipes.clips(run, 0))
-        step = store.make(recipes.activations(run, 0))
-        held[dtype] = frames.Activations(step.path)
+        cache.make(pipeline.clips(run, 0))
+        step = cache.make(pipeline.activations(run, 0))
+        held[dtype] = store.Activations(step.path)
         assert step.facts["dtype"] == dtype == json.loads((step.path / "index.json").read_text())["dtype"]
     narrow, exact = held.values()
     bytes_of = [(one.folder / "shard-00000" / f"{site}.npy").stat().st_size - 128 for one in held.values()]
@@ -118,7 +121,7 @@ def test_index_spans_and_shards_agree(made):
 
 def test_sites_keep_the_order_of_the_model(made, loaded):
     _, _, _, recorded, step = made
-    right = model.sites(loaded.config, SITES)
+    right = whisper_model.sites(loaded.config, SITES)
     assert list(right) != sorted(right), "or the alphabet would do"
     assert list(recorded.sites.items()) == list(right.items())
     assert list(step.facts["sites"]) == list(right)
@@ -134,11 +137,13 @@ def test_a_long_clip_is_heard_in_windows_that_add_up(made, loaded):
     counts = windows.groupby("clip").size()
     assert (counts == 2).any(), "some clips are longer than a window"
     for clip in counts[counts == 2].index:
-        sound = speech.samples(heard.path[clip])
+        sound = clip_table.samples(heard.path[clip])
         first, second = windows.index[windows["clip"] == clip]
         assert recorded.spans[[first, second], 2].sum() == -(-len(sound) // 320)
         assert recorded.spans[first, 2] == 100
-        rest = model.record(loaded, model.mel(loaded, [sound[32_000:]]), ["encoder.0.resid"])["encoder.0.resid"][0]
+        rest = whisper_model.record(loaded, whisper_model.mel(loaded, [sound[32_000:]]), ["encoder.0.resid"])[
+            "encoder.0.resid"
+        ][0]
         stored = recorded.window("encoder.0.resid", second)
         np.testing.assert_allclose(stored, rest[: len(stored)], rtol=2**-10, atol=2e-5)
 
@@ -236,8 +241,8 @@ def test_a_bounded_buffer_gives_every_row_once_a_pass(made, size, buffer):
 
 def test_a_buffer_reads_windows_whole(made, monkeypatch):
     rows, asked = made[3].rows("encoder.1.resid"), []
-    take = frames.Rows.take
-    monkeypatch.setattr(frames.Rows, "take", lambda self, which: asked.append(np.array(which)) or take(self, which))
+    take = store.Rows.take
+    monkeypatch.setattr(store.Rows, "take", lambda self, which: asked.append(np.array(which)) or take(self, which))
     list(rows.batches(50, len(rows) // 50, seed=0, buffer=300))
     assert 2 < len(asked) <= len(rows) // 300 + 2, "once a buffer, not once a batch"
     asked = [np.sort(which) for which in asked]
@@ -284,22 +289,22 @@ def spoilt(small_whisper, tmp_path):
 )
 def test_values_that_cannot_be_kept_are_refused(spoilt, corpus, data, run_for, value, dtype, why):
     run = run_for(spoilt(value), corpus(voices=1, clips=2), dtype=dtype)
-    store.make(recipes.clips(run, 0))
+    cache.make(pipeline.clips(run, 0))
     with pytest.raises(ValueError, match=why) as said:
-        store.make(recipes.activations(run, 0))
+        cache.make(pipeline.activations(run, 0))
     assert str(said.value).startswith("encoder.1.resid: ")
     assert "\n" not in str(said.value)
-    with pytest.raises(store.NotMade):
-        store.need(recipes.activations(run, 0))
+    with pytest.raises(cache.NotMade):
+        cache.need(pipeline.activations(run, 0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_float16_cannot_hold_others_can(spoilt, corpus, data, run_for, dtype):
     run = run_for(spoilt(7e4), corpus(voices=1, clips=2), dtype="float16")
-    store.make(recipes.clips(run, 0))
+    cache.make(pipeline.clips(run, 0))
     with pytest.raises(ValueError, match="too large for float16: use bfloat16 or float32"):
-        store.make(recipes.activations(run, 0))
-    recorded = frames.Activations(store.make(recipes.activations(replace(run, dtype=dtype), 0)).path)
+        cache.make(pipeline.activations(run, 0))
+    recorded = store.Activations(cache.make(pipeline.activations(replace(run, dtype=dtype), 0)).path)
     loudest = np.abs(recorded.window("encoder.1.resid", 0)).max()
     assert loudest == pytest.approx(7e4, rel=2**-8)
     assert recorded.rows("encoder.1.resid").take(np.arange(20)).abs().max() > 6.9e4
@@ -314,9 +319,9 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(made, data, tmp_pa
     batches = -(-len(uninterrupted.table("windows.csv")) // run.batch_windows)
     assert batches > 8
     monkeypatch.setenv("WHISPER_SAE_DATA", str(tmp_path / "again"))
-    store.make(recipes.clips(run, 0))
-    record, calls = model.record, []
-    monkeypatch.setattr(listening, "seconds_a_window", lambda *args: 1.0)  # hears, too
+    cache.make(pipeline.clips(run, 0))
+    record, calls = whisper_model.record, []
+    monkeypatch.setattr(extract, "seconds_a_window", lambda *args: 1.0)  # hears, too
 
     def stop_after(limit):
         @functools.wraps(record)
@@ -328,15 +333,15 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(made, data, tmp_pa
 
         return counted
 
-    monkeypatch.setattr(listening, "seconds_a_window", lambda *_: 0.0)  # listens, too
-    monkeypatch.setattr(model, "record", stop_after(survived))
+    monkeypatch.setattr(extract, "seconds_a_window", lambda *_: 0.0)  # listens, too
+    monkeypatch.setattr(whisper_model, "record", stop_after(survived))
     with pytest.raises(KeyboardInterrupt):
-        store.make(recipes.activations(run, 0))
-    with pytest.raises(store.NotMade):
-        store.need(recipes.activations(run, 0))
+        cache.make(pipeline.activations(run, 0))
+    with pytest.raises(cache.NotMade):
+        cache.need(pipeline.activations(run, 0))
     calls.clear()
-    monkeypatch.setattr(model, "record", stop_after(None))
-    resumed = store.make(recipes.activations(run, 0))
+    monkeypatch.setattr(whisper_model, "record", stop_after(None))
+    resumed = cache.make(pipeline.activations(run, 0))
     kept = survived // (run.shard_windows // run.batch_windows) * (run.shard_windows // run.batch_windows)
     assert len(calls) == batches - kept, "whole shards are not heard again"
     assert resumed.path != uninterrupted.path

@@ -10,7 +10,8 @@ from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import alignments, corpora, phones, profiles, tables
+from whisper_sae import profiles
+from whisper_sae.data import alignments, corpora, frame_alignment, tables
 
 PHONES = [(0, 0.2, ""), (0.2, 0.4, "s"), (0.4, 0.6, '"a'), (0.6, 1.0, "ɪ")]
 WORDS = [(0, 0.2, ""), (0.2, 1.0, "sea")]
@@ -79,7 +80,7 @@ def test_a_textgrid_beside_a_sound_is_read(folder, write, ends, encoding):
     np.testing.assert_allclose(found[["start", "end"]], [[0.2, 0.4], [0.4, 0.6], [0.6, 1.0]])
     assert set(found.path) == {str(place / "audio/a.wav")}
     assert alignments.read(place, "words").word.tolist() == ["sea"]
-    assert phones.read(place).equals(found) and phones.words(place).word.tolist() == ["sea"]
+    assert frame_alignment.read(place).equals(found) and frame_alignment.words(place).word.tolist() == ["sea"]
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
@@ -273,10 +274,10 @@ def test_every_file_counts_for_the_digest(folder):
     (place / "phones.csv").write_text("file_name,start_ms,end_ms,phone\n")
     seen.append(alignments.digest(place))
     assert len(set(seen)) == len(seen)
-    assert phones.digest(place) == seen[-1]
+    assert frame_alignment.digest(place) == seen[-1]
     before = alignments.digest(place, "words")
     (place / "words.csv").write_text("file_name,start_ms,end_ms,word\n")
-    assert alignments.digest(place, "words") != before and phones.digest(place) == seen[-1]
+    assert alignments.digest(place, "words") != before and frame_alignment.digest(place) == seen[-1]
 
 
 # --------------------------------------------------------------------------------------------- CTM and tables
@@ -336,7 +337,7 @@ def test_a_table_of_words_says_words(folder):
 def test_the_demos_words_hold_its_phones():
     """Each phone lies in the word whose number it names."""
     place = profiles.DEMO / "corpus"
-    found, told = phones.words(place), phones.read(place)
+    found, told = frame_alignment.words(place), frame_alignment.read(place)
     both = told.merge(found, on=["path", "word_index"], suffixes=("", "_of_word"))
     assert len(found) > 3000 and len(both) == len(told) and (both.word == both.word_of_word).all()
     assert (both.start > both.start_of_word - 1e-3).all() and (both.end < both.end_of_word + 1e-3).all()
@@ -364,21 +365,21 @@ def test_frames_are_placed_in_phones():
     told = pd.DataFrame({"clip": [1, 0, 0], "start": [0.0, 0.10, 0.04], "end": [0.06, 0.16, 0.10]})
     told = told.assign(phone=["t", "i", "s"])
     clip, moment = np.repeat([0, 1, 2], 9), np.tile((np.arange(9) + 0.5) * 0.02, 3)
-    where = phones.placed(told, clip, moment)
+    where = frame_alignment.placed(told, clip, moment)
     assert where.row.tolist() == [-1, -1, 2, 2, 2, 1, 1, 1, -1] + [0] * 3 + [-1] * 6 + [-1] * 9
     assert where.third.tolist() == [-1, -1, 0, 1, 2, 0, 1, 2, -1] + [0, 1, 2] + [-1] * 15
     np.testing.assert_allclose(where.since[2:8], [0.01, 0.03, 0.05] * 2)
     np.testing.assert_allclose(where.since + where.left, np.where(where.row < 0, np.nan, 0.06))
-    assert phones.labels(told, where).tolist() == ["", "", *"sssiii", "", *"ttt", *[""] * 15]
-    inner = phones.labels(told, where, tolerance=0.015)
+    assert frame_alignment.labels(told, where).tolist() == ["", "", *"sssiii", "", *"ttt", *[""] * 15]
+    inner = frame_alignment.labels(told, where, tolerance=0.015)
     assert np.flatnonzero(inner != "").tolist() == [3, 6, 10] and "".join(inner) == "sit"
-    assert set(phones.labels(told, where, tolerance=0.04)) == {""}
+    assert set(frame_alignment.labels(told, where, tolerance=0.04)) == {""}
 
 
 def test_frames_of_clips_that_nothing_is_told_of():
-    told = phones.read("nowhere").assign(clip=pd.Series(dtype=int))
-    where = phones.placed(told, np.zeros(3, int), np.arange(3) * 0.02)
-    assert where.row.tolist() == [-1] * 3 and phones.labels(told, where).tolist() == [""] * 3
+    told = frame_alignment.read("nowhere").assign(clip=pd.Series(dtype=int))
+    where = frame_alignment.placed(told, np.zeros(3, int), np.arange(3) * 0.02)
+    assert where.row.tolist() == [-1] * 3 and frame_alignment.labels(told, where).tolist() == [""] * 3
     assert where.third.tolist() == [-1] * 3
 
 
@@ -391,7 +392,7 @@ def test_placing_frames_is_asking_each_clip(data):
         rows += [(clip, a / 100, b / 100) for a, b in zip(edges[::2], edges[1::2], strict=False)]
     told = pd.DataFrame(data.draw(st.permutations(rows)), columns=["clip", "start", "end"])
     asked = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 42)), min_size=1, max_size=12))
-    where = phones.placed(told, np.array([clip for clip, _ in asked]), np.array([at / 100 for _, at in asked]))
+    where = frame_alignment.placed(told, np.array([clip for clip, _ in asked]), np.array([at / 100 for _, at in asked]))
     for row, (clip, at) in zip(where.row, asked, strict=True):
         slow = [n for n, (c, a, b) in enumerate(told.to_numpy()) if c == clip and a <= at / 100 < b]
         assert [row] == (slow or [-1])

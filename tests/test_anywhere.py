@@ -12,8 +12,11 @@ import pytest
 import torch
 from coders import CLOSE, flipped, off
 
-from whisper_sae import devices, model, profiles, sae, speech
-from whisper_sae.calibrations import Calibrations
+from whisper_sae import devices, profiles
+from whisper_sae.data import clip_table
+from whisper_sae.model import whisper_model
+from whisper_sae.sae import architectures
+from whisper_sae.viz.calibrations import Calibrations
 
 
 def saved(folder, value: float, status: str = "done"):
@@ -74,16 +77,19 @@ def test_an_instruction_set_is_one_that_this_processor_can_do(name):
 
 def encoded(whisper) -> torch.Tensor:
     """Activations of two of the demo's clips at its second layer, as a batch: (frame, width)."""
-    found = speech.read(profiles.DEMO / "corpus")
-    sounds = [speech.samples(path) for path in found[found.kind == "speech"].path.iloc[:400:200]]
-    return model.record(whisper, model.mel(whisper, sounds), ["encoder.1.resid"])["encoder.1.resid"].flatten(0, 1)
+    found = clip_table.read(profiles.DEMO / "corpus")
+    sounds = [clip_table.samples(path) for path in found[found.kind == "speech"].path.iloc[:400:200]]
+    return whisper_model.record(whisper, whisper_model.mel(whisper, sounds), ["encoder.1.resid"])[
+        "encoder.1.resid"
+    ].flatten(0, 1)
 
 
 def test_another_instruction_set_gives_the_same_up_to_rounding(demo, tmp_path):
     """As another processor would: activations are equal to CLOSE, and fewer than 0.1 % of an SAE's flip."""
     code = (
-        "import sys, numpy, test_anywhere; from whisper_sae import model, profiles;"
-        "whisper = model.load(str(profiles.DEMO / 'whisper'), 'cpu');"
+        "import sys, numpy, test_anywhere; from whisper_sae import profiles;"
+        "from whisper_sae.model import whisper_model;"
+        "whisper = whisper_model.load(str(profiles.DEMO / 'whisper'), 'cpu');"
         "numpy.save(sys.argv[1], test_anywhere.encoded(whisper).numpy())"
     )
     paths = os.pathsep.join([str(anywhere.PROJECT / "tests"), str(anywhere.PROJECT), os.environ.get("PYTHONPATH", "")])
@@ -93,7 +99,7 @@ def test_another_instruction_set_gives_the_same_up_to_rounding(demo, tmp_path):
     assert done.returncode == 0, done.stderr[-500:]
     here, there = encoded(demo), torch.from_numpy(np.load(tmp_path / "x.npy"))
     assert off(there, here) < CLOSE
-    coder = sae.create("batchtopk", here.shape[1], 1024, 16)
+    coder = architectures.create("batchtopk", here.shape[1], 1024, 16)
     coder.start_on(here)
     coder.calibrate([here])
     with torch.no_grad():
@@ -114,7 +120,7 @@ def test_bfloat16_is_not_used_where_the_library_refuses_it(monkeypatch):
         devices._one_product.cache_clear()
         monkeypatch.setattr(torch.Tensor, "__matmul__", refuse)
         assert not devices.multiplies_bfloat16(torch.device("cpu"))
-        with pytest.raises(model.BadModel, match="use float32"):
-            model.require_precision("bfloat16", torch.device("cpu"))
+        with pytest.raises(whisper_model.BadModel, match="use float32"):
+            whisper_model.require_precision("bfloat16", torch.device("cpu"))
     finally:
         devices._one_product.cache_clear()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from whisper_sae import articulation, phones, profiles
+from whisper_sae import profiles
+from whisper_sae.data import frame_alignment, phonology
 
 SAME = {  # IPA, X-SAMPA, ARPABET: the same sound
     "tʃ": ("tS", "CH"), "dʒ": ("dZ", "JH"), "ŋ": ("N", "NG"), "θ": ("T", "TH"), "ð": ("D", "DH"), "ʃ": ("S", "SH"),
@@ -13,9 +14,9 @@ SAME = {  # IPA, X-SAMPA, ARPABET: the same sound
 
 def test_three_alphabets_say_the_same():
     ipa, sampa, arpabet = list(SAME), *zip(*SAME.values(), strict=True)
-    found = {name: articulation.classes(names, name) for name, names in
+    found = {name: phonology.classes(names, name) for name, names in
              {"ipa": ipa, "sampa": sampa, "arpabet": arpabet}.items()}  # fmt: skip
-    others = [column for column in articulation.COLUMNS if column != "ipa"]
+    others = [column for column in phonology.COLUMNS if column != "ipa"]
     for name in ("sampa", "arpabet"):
         assert found[name][others].to_numpy().tolist() == found["ipa"][others].to_numpy().tolist(), name
     assert (found["ipa"].manner != "").all()
@@ -39,7 +40,7 @@ def test_three_alphabets_say_the_same():
     ],
 )
 def test_a_sound_has_its_classes(label, expected):
-    assert tuple(articulation.classes([label], "ipa").iloc[0])[1:] == expected
+    assert tuple(phonology.classes([label], "ipa").iloc[0])[1:] == expected
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_a_sound_has_its_classes(label, expected):
      ("@2", "ə"), ("a#", "a"), ("3:", "ɜ"), ("@`", "ɚ"), ("_", "")],
 )  # fmt: skip
 def test_marks_of_the_sampa_family_are_passed_over(label, sound):
-    assert articulation.classes([label], "sampa").ipa.tolist() == [sound]
+    assert phonology.classes([label], "sampa").ipa.tolist() == [sound]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_marks_of_the_sampa_family_are_passed_over(label, sound):
     ],
 )
 def test_labels_are_spelled_in_ipa(labels, expected):
-    assert articulation.ipa(labels) == expected
+    assert phonology.ipa(labels) == expected
 
 
 @pytest.mark.parametrize(
@@ -79,34 +80,34 @@ def test_labels_are_spelled_in_ipa(labels, expected):
     ],
 )
 def test_the_alphabet_is_seen(labels, alphabet):
-    assert articulation.seems(labels) == alphabet
-    assert len(articulation.classes(labels)) == len(labels)
+    assert phonology.seems(labels) == alphabet
+    assert len(phonology.classes(labels)) == len(labels)
 
 
 def test_each_label_stands_once_in_order():
-    found = articulation.classes(["t", "s", "t"], "ipa")
+    found = phonology.classes(["t", "s", "t"], "ipa")
     assert found.index.tolist() == ["t", "s"] and found.manner["s"] == "fricative"
     with pytest.raises(ValueError, match="alphabet: 'runes' is not one of ipa, sampa, arpabet"):
-        articulation.classes(["t"], "runes")
+        phonology.classes(["t"], "runes")
 
 
 def test_the_chart_has_each_sound_once():
-    cells = [cell.split() for line in articulation.CONSONANTS.split("\n") for cell in line.split(": ")[-1].split(", ")]
+    cells = [cell.split() for line in phonology.CONSONANTS.split("\n") for cell in line.split(": ")[-1].split(", ")]
     symbols = [symbol for cell in cells for symbol in cell[1:] if symbol != "-"]
-    symbols += [s for cell in articulation.VOWELS.split()[2::3] for s in cell]
-    assert len(symbols) == len(set(symbols)) == len(articulation.TABLE) > 90
+    symbols += [s for cell in phonology.VOWELS.split()[2::3] for s in cell]
+    assert len(symbols) == len(set(symbols)) == len(phonology.TABLE) > 90
 
 
 def test_the_demo_has_the_same_manners():
     """Its own were written by who made its speech; there alone the r of its Scots is an approximant."""
-    told = phones.read(profiles.DEMO / "corpus").drop_duplicates(["ipa", "manner"])
-    found = articulation.classes(told.ipa).loc[told.ipa]
+    told = frame_alignment.read(profiles.DEMO / "corpus").drop_duplicates(["ipa", "manner"])
+    found = phonology.classes(told.ipa).loc[told.ipa]
     differ = {(s, m, f) for s, m, f in zip(told.ipa, told.manner, found.manner, strict=True) if m != f}
     assert differ == {("r", "approximant", "trill")}
 
 
 def test_hand_made_labels_of_german_are_read(shared):
-    told = phones.read(shared / "speech" / "emodb-german-aligned")
+    told = frame_alignment.read(shared / "speech" / "emodb-german-aligned")
     marks = told.phone.str.match(r"[-+(]|\s*$")
-    manner = articulation.classes(told.phone, "sampa").manner.loc[told.phone].to_numpy()
+    manner = phonology.classes(told.phone, "sampa").manner.loc[told.phone].to_numpy()
     assert (manner[~marks] != "").mean() > 0.99 and (manner[marks] != "").sum() == 0

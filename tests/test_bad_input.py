@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from whisper_sae import model, profiles, recipes, speech, store
+from whisper_sae import cache, profiles
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import pipeline
+from whisper_sae.model import whisper_model
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -30,14 +33,14 @@ def one_line(error: BaseException) -> str:
 def test_two_corpora_of_one_name(small_whisper, corpus, data, run_for, tmp_path):
     folder = corpus()
     shutil.copytree(folder, tmp_path / "elsewhere" / "voices")
-    with pytest.raises(speech.BadSpeech, match="two are called 'voices'") as said:
-        recipes.clips(run_for(small_whisper, [folder, tmp_path / "elsewhere" / "voices"]), 0)
+    with pytest.raises(clip_table.BadSpeech, match="two are called 'voices'") as said:
+        pipeline.clips(run_for(small_whisper, [folder, tmp_path / "elsewhere" / "voices"]), 0)
     one_line(said.value)
 
 
 def test_balance_over_a_column_that_is_not_there(corpus):
-    with pytest.raises(speech.BadSpeech, match=r"column 'mood': the table of clips has id, path") as said:
-        speech.balance(speech.read(corpus()), "gender", "mood")
+    with pytest.raises(clip_table.BadSpeech, match=r"column 'mood': the table of clips has id, path") as said:
+        clip_table.balance(clip_table.read(corpus()), "gender", "mood")
     one_line(said.value)
 
 
@@ -114,74 +117,81 @@ def listener(small_whisper, tmp_path) -> Path:
 def test_bad_model(what, listener, corpus, data, run_for):
     spoil, words = BAD_MODELS[what]
     run = run_for(listener, corpus(voices=1, clips=2))
-    before = store.make(recipes.clips(run, 0))
+    before = cache.make(pipeline.clips(run, 0))
     spoil(listener)
-    with pytest.raises(model.BadModel) as said:
-        store.make(recipes.activations(run, 0))
+    with pytest.raises(whisper_model.BadModel) as said:
+        cache.make(pipeline.activations(run, 0))
     for word in words:
         assert word in one_line(said.value)
     before.verify()
-    assert len(store.need(recipes.clips(run, 0)).table("clips.csv")) == 2
+    assert len(cache.need(pipeline.clips(run, 0)).table("clips.csv")) == 2
 
 
 def test_encoder_weights_alone_will_do(listener, loaded, corpus, data, run_for):
     weights(listener, lambda name: ".encoder." in name)
-    deaf = model.load(str(listener), "cpu")
+    deaf = whisper_model.load(str(listener), "cpu")
     sound = np.sin(np.arange(8_000) / 20).astype(np.float32)
-    heard = [model.record(whisper, model.mel(whisper, [sound]), ["encoder.1.resid"]) for whisper in (deaf, loaded)]
+    heard = [
+        whisper_model.record(whisper, whisper_model.mel(whisper, [sound]), ["encoder.1.resid"])
+        for whisper in (deaf, loaded)
+    ]
     assert heard[0]["encoder.1.resid"].equal(heard[1]["encoder.1.resid"])
-    with pytest.raises(model.BadModel, match=r"listener: only encoder weights here, so no decoder sites") as said:
-        model.record(deaf, model.mel(deaf, [sound]), ["decoder.0.resid"], tokens=np.zeros((1, 1)))
+    with pytest.raises(
+        whisper_model.BadModel, match=r"listener: only encoder weights here, so no decoder sites"
+    ) as said:
+        whisper_model.record(deaf, whisper_model.mel(deaf, [sound]), ["decoder.0.resid"], tokens=np.zeros((1, 1)))
     one_line(said.value)
     run = run_for(listener, corpus(voices=1, clips=2), sites=("*.1.resid",))
-    store.make(recipes.clips(run, 0))
-    assert list(store.make(recipes.activations(run, 0)).facts["sites"]) == ["encoder.1.resid"]
-    with pytest.raises(model.BadModel, match="only encoder weights here") as said:
-        store.make(recipes.decoded(run, 0))
+    cache.make(pipeline.clips(run, 0))
+    assert list(cache.make(pipeline.activations(run, 0)).facts["sites"]) == ["encoder.1.resid"]
+    with pytest.raises(whisper_model.BadModel, match="only encoder weights here") as said:
+        cache.make(pipeline.decoded(run, 0))
     one_line(said.value)
 
 
 def test_decoder_sites_need_tokens(loaded):
-    with pytest.raises(model.BadModel, match="tokens: decoder sites need the tokens") as said:
-        model.record(loaded, model.mel(loaded, [np.zeros(100, np.float32)]), ["decoder.0.resid"])
+    with pytest.raises(whisper_model.BadModel, match="tokens: decoder sites need the tokens") as said:
+        whisper_model.record(loaded, whisper_model.mel(loaded, [np.zeros(100, np.float32)]), ["decoder.0.resid"])
     one_line(said.value)
 
 
 def test_a_pattern_that_matches_nothing(small_whisper, corpus, data, run_for):
     run = run_for(small_whisper, corpus(voices=1, clips=1), sites=("encoder.*.resid", "encoder.7.resid"))
-    store.make(recipes.clips(run, 0))
-    with pytest.raises(model.BadModel, match=r"sites: 'encoder\.7\.resid' matches nothing; .* encoder\.0 … 1") as said:
-        store.make(recipes.activations(run, 0))
+    cache.make(pipeline.clips(run, 0))
+    with pytest.raises(
+        whisper_model.BadModel, match=r"sites: 'encoder\.7\.resid' matches nothing; .* encoder\.0 … 1"
+    ) as said:
+        cache.make(pipeline.activations(run, 0))
     one_line(said.value)
 
 
 def test_a_pattern_where_one_name_is_wanted(loaded):
     with (
-        pytest.raises(model.BadModel, match=r"'encoder\.\*\.resid' is a pattern") as said,
-        model.at(loaded, {"encoder.*.resid": print}),
+        pytest.raises(whisper_model.BadModel, match=r"'encoder\.\*\.resid' is a pattern") as said,
+        whisper_model.at(loaded, {"encoder.*.resid": print}),
     ):
         pass
     one_line(said.value)
 
 
 def test_a_clip_longer_than_the_window(loaded):
-    model.mel(loaded, [np.zeros(32_000, np.float32)])
-    with pytest.raises(model.BadModel, match="32,001 samples is longer than the window of 32,000") as said:
-        model.mel(loaded, [np.zeros(100, np.float32), np.zeros(32_001, np.float32)])
+    whisper_model.mel(loaded, [np.zeros(32_000, np.float32)])
+    with pytest.raises(whisper_model.BadModel, match="32,001 samples is longer than the window of 32,000") as said:
+        whisper_model.mel(loaded, [np.zeros(100, np.float32), np.zeros(32_001, np.float32)])
     one_line(said.value)
 
 
 def test_a_device_that_is_not_there(small_whisper):
-    with pytest.raises(model.BadModel, match=r"device: .*'abacus'") as said:
-        model.load(str(small_whisper), "abacus")
+    with pytest.raises(whisper_model.BadModel, match=r"device: .*'abacus'") as said:
+        whisper_model.load(str(small_whisper), "abacus")
     one_line(said.value)
 
 
 def test_real_encoder_without_a_decoder(shared):
     name = str(shared / "whisper-tiny.en-encoder")
-    whisper = model.load(name, "cpu")
+    whisper = whisper_model.load(name, "cpu")
     assert whisper.decoder is None
-    with pytest.raises(model.BadModel, match="only encoder weights here") as said:
+    with pytest.raises(whisper_model.BadModel, match="only encoder weights here") as said:
         whisper.require_decoder()
     assert name in one_line(said.value)
 

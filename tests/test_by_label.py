@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from whisper_sae import intervals
-from whisper_sae.by_label import by_label_histogram
+from whisper_sae.features.tuning import by_label_histogram
+from whisper_sae.stats import intervals
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4))

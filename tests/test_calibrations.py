@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from whisper_sae.calibrations import CalibrationError, Calibrations
+from whisper_sae.viz.calibrations import CalibrationError, Calibrations
 
 
 def test_margins_are_counted_in_the_unit_that_is_stated():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import false_discovery_control, norm
 
-from whisper_sae import chance, codes, selectivity
+from whisper_sae.features import selectivity, sparse_acts
+from whisper_sae.stats import null_distribution
 
 # ------------------------------------------------------------------------------------------------- shifts
 
@@ -15,7 +16,7 @@ from whisper_sae import chance, codes, selectivity
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 99))
 def test_a_shift_turns_every_clip_round(lengths, seed):
     clip = np.repeat(np.arange(len(lengths)), lengths)
-    for order in chance.shifts(clip, 3, seed):
+    for order in null_distribution.shifts(clip, 3, seed):
         assert (clip[order] == clip).all() and len(set(order)) == len(order)
         for one in range(len(lengths)):
             rows = np.flatnonzero(clip == one)
@@ -25,11 +26,11 @@ def test_a_shift_turns_every_clip_round(lengths, seed):
 
 def test_all_shifts_are_equally_likely_and_of_each_clip_its_own():
     clip = np.repeat([4, 2], [5, 8])
-    turns = np.array([[order[0], order[5] - 5] for order in chance.shifts(clip, 4000)])
+    turns = np.array([[order[0], order[5] - 5] for order in null_distribution.shifts(clip, 4000)])
     for column, length in zip(turns.T, (5, 8), strict=True):
         np.testing.assert_allclose(np.bincount(column, minlength=length) / 4000, 1 / length, atol=0.03)
     assert abs(np.corrcoef(turns.T)[0, 1]) < 0.06
-    assert (next(chance.shifts(clip, 1, 3)) == next(chance.shifts(clip, 1, 3))).all()
+    assert (next(null_distribution.shifts(clip, 1, 3)) == next(null_distribution.shifts(clip, 1, 3))).all()
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(0, 99), st.booleans())
@@ -43,7 +44,7 @@ def test_a_swap_gives_every_frame_the_label_of_its_time_in_another_window(length
         window, position = window, np.arange(len(window)) % 30  # no two of a window at one time
         keep = np.unique(np.stack([window, position]), axis=1)
         window, position = keep
-    for order in chance.swaps(window, position, 3, alike=3, seed=seed):
+    for order in null_distribution.swaps(window, position, 3, alike=3, seed=seed):
         taken = []
         for one in np.unique(window):
             mine = np.flatnonzero(window == one)
@@ -62,7 +63,7 @@ def test_swaps_are_among_windows_of_about_the_same_length():
     lengths = np.arange(20, 80)
     window = np.repeat(np.arange(60), lengths)
     position = np.concatenate([np.arange(many) for many in lengths])
-    for order in chance.swaps(window, position, 20, seed=3, reach=80):
+    for order in null_distribution.swaps(window, position, 20, seed=3, reach=80):
         apart = np.abs(lengths[window[order]] - lengths[window])
         assert apart.max() < 10 and apart.mean() > 1
 
@@ -89,15 +90,15 @@ def world(seed, *, speakers=6, clips=5, frames=120, features=60, labels=8, diffe
             values.append(noise / noise.std() + norm.ppf(share))
     speaker, clip = (np.repeat(np.arange(speakers * clips) // each, frames) for each in (clips, 1))
     values = np.concatenate(values)
-    made = codes.of_chunks([values if dense else np.maximum(values, 0)], both_sides=dense)
-    return codes.known(made, np.concatenate(label).astype(str), speaker, clip)
+    made = sparse_acts.of_chunks([values if dense else np.maximum(values, 0)], both_sides=dense)
+    return sparse_acts.known(made, np.concatenate(label).astype(str), speaker, clip)
 
 
 def judged(made, frames, orders=None, seed=0):
     ranked = selectivity.ranked(made, frames)
-    orders = chance.shifts(frames.clip, 60, seed) if orders is None else orders
-    by_chance = chance.null(ranked.auc, frames.label, orders)
-    return chance.judge(ranked.auc(frames.label), by_chance, ranked.spread, ranked.expected)
+    orders = null_distribution.shifts(frames.clip, 60, seed) if orders is None else orders
+    by_chance = null_distribution.null(ranked.auc, frames.label, orders)
+    return null_distribution.judge(ranked.auc(frames.label), by_chance, ranked.spread, ranked.expected)
 
 
 def share_found(runs, orders=None, **how):
@@ -127,7 +128,9 @@ def test_p_is_even_where_nothing_is():
 def test_one_circle_for_a_speaker_finds_too_much():
     """Why clips are turned one by one: where they are unlike, a clip's labels then meet the codes of two clips."""
     assert (
-        share_found(20, lambda made, frames, seed: chance.shifts(frames.speaker, 60, seed), features=30, differ=1.5)
+        share_found(
+            20, lambda made, frames, seed: null_distribution.shifts(frames.speaker, 60, seed), features=30, differ=1.5
+        )
         > 0.05
     )
 
@@ -156,12 +159,12 @@ def test_a_planted_detector_is_found_and_found_alone():
         frames.names[frames.label] == "3", rng.random(len(frames.label)) < 0.5, rng.random(len(frames.label)) < 0.05
     )
     dense[:, 0] = hears * rng.exponential(size=len(hears))
-    verdict = judged(codes.of_chunks([dense]), frames)
+    verdict = judged(sparse_acts.of_chunks([dense]), frames)
     assert np.argwhere(verdict.found()).tolist() == [[0, frames.names.tolist().index("3")]]
     assert np.nanargmax(verdict.z) == np.ravel_multi_index((0, 3), verdict.z.shape)
-    order = next(chance.shifts(frames.clip, 1, seed=7))
+    order = next(null_distribution.shifts(frames.clip, 1, seed=7))
     shifted = frames._replace(label=frames.label[order])
-    assert not judged(codes.of_chunks([dense]), shifted).found().any(), "the alignment shifted once: nothing"
+    assert not judged(sparse_acts.of_chunks([dense]), shifted).found().any(), "the alignment shifted once: nothing"
 
 
 def test_what_cannot_be_tested_is_not():
@@ -170,7 +173,7 @@ def test_what_cannot_be_tested_is_not():
     dense = made.toarray()
     dense[:, 0], dense[:, 1] = 0, 2
     frames = frames._replace(names=np.append(frames.names, "none"))
-    verdict = judged(codes.of_chunks([dense]), frames)
+    verdict = judged(sparse_acts.of_chunks([dense]), frames)
     for part in verdict:
         assert np.isnan(part[:2]).all() and np.isnan(part[:, -1]).all() and np.isfinite(part[2:, :-1]).all()
     assert not verdict.found()[:2].any()
@@ -187,7 +190,7 @@ def test_a_hundred_equal_tests_of_which_one_stands_out():
     by_chance = rng.normal(size=(100, 10, 10))
     observed = rng.normal(size=(10, 10))
     observed[4, 5] = 8
-    verdict = chance.judge(observed, by_chance, np.full((10, 10), 0.1), np.ones((10, 10)))
+    verdict = null_distribution.judge(observed, by_chance, np.full((10, 10), 0.1), np.ones((10, 10)))
     assert np.argwhere(verdict.found()).tolist() == [[4, 5]]
     np.testing.assert_allclose(np.delete(verdict.p, 45), norm.sf(np.delete(observed, 45)), atol=0.12)
 
@@ -195,10 +198,10 @@ def test_a_hundred_equal_tests_of_which_one_stands_out():
 def test_a_test_that_hardly_moves_is_measured_by_the_least_spread():
     by_chance = np.zeros((20, 1))
     by_chance[0] = 0.01
-    verdict = chance.judge(np.array([0.02]), by_chance, np.array([1.0]), np.array([1.0]))
+    verdict = null_distribution.judge(np.array([0.02]), by_chance, np.array([1.0]), np.array([1.0]))
     assert verdict.z[0] == pytest.approx(0.0195)
     with pytest.raises(ValueError, match="chance: 19 shifts are too few, 20 are needed"):
-        chance.judge(np.array([0.02]), by_chance[:19], np.array([1.0]), np.array([1.0]))
+        null_distribution.judge(np.array([0.02]), by_chance[:19], np.array([1.0]), np.array([1.0]))
 
 
 def one_sentence(seed=0, clips=60, frames=90):
@@ -215,16 +218,16 @@ def one_sentence(seed=0, clips=60, frames=90):
         labels += [f"p{number:02d}" for number in label]
         values.append(x)
     clip = np.repeat(np.arange(clips), frames)
-    return *codes.known(codes.of_chunks(values), np.array(labels), clip // 2, clip), np.tile(time, clips)
+    return *sparse_acts.known(sparse_acts.of_chunks(values), np.array(labels), clip // 2, clip), np.tile(time, clips)
 
 
 def test_a_feature_of_position_is_beyond_shifts_and_not_beyond_swaps():
     """Where everyone reads one sentence, the time since the window began tells phones; a feature of a phone is more."""
     made, frames, position = one_sentence()
     by_shifts = judged(made, frames)
-    by_swaps = judged(made, frames, chance.swaps(frames.clip, position, 50))
+    by_swaps = judged(made, frames, null_distribution.swaps(frames.clip, position, 50))
     assert by_shifts.found()[[0, 1]].any(axis=1).all() and by_shifts.z[0].max() > 10, "what shifts take it for"
-    verdict = chance.both(by_shifts, by_swaps)
+    verdict = null_distribution.both(by_shifts, by_swaps)
     assert not verdict.found()[:3].any() and np.nanmax(by_swaps.z[:3]) < 4
     assert np.argwhere(verdict.found()).tolist() == [[3, 7]] and verdict.z[3, 7] > 5
 
@@ -232,10 +235,11 @@ def test_a_feature_of_position_is_beyond_shifts_and_not_beyond_swaps():
 def test_beyond_both_is_beyond_each():
     rng = np.random.default_rng(0)
     one, other = (
-        chance.Verdict(rng.normal(size=(20, 5)), p, np.full((20, 5), np.nan)) for p in rng.beta(0.2, 2, (2, 20, 5))
+        null_distribution.Verdict(rng.normal(size=(20, 5)), p, np.full((20, 5), np.nan))
+        for p in rng.beta(0.2, 2, (2, 20, 5))
     )
     one.p[0] = np.nan
-    verdict = chance.both(one, other)
+    verdict = null_distribution.both(one, other)
     known = np.isfinite(verdict.p)
     assert known[1:].all() and not known[0].any() and np.isnan(verdict.q[0]).all()
     least = norm.sf(np.minimum(one.z, other.z))
@@ -250,8 +254,8 @@ def test_of_one_sentence_in_clips_of_any_length_nothing_is_found():
     made, frames, position = one_sentence()
     label = np.repeat(np.arange(15), 6)[position]
     keep = position < rng.integers(20, 91, 60)[frames.clip]
-    made, frames = codes.part(made, frames._replace(label=label), keep)
-    by_swaps = judged(made, frames, chance.swaps(frames.clip, position[keep], 50))
+    made, frames = sparse_acts.part(made, frames._replace(label=label), keep)
+    by_swaps = judged(made, frames, null_distribution.swaps(frames.clip, position[keep], 50))
     assert not by_swaps.found()[:3].any() and np.nanmax(by_swaps.z[:3]) < 4
 
 
@@ -260,6 +264,6 @@ def test_a_null_that_hardly_moves_makes_no_discovery_of_a_hairs_breadth():
     observed, spread = np.zeros(200), np.ones(200)
     observed[7] = 1e-3
     by_chance = 1e-6 * np.random.default_rng(0).normal(size=(50, 200))
-    one = chance.judge(observed, by_chance, spread, spread)
+    one = null_distribution.judge(observed, by_chance, spread, spread)
     assert one.found()[7] and one.z[7] < 0.01, "by its rank"
-    assert not chance.both(one, one).found().any()
+    assert not null_distribution.both(one, one).found().any()

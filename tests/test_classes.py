@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-from whisper_sae import classes
+from whisper_sae.features import item_classes
 
 RUNS = 20
 
@@ -29,14 +29,14 @@ def random_codes(x, seed, features=400, k=20):
 
 
 def decoy(codes, label, unit, first, seed):
-    return classes.tested(classes.by_unit(codes, label, unit), first, deals=120, seed=seed)
+    return item_classes.tested(item_classes.by_unit(codes, label, unit), first, deals=120, seed=seed)
 
 
 def found_in(codes, label, unit, decoys, seed):
-    units = classes.by_unit(codes, label, unit)
-    first = classes.halves(units, seed)
-    one = classes.tested(units, first, seed=seed)
-    return classes.discoveries(one, decoys, units.classes), first
+    units = item_classes.by_unit(codes, label, unit)
+    first = item_classes.halves(units, seed)
+    one = item_classes.tested(units, first, seed=seed)
+    return item_classes.discoveries(one, decoys, units.classes), first
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,14 @@ def twenty():
         wanted = np.where(label == 2, 0.7, 0.04)
         planted[:, 13] = rng.uniform(size=len(label)) < wanted
         dealt = rng.permutation(label[np.unique(unit, return_index=True)[1]])[unit]
-        units = classes.by_unit(codes, label, unit)
-        first = classes.halves(units, seed)
+        units = item_classes.by_unit(codes, label, unit)
+        first = item_classes.halves(units, seed)
         decoys = [decoy(random_codes(x, 100 + 50 * seed + n), label, unit, first, n) for n in range(25)]
         told.append({
             "random": found_in(codes, label, unit, decoys, seed)[0],
             "dealt": found_in(codes, dealt, unit, decoys, seed)[0],
             "planted": found_in(planted, label, unit, decoys, seed)[0],
-            "naive": classes.naive(codes, label), "alone": found_in(codes, label, unit, [], seed)[0],
+            "naive": item_classes.naive(codes, label), "alone": found_in(codes, label, unit, [], seed)[0],
         })  # fmt: skip
     return told
 
@@ -96,7 +96,7 @@ def test_a_feature_that_hardly_fires_is_not_tested():
     codes[:, 5] = 0
     codes[np.flatnonzero(label == 1)[:4], 5] = 1
     found, _ = found_in(codes, label, unit, [], 0)
-    assert 5 not in set(found.feature) and classes.naive(codes[:, [5]], label) == 1
+    assert 5 not in set(found.feature) and item_classes.naive(codes[:, [5]], label) == 1
 
 
 def test_one_phrase_makes_no_emotion():
@@ -112,14 +112,14 @@ def test_one_phrase_makes_no_emotion():
 def test_selectivity_lies_between_1_and_the_number_of_classes(many, features, seed):
     """So the roadmap's examples of 4.3 to 6.3 with four classes cannot be."""
     rates = np.random.default_rng(seed).uniform(size=(many, features)) ** 8
-    told = classes.selectivity(rates)
+    told = item_classes.selectivity(rates)
     assert (told >= 1 - 1e-12).all() and (told <= many + 1e-12).all()
-    assert classes.selectivity(np.eye(many))[0] == pytest.approx(many)
+    assert item_classes.selectivity(np.eye(many))[0] == pytest.approx(many)
 
 
 def test_halves_are_of_every_class_and_stratum_and_share_no_unit():
-    units = classes.by_unit(np.ones((48, 1)), np.repeat(np.arange(4), 12), np.arange(48), np.tile(["a", "b"], 24))
-    first = classes.halves(units, 3)
+    units = item_classes.by_unit(np.ones((48, 1)), np.repeat(np.arange(4), 12), np.arange(48), np.tile(["a", "b"], 24))
+    first = item_classes.halves(units, 3)
     for label in range(4):
         for stratum in range(2):
             assert first[(units.label == label) & (units.stratum == stratum)].sum() == 3
@@ -127,9 +127,9 @@ def test_halves_are_of_every_class_and_stratum_and_share_no_unit():
 
 def test_a_unit_of_two_classes_is_refused():
     with pytest.raises(ValueError, match="'u' has items of two classes"):
-        classes.by_unit(np.ones((2, 1)), ["a", "b"], ["u", "u"])
+        item_classes.by_unit(np.ones((2, 1)), ["a", "b"], ["u", "u"])
     with pytest.raises(ValueError, match="one has items of two classes"):
-        classes.likeness(np.eye(2), ["a", "b"], ["u", "u"])
+        item_classes.likeness(np.eye(2), ["a", "b"], ["u", "u"])
 
 
 # ------------------------------------------------------------------------------------------------- embeddings
@@ -137,18 +137,18 @@ def test_a_unit_of_two_classes_is_refused():
 
 def test_likeness_is_the_mean_over_pairs_and_knows_its_chance():
     x, label, unit = world(3)
-    one = classes.likeness(x, label, deals=50)
+    one = item_classes.likeness(x, label, deals=50)
     rows = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosine = rows @ rows.T
     upper = np.triu(np.ones_like(cosine, dtype=bool), 1)
     same = label[:, None] == label
     assert one.within == pytest.approx(cosine[upper & same].mean())
     assert one.between == pytest.approx(cosine[upper & ~same].mean())
-    by_units = classes.likeness(x, label, unit, deals=99)
+    by_units = item_classes.likeness(x, label, unit, deals=99)
     assert by_units.within < one.within, "pairs of one unit are alike whatever its class"
     assert (
         by_units.p < 0.05
-        and classes.likeness(x, label[np.random.default_rng(0).permutation(len(label))], deals=99).p > 0.01
+        and item_classes.likeness(x, label[np.random.default_rng(0).permutation(len(label))], deals=99).p > 0.01
     )
 
 
@@ -157,17 +157,17 @@ def test_a_match_is_found_and_chance_gives_none():
     one = rng.normal(size=(100, 64))
     other = rng.normal(size=(100, 64))
     other[:40] = one[:40] + 0.3 * rng.normal(size=(40, 64))
-    assert classes.matched(one, other)[0] == pytest.approx(0.4)
-    assert classes.matched(one, rng.normal(size=(100, 64)))[0] == 0
+    assert item_classes.matched(one, other)[0] == pytest.approx(0.4)
+    assert item_classes.matched(one, rng.normal(size=(100, 64)))[0] == 0
 
 
 def test_correlations_are_of_pairs_of_two_groups():
     rng = np.random.default_rng(0)
     a = rng.normal(size=500)
     values = np.stack([a, a, rng.normal(size=500), np.zeros(500)], axis=1)
-    told = classes.correlations(values, ["x", "x", "y", "y"])
+    told = item_classes.correlations(values, ["x", "x", "y", "y"])
     assert len(told) == 2 and told.max() < 0.2
-    assert classes.correlations(values, ["x", "y", "y", "y"]).max() == pytest.approx(1)
+    assert item_classes.correlations(values, ["x", "y", "y", "y"]).max() == pytest.approx(1)
 
 
 # ----------------------------------------------------------------------------------- the reference's own embeddings
@@ -182,7 +182,7 @@ def stored(shared):
 
 
 def test_the_stored_cosines_are_reproduced_and_their_p_is_no_t_test(stored):
-    told = classes.likeness(*stored)
+    told = item_classes.likeness(*stored)
     assert (told.within, told.between) == (pytest.approx(0.5601, abs=5e-5), pytest.approx(0.4944, abs=5e-5))
     assert told.p == 1 / 2001 and told.chance_spread == pytest.approx(0.0023, abs=3e-4) and told.chance_most < 0.02
 
@@ -204,23 +204,25 @@ def test_the_mean_predictor_meets_the_roadmaps_criterion(stored):
 
 
 def test_no_dimension_has_an_snr_above_1_which_none_can_have(stored):
-    told = classes.shares(*stored)
+    told = item_classes.shares(*stored)
     assert (told > 1).sum() == 0 and told.max() == pytest.approx(0.507, abs=5e-4) and len(told) == 768
-    assert classes.shares(stored[1][:, None].astype(float), stored[1]).max() == pytest.approx(1)
+    assert item_classes.shares(stored[1][:, None].astype(float), stored[1]).max() == pytest.approx(1)
 
 
 def test_a_random_dictionary_passes_the_roadmap_and_not_this(stored):
     x, y = stored
     codes = random_codes(x, 0, features=6144, k=100)
-    assert classes.naive(codes, y) > 2000
-    units = classes.by_unit(codes, y, np.arange(100))
-    assert not classes.discoveries(classes.tested(units, classes.halves(units)), [], units.classes).found.any()
+    assert item_classes.naive(codes, y) > 2000
+    units = item_classes.by_unit(codes, y, np.arange(100))
+    assert not item_classes.discoveries(
+        item_classes.tested(units, item_classes.halves(units)), [], units.classes
+    ).found.any()
 
 
 def test_counterparts_of_another_dictionary():
     directions = np.random.default_rng(1).normal(size=(40, 24))
-    same = classes.counterparts(directions, directions[::-1], np.ones(40))
+    same = item_classes.counterparts(directions, directions[::-1], np.ones(40))
     assert same["found"] == 1 == same["found_by_firing"] and same["chance"] < 0.2
     half, rates = np.concatenate([directions[:20], -directions[20:]]), np.r_[np.full(20, 3.0), np.ones(20)]
-    found = classes.counterparts(directions, half, rates)
+    found = item_classes.counterparts(directions, half, rates)
     assert found["found"] == pytest.approx(0.5, abs=0.1) and found["found_by_firing"] > 0.7

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from whisper_sae import clusters
+from whisper_sae.features import clusters
 
 
 def planted(apart, n=90, width=12, seed=0):

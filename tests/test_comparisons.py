@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whisper_sae import comparisons, effects, index, transpose
+from whisper_sae.explorer import comparisons
+from whisper_sae.features import index, index_builder
+from whisper_sae.stats import effects
 
 
 def test_two_clips_are_compared_by_shares_of_what_features_can_say():
@@ -26,7 +28,7 @@ def test_groups_are_compared_over_speakers(tmp_path, signed, monkeypatch):
     first = np.repeat(piece_of < 15, counts)
     dense[first, 4] += 3
     dense = dense if signed else np.maximum(dense, 0)
-    transpose.build(tmp_path / "i", counts, lambda x, y: dense[x:y], 7, signed=signed)
+    index_builder.build(tmp_path / "i", counts, lambda x, y: dense[x:y], 7, signed=signed)
     side = np.where(np.arange(31) < 15, "a", "b")
     found = comparisons.of_groups(index.Index(tmp_path / "i"), piece_of, clips, side)
     of_row = np.repeat(piece_of, counts)
@@ -45,7 +47,7 @@ def test_what_a_corpus_alone_tells_does_not_set_groups_apart(tmp_path):
     dense = np.abs(np.random.default_rng(0).normal(size=(24, 2))).astype(np.float32) / 4 + 1
     dense[corpus == "x", 0] += 3
     dense[women, 1] += 3
-    transpose.build(tmp_path / "i", np.ones(24, int), lambda x, y: dense[x:y], 2)
+    index_builder.build(tmp_path / "i", np.ones(24, int), lambda x, y: dense[x:y], 2)
     clips, side = pd.DataFrame({"speaker": [f"v{n}" for n in range(24)]}), np.where(women, "a", "b")
     given = index.Index(tmp_path / "i"), np.arange(24), clips
     across, within = (comparisons.of_groups(*given, side, fixed).set_index("feature") for fixed in (None, corpus))
@@ -57,7 +59,7 @@ def test_what_a_corpus_alone_tells_does_not_set_groups_apart(tmp_path):
 
 def test_a_group_of_one_speaker_is_refused(tmp_path):
     dense = np.ones((6, 2), np.float32)
-    transpose.build(tmp_path / "i", np.array([2, 2, 2]), lambda x, y: dense[x:y], 2)
+    index_builder.build(tmp_path / "i", np.array([2, 2, 2]), lambda x, y: dense[x:y], 2)
     clips = pd.DataFrame({"speaker": ["v0", "v1", "v2"]})
     with pytest.raises(ValueError, match="1 speakers are 'b'; at least 2"):
         comparisons.of_groups(index.Index(tmp_path / "i"), np.arange(3), clips, np.array(["a", "a", "b"]))

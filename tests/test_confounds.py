@@ -7,7 +7,7 @@ import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import confounds, crossing, effects, intervals, relabelling
+from whisper_sae.stats import effects, intervals, matching, permutation, stratified
 
 
 def world(seed, speakers=80, features=60, overlap=1.2):
@@ -26,7 +26,7 @@ def world(seed, speakers=80, features=60, overlap=1.2):
 
 def test_what_comes_of_pitch_vanishes_and_what_does_not_stays():
     found = [
-        (effects.between(x, gender).d, confounds.adjusted(x, gender, told)) for x, gender, told in map(world, range(25))
+        (effects.between(x, gender).d, matching.adjusted(x, gender, told)) for x, gender, told in map(world, range(25))
     ]
     plain, held = np.stack([one for one, _ in found]), np.stack([other.d for _, other in found])
     p = np.stack([other.p for _, other in found])
@@ -41,7 +41,7 @@ def test_the_interval_of_a_partial_d_holds_the_truth():
     inside = []
     for seed in range(25):
         x, gender, told = world(seed)
-        found = confounds.adjusted(x, gender, told)
+        found = matching.adjusted(x, gender, told)
         low, high = intervals.noncentral(found.d, (found.t / found.d) ** 2, found.df)
         inside += [(low <= 1.2)[20:40] & (high >= 1.2)[20:40], (low <= 0)[40:] & (high >= 0)[40:]]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.025)
@@ -55,7 +55,7 @@ def test_partial_d_is_that_of_statsmodels(seed, n, crossed):
     x[rng.random((n, 2)) < 0.1] = np.nan
     side, accent = np.resize(["a", "b"], n), rng.integers(0, 2, n).astype(str)
     told = pd.DataFrame({"level": rng.normal(-20, 3, n), "duration": rng.exponential(size=n)})
-    found = confounds.adjusted(x, side, told, strata=accent if crossed else None)
+    found = matching.adjusted(x, side, told, strata=accent if crossed else None)
     for feature, column in enumerate(x.T):
         here = np.isfinite(column)
         design = [(side == "a") * 1.0, *told.to_numpy().T, np.ones(n), *([(accent == "1") * 1.0] if crossed else [])]
@@ -71,8 +71,8 @@ def test_partial_d_is_that_of_statsmodels(seed, n, crossed):
 def test_without_covariates_it_is_cohens_d_and_within_strata_that_of_effects():
     x, gender, told = world(0)
     accent = np.resize(["x", "y", "z"], len(x))
-    np.testing.assert_allclose(confounds.adjusted(x, gender, told[[]]).d, effects.between(x, gender).d, atol=1e-10)
-    ours, theirs = confounds.adjusted(x, gender, told[[]], strata=accent), crossing.within(x, gender, accent)
+    np.testing.assert_allclose(matching.adjusted(x, gender, told[[]]).d, effects.between(x, gender).d, atol=1e-10)
+    ours, theirs = matching.adjusted(x, gender, told[[]], strata=accent), stratified.within(x, gender, accent)
     for one, other in zip(ours[1:7], theirs[1:7], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-10)
 
@@ -81,7 +81,7 @@ def test_text_is_held_fixed_by_the_share_of_clips_that_have_it():
     table = pd.DataFrame(
         {"text": ["one", " ONE", "two", "two", "three", "one"], "level": [1.0, 3.0, np.nan, 5.0, 2.0, 2.0]}
     )
-    found = confounds.of_speakers(table, ["b", "b", "a", "a ", "c", ""])
+    found = matching.of_speakers(table, ["b", "b", "a", "a ", "c", ""])
     assert found.index.tolist() == ["a", "b", "c"]
     assert found.columns.tolist() == ["text = three", "text = two", "level"]
     assert found.to_numpy().tolist() == [[0, 1, 5], [0, 0, 2], [1, 0, 2]]
@@ -94,9 +94,9 @@ def test_a_feature_that_hears_the_text_is_no_feature_of_gender():
     text = np.where(rng.random(300) < np.where(gender == "f", 0.75, 0.25), "kettle", "garden")
     values = rng.normal(size=(300, 40)) + 3 * (text == "kettle")[:, None]
     cast = effects.voices(values, speaker, pd.DataFrame({"gender": gender}))
-    told = confounds.of_speakers(pd.DataFrame({"text": text}), speaker)
+    told = matching.of_speakers(pd.DataFrame({"text": text}), speaker)
     assert effects.between(cast.means, cast.labels.gender).d.min() > 0.8
-    found = confounds.adjusted(cast.means, cast.labels.gender, told)
+    found = matching.adjusted(cast.means, cast.labels.gender, told)
     assert abs(found.d.mean()) < 0.15 and found.left[0] < 0.8
 
 
@@ -115,7 +115,7 @@ def test_a_feature_that_hears_the_text_is_no_feature_of_gender():
 def test_what_cannot_be_held_fixed_is_refused(change, said):
     x, gender, told = world(0)
     with pytest.raises(ValueError, match="covariates: ") as refused:
-        confounds.adjusted(x, gender, change(told, gender))
+        matching.adjusted(x, gender, change(told, gender))
     assert said in str(refused.value)
 
 
@@ -123,12 +123,12 @@ def test_speakers_without_a_covariate_and_constant_ones():
     x, gender, told = world(0)
     told = told.assign(room=1.0)
     told.loc[3, "f0_hz"] = np.nan
-    found = confounds.adjusted(x, gender, told)
-    alone = confounds.adjusted(np.delete(x, 3, 0), np.delete(gender, 3), told.drop(index=3)[["f0_hz", "duration"]])
+    found = matching.adjusted(x, gender, told)
+    alone = matching.adjusted(np.delete(x, 3, 0), np.delete(gender, 3), told.drop(index=3)[["f0_hz", "duration"]])
     assert (found.n == 79).all()
     np.testing.assert_allclose(found.d, alone.d, atol=1e-9)
     x[:, 0] = 0.1
-    assert np.isnan(confounds.adjusted(x, gender, told).d[0])
+    assert np.isnan(matching.adjusted(x, gender, told).d[0])
 
 
 # -------------------------------------------------------------------------------------------------- matching
@@ -138,7 +138,7 @@ def test_matched_speakers_are_alike_and_the_planted_effect_stays():
     plain, held, true = [], [], []
     for seed in range(12):
         x, gender, told = world(seed, speakers=160)
-        found = confounds.matched(gender, told[["f0_hz"]])
+        found = matching.matched(gender, told[["f0_hz"]])
         assert len(set(found.kept)) == 2 * len(found.pairs) >= 40
         assert (gender[found.pairs] == ["female", "male"]).all()
         scale = np.sqrt(np.mean([told.f0_hz[gender == name].var() for name in ("female", "male")]))
@@ -153,21 +153,21 @@ def test_matched_speakers_are_alike_and_the_planted_effect_stays():
 
 def test_as_many_pairs_as_can_be_with_the_least_differences():
     labels, told = ["a", "a", "a", "b", "b", "b"], pd.DataFrame({"level": [0.0, 1.0, 9.0, 1.1, 0.2, 30.0]})
-    found = confounds.matched(labels, told, caliper=0.1)
+    found = matching.matched(labels, told, caliper=0.1)
     assert sorted(found.pairs.tolist()) == [[0, 4], [1, 3]]
     with pytest.raises(ValueError, match=r"covariates: 0 pairs of a and b are alike within 0\.001 SD"):
-        confounds.matched(labels, told, caliper=0.001)
+        matching.matched(labels, told, caliper=0.001)
 
 
 def test_coarsened_strata_take_most_of_it_away():
     x, gender, told = world(0, speakers=240)
     told.loc[0, "f0_hz"] = np.nan
-    strata = confounds.coarsened(told[["f0_hz"]], bins=8)
+    strata = matching.coarsened(told[["f0_hz"]], bins=8)
     assert strata[0] == "" and len(set(strata[1:])) == 8
-    plain, found = effects.between(x, gender), crossing.within(x, gender, strata)
+    plain, found = effects.between(x, gender), stratified.within(x, gender, strata)
     assert abs(found.d[:20].mean()) < 0.2 * plain.d[:20].mean() and found.d[20:40].mean() == pytest.approx(
         1.2, abs=0.15
     )
-    dealt = relabelling.relabelled(x, gender, strata=strata, deals=500)
+    dealt = permutation.relabelled(x, gender, strata=strata, deals=500)
     np.testing.assert_allclose(dealt.d, found.d, atol=1e-9)
     assert dealt.found[20:40].all() and not dealt.beyond[40:].any()

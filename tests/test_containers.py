@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import containers, speech
+from whisper_sae.data import clip_table, containers
 
 
 def noise(seconds: float, rate: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -37,7 +37,7 @@ def without_first_frame(content: bytes) -> bytes:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_whole_mp3_is_read(tmp_path, rate, mode, channels):
     mp3(tmp_path / "a.mp3", 1.5, rate, channels, mode)
-    assert speech.decoded(tmp_path / "a.mp3") == pytest.approx(1.5, abs=0.08)
+    assert clip_table.decoded(tmp_path / "a.mp3") == pytest.approx(1.5, abs=0.08)
 
 
 def test_frames_are_counted_past_tags(tmp_path):
@@ -46,7 +46,7 @@ def test_frames_are_counted_past_tags(tmp_path):
     tag = b"ID3\x04\0\0" + bytes([0, 0, 1, 72]) + b"\xff\xfb\x90\0" * 50
     assert len(list(containers.mp3_frames(tag + content + b"TAG" + b"a" * 125))) == count
     (tmp_path / "a.mp3").write_bytes(tag + content)
-    assert speech.decoded(tmp_path / "a.mp3") == pytest.approx(2.0, abs=0.08)
+    assert clip_table.decoded(tmp_path / "a.mp3") == pytest.approx(2.0, abs=0.08)
 
 
 @pytest.mark.parametrize(("first", "second", "why"), [
@@ -57,8 +57,8 @@ def test_frames_are_counted_past_tags(tmp_path):
 def test_joined_mp3_files_are_rejected(tmp_path, first, second, why):
     joined = mp3(tmp_path / "a.mp3", **first) + mp3(tmp_path / "b.mp3", **second)
     (tmp_path / "a.mp3").write_bytes(joined)
-    with pytest.raises(speech.BadSpeech, match=why):
-        speech.decoded(tmp_path / "a.mp3")
+    with pytest.raises(clip_table.BadSpeech, match=why):
+        clip_table.decoded(tmp_path / "a.mp3")
 
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
@@ -67,8 +67,8 @@ def test_an_mp3_without_its_first_frame_is_read_to_the_end_or_rejected(tmp_path,
     content = mp3(tmp_path / "a.mp3", seconds, mode=mode)
     (tmp_path / "a.mp3").write_bytes(without_first_frame(content))
     try:
-        length = speech.decoded(tmp_path / "a.mp3")
-    except speech.BadSpeech as error:
+        length = clip_table.decoded(tmp_path / "a.mp3")
+    except clip_table.BadSpeech as error:
         assert "s of an MP3 are decoded" in str(error)
     else:
         assert length == pytest.approx(seconds, abs=0.2)
@@ -79,18 +79,18 @@ def test_an_mp3_without_its_first_frame_is_read_to_the_end_or_rejected(tmp_path,
 def test_a_truncated_mp3_is_rejected(tmp_path, left, mode):
     content = mp3(tmp_path / "a.mp3", 5.0, mode=mode)
     (tmp_path / "a.mp3").write_bytes(content[: int(left * len(content))])
-    with pytest.raises(speech.BadSpeech, match="truncated"):
-        speech.decoded(tmp_path / "a.mp3")
+    with pytest.raises(clip_table.BadSpeech, match="truncated"):
+        clip_table.decoded(tmp_path / "a.mp3")
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_chained_ogg_is_rejected_and_one_stream_is_read(tmp_path, subtype):
     path = tmp_path / "a.ogg"
     soundfile.write(path, noise(1.0, 16_000), 16_000, format="OGG", subtype=subtype)
-    assert speech.decoded(path) == pytest.approx(1.0, abs=0.02)
+    assert clip_table.decoded(path) == pytest.approx(1.0, abs=0.02)
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(speech.BadSpeech, match="several Ogg streams follow each other"):
-        speech.decoded(path)
+    with pytest.raises(clip_table.BadSpeech, match="several Ogg streams follow each other"):
+        clip_table.decoded(path)
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -103,8 +103,8 @@ def test_ogg_without_its_last_pages_is_truncated_wherever_it_was_cut(tmp_path, s
     starts = [found.start() for found in re.finditer(b"OggS", content)]
     assert len(starts) > 4
     path.write_bytes(content[: starts[-pages]])
-    with pytest.raises(speech.BadSpeech, match="truncated"):
-        speech.decoded(path)
+    with pytest.raises(clip_table.BadSpeech, match="truncated"):
+        clip_table.decoded(path)
 
 
 KINDS = {"a.wav": {"subtype": "PCM_16"}, "a.flac": {}, "a.mp3": {"bitrate_mode": "VARIABLE"}, "a.ogg": {}}
@@ -127,6 +127,6 @@ def test_damaged_sound_is_read_or_rejected_in_one_line(tmp_path_factory, data, n
             content = content[:4096] + content[:4096]
     path.write_bytes(content)
     try:
-        speech.decoded(path)
-    except speech.BadSpeech as error:
+        clip_table.decoded(path)
+    except clip_table.BadSpeech as error:
         assert str(path) in str(error) and str(error).isprintable()

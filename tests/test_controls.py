@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from whisper_sae import controls, targeted
+from whisper_sae.causal import controls
+from whisper_sae.experiments import phone_ablation
 
 
 def live_features(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -24,10 +25,10 @@ def median_log_ratios(rate, size, targets, choose) -> pd.Series:
 @pytest.mark.parametrize("seed", range(3))
 def test_controls_are_matched_with_the_numbers_that_notebook_5_uses(seed):
     rate, size, chosen = live_features(seed)
-    ablated = np.union1d(chosen, controls.covering(rate, size, chosen, targeted.COVERED))
+    ablated = np.union1d(chosen, controls.covering(rate, size, chosen, phone_ablation.COVERED))
     assert len(ablated) < 200, "each ablated feature costs time"
-    near = {target: controls.matched(rate, size, target, ablated, targeted.CONTROLS) for target in chosen}
-    enough = [target for target in chosen if len(near[target]) == targeted.CONTROLS]
+    near = {target: controls.matched(rate, size, target, ablated, phone_ablation.CONTROLS) for target in chosen}
+    enough = [target for target in chosen if len(near[target]) == phone_ablation.CONTROLS]
     assert len(enough) >= 25
     apart = median_log_ratios(rate, size, enough, near.get)
     assert (apart[["rate", "rate × size"]] < controls.MOST_IMBALANCE / 1.5).all()

@@ -20,7 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from whisper_sae import corpora, hub, profiles, recipes, speech, store, tables
+from whisper_sae import cache, profiles
+from whisper_sae.data import clip_table, corpora, hub, tables
+from whisper_sae.experiments import pipeline
 
 RATE = 16_000
 TONE = (0.3 * np.sin(np.arange(8_000) / 10)).astype(np.float32)
@@ -75,8 +77,8 @@ def librispeech(tmp_path):
 def test_librispeech(librispeech):
     root = librispeech("dev-clean")
     for place in (root, root.parent, root / "dev-clean"):
-        clips = speech.read(place)
-        assert list(clips.columns) == [*speech.COLUMNS, "chapter", "subset"]
+        clips = clip_table.read(place)
+        assert list(clips.columns) == [*clip_table.COLUMNS, "chapter", "subset"]
         assert clips.id.tolist() == sorted(
             f"{who}-{c}-000{n}" for who in (84, 174) for c in (1000, 2000) for n in (0, 1)
         )
@@ -126,7 +128,7 @@ def test_librispeech_that_is_broken(librispeech, name, text, words):
 
 
 def refused(place: Path, *words: str) -> None:
-    with pytest.raises(speech.BadSpeech) as said:
+    with pytest.raises(clip_table.BadSpeech) as said:
         corpora.rows(place)
     assert str(said.value).isprintable()
     for word in words:
@@ -162,8 +164,8 @@ def commonvoice(tmp_path):
 
 def test_common_voice(commonvoice):
     for place in (commonvoice, commonvoice.parent):
-        clips = speech.read(place)
-        assert list(clips.columns[:8]) == speech.COLUMNS
+        clips = clip_table.read(place)
+        assert list(clips.columns[:8]) == clip_table.COLUMNS
         assert clips.id.tolist() == [f"common_voice_en_{voice}{clip}" for voice in range(3) for clip in range(2)]
         assert clips.speaker.tolist() == [letter * 128 for letter in "aabbcc"]
         assert clips.gender.tolist() == ["male"] * 2 + ["female"] * 2 + [""] * 2
@@ -185,11 +187,13 @@ def test_another_table_of_common_voice(commonvoice, part, split):
 
 def test_parts_of_common_voice_as_a_corpus(commonvoice, small_whisper, data, run_for):
     run = run_for(small_whisper, [commonvoice / f"{part}.tsv" for part in ("train", "dev")])
-    step = store.make(recipes.clips(run, 0))
-    heard = recipes.table(run, step)
+    step = cache.make(pipeline.clips(run, 0))
+    heard = pipeline.table(run, step)
     assert heard.corpus.unique().tolist() == ["en-train", "en-dev"]
     assert heard.split.tolist() == ["train"] * 2 + ["validation"] * 2
-    assert all(len(speech.samples(path)) == round(d * RATE) for path, d in zip(heard.path, heard.duration, strict=True))
+    assert all(
+        len(clip_table.samples(path)) == round(d * RATE) for path, d in zip(heard.path, heard.duration, strict=True)
+    )
     assert step.facts["layouts"] == {"en-train": "commonvoice", "en-dev": "commonvoice"}
 
 
@@ -213,7 +217,7 @@ def test_esc50(tmp_path):
         lines.append(f"{fold}-100-{take}-{fold}.wav,{fold},{fold},{kind},False,100,{take}")
     write(root / "meta" / "esc50.csv", "\n".join(lines) + "\n")
     for place in (root, root.parent, root / "meta" / "esc50.csv"):
-        clips = speech.read(place)
+        clips = clip_table.read(place)
         assert clips.id.tolist() == ["1-100-A-1", "2-100-B-2"]
         assert clips.category.tolist() == ["dog", "chirping_birds"]
         assert clips.fold.tolist() == ["1", "2"]
@@ -227,13 +231,13 @@ def test_a_bare_folder(tmp_path):
         put((tmp_path / "folder" / name).with_suffix(Path(name).suffix.lower())).rename(tmp_path / "folder" / name)
     write(tmp_path / "folder" / "b" / "notes.txt", "not a sound")
     os.symlink(tmp_path / "folder", tmp_path / "folder" / "loop")
-    clips = speech.read(tmp_path / "folder")
+    clips = clip_table.read(tmp_path / "folder")
     assert clips.id.tolist() == ["a.mp3", "a.wav", "b/1.aiff", "b/10.OGG", "b/c/2.flac"]  # a.mp3 and a.wav would be one
     assert clips.folder.tolist() == [".", ".", "b", "b", "b/c"]
-    before = speech.digest(tmp_path / "folder")
-    assert before == speech.digest(shutil.copytree(tmp_path / "folder", tmp_path / "moved", symlinks=True))
+    before = clip_table.digest(tmp_path / "folder")
+    assert before == clip_table.digest(shutil.copytree(tmp_path / "folder", tmp_path / "moved", symlinks=True))
     (tmp_path / "moved" / "a.wav").rename(tmp_path / "moved" / "z.wav")
-    assert before != speech.digest(tmp_path / "moved"), "names are ids"
+    assert before != clip_table.digest(tmp_path / "moved"), "names are ids"
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
@@ -249,14 +253,14 @@ def test_a_table_in_each_form(tmp_path, form):
         write(tmp_path / "metadata.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
     else:
         pd.DataFrame(rows).astype({"speaker": int}).to_parquet(tmp_path / "metadata.parquet")
-    clips = speech.read(tmp_path)
+    clips = clip_table.read(tmp_path)
     assert clips.text.tolist() == ["NA", "Größe   1"]
     assert clips.speaker.tolist() == ["7", "8"]
     assert clips.mood.tolist() == ["calm", ""]
     assert clips.id.tolist() == ["a", "d/b"]
-    before = speech.digest(tmp_path)
+    before = clip_table.digest(tmp_path)
     put(tmp_path / "d" / "b.wav", TONE / 2)
-    assert speech.digest(tmp_path) != before
+    assert clip_table.digest(tmp_path) != before
 
 
 def test_a_table_in_each_side_of_a_split(tmp_path):
@@ -265,7 +269,7 @@ def test_a_table_in_each_side_of_a_split(tmp_path):
         for name in names:
             put(tmp_path / side / name)
         write(tmp_path / side / "metadata.csv", "\n".join(["file_name", *names]) + "\n")
-    clips = speech.read(tmp_path)
+    clips = clip_table.read(tmp_path)
     assert clips.id.tolist() == ["train/0", "train/1", "test/0", "val/0"]
     assert clips.split.tolist() == ["train", "train", "test", "validation"]
 
@@ -315,16 +319,16 @@ def copy(tmp_path, monkeypatch):
 def test_a_local_copy_of_a_hub_corpus(copy, small_whisper, data, run_for):
     for ending, count in (("", 4), (":default:validation", 2)):
         run = run_for(small_whisper, f"{copy}{ending}")
-        step = store.make(recipes.clips(run, 0))
-        heard = recipes.table(run, step)
+        step = cache.make(pipeline.clips(run, 0))
+        heard = pipeline.table(run, step)
         assert len(heard) == count
         assert heard.corpus.unique() == ["copy"]
         assert heard.text.unique() == ["A B"]
-        assert [len(speech.samples(path)) for path in heard.path] == [8_000] * count
-    key = recipes.fetched(str(copy)).key
-    assert recipes.fetched(str(shutil.copytree(copy, copy.parent / "moved"))).key == key
+        assert [len(clip_table.samples(path)) for path in heard.path] == [8_000] * count
+    key = pipeline.fetched(str(copy)).key
+    assert pipeline.fetched(str(shutil.copytree(copy, copy.parent / "moved"))).key == key
     (copy.parent / "moved" / "data" / "train-0.parquet").write_bytes(b"another")
-    assert recipes.fetched(str(copy.parent / "moved")).key != key
+    assert pipeline.fetched(str(copy.parent / "moved")).key != key
     refused(copy, "parquet tables", "hub.fetch")
 
 
@@ -350,10 +354,10 @@ def voices(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def made(run, seed: int) -> tuple[pd.DataFrame, dict[str, bytes], store.Step]:
+def made(run, seed: int) -> tuple[pd.DataFrame, dict[str, bytes], cache.Step]:
     """The table of clips without paths, the bytes of each clip by name, and the step."""
-    step = store.make(recipes.clips(run, seed))
-    heard = recipes.table(run, step)
+    step = cache.make(pipeline.clips(run, seed))
+    heard = pipeline.table(run, step)
     sounds = {Path(path).name: Path(path).read_bytes() for path in heard.path}
     return heard.drop(columns=["path", "corpus"]), sounds, step
 
@@ -388,10 +392,10 @@ def test_the_same_clips_are_drawn_before_as_after_they_are_fetched(
 
 def test_one_key_for_one_choice(voices, small_whisper, data, run_for):
     def key(seed=0, **choice) -> str:
-        (source,) = recipes.clips(run_for(small_whisper, voices, **choice), seed).needs.values()
+        (source,) = pipeline.clips(run_for(small_whisper, voices, **choice), seed).needs.values()
         return source.key
 
-    whole = recipes.fetched(str(voices)).key
+    whole = pipeline.fetched(str(voices)).key
     assert key() == key(1) == key(most_rejected=0.5, tokens=7) == whole
     choices = [key(seed, **choice) for choice in CHOICES[1:] for seed in (0, 1)]
     assert len({whole, *choices}) == len(choices) + 1
@@ -402,7 +406,7 @@ def test_what_was_fetched_is_fetched_again_where_it_was_thrown_away(voices, smal
     run = run_for(small_whisper, voices, clips=5)
     heard, sounds, step = made(run, 3)
     shutil.rmtree(data / "steps" / "corpus")
-    again = recipes.table(run, step)
+    again = pipeline.table(run, step)
     assert {Path(path).name: Path(path).read_bytes() for path in again.path} == sounds
     assert again.id.tolist() == heard.id.tolist()
 
@@ -413,8 +417,8 @@ def test_a_choice_of_nothing_is_said_before_anything_is_fetched(voices, small_wh
         ({"only": ("gender=x",), "balance": ("accent",)}, ["only: no clip of", "voices is gender=x"]),
         ({"balance": ("mood",)}, ["column 'mood'", "accent"]),
     ):
-        with pytest.raises(speech.BadSpeech) as said:
-            store.make(recipes.clips(run_for(small_whisper, voices, **choice), 0))
+        with pytest.raises(clip_table.BadSpeech) as said:
+            cache.make(pipeline.clips(run_for(small_whisper, voices, **choice), 0))
         for word in words:
             assert word in str(said.value)
         assert "\n" not in str(said.value) and ".work" not in str(said.value)
@@ -424,7 +428,9 @@ def test_a_choice_of_nothing_is_said_before_anything_is_fetched(voices, small_wh
 
 FETCHING = """
 import os, signal, sys
-from whisper_sae import hub, profiles, recipes, store
+from whisper_sae import profiles, cache
+from whisper_sae.data import hub
+from whisper_sae.experiments import pipeline
 run = profiles.choose(sys.argv[1])
 left = int(sys.argv[2])
 row = hub._row
@@ -435,7 +441,7 @@ def deadly(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return row(*args)
 hub._row = deadly
-store.make(recipes.clips(run, 0))
+cache.make(pipeline.clips(run, 0))
 """
 
 
@@ -452,8 +458,8 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_is_taken_for_whole(
     assert subprocess.run(asks, env=around, capture_output=True).returncode == -signal.SIGKILL
     assert not [path for path in (data / "steps" / "corpus").iterdir() if not path.name.startswith(".")]
     run = profiles.choose(str(tmp_path / "x.toml"))
-    (source,) = recipes.clips(run, 0).needs.values()
-    step = store.make(source)
+    (source,) = pipeline.clips(run, 0).needs.values()
+    step = cache.make(source)
     step.verify()
     assert len(corpora.rows(step.path / "corpus")) == 4
     audio = {name for name in step.manifest["files"] if name.startswith("corpus/audio/")}
@@ -470,8 +476,8 @@ def test_what_is_drawn_is_drawn_again(cast, most, per_speaker, per_group, by, se
     clips = pd.DataFrame(cast, columns=["speaker", "gender", "accent"])
     clips.insert(0, "id", [f"clip {n}" for n in range(len(clips))])
     how = {"by": by, "per_group": per_group if by else 0, "per_speaker": per_speaker}
-    drawn = speech.draw(clips, most, seed, **how)
-    assert speech.draw(drawn, most, seed, **how).equals(drawn)
+    drawn = clip_table.draw(clips, most, seed, **how)
+    assert clip_table.draw(drawn, most, seed, **how).equals(drawn)
 
 
 # ------------------------------------------------------------------------------------------- balanced samples
@@ -492,25 +498,25 @@ def test_25_clips_of_each_of_5_accents():
     clips = cast_of(
         {"us": (40, 5), "england": (20, 3), "india": (30, 1), "scotland": (5, 10), "canada": (25, 1), "": (9, 9)}
     )
-    drawn = speech.draw(clips, 0, 0, by=("accent",), per_group=25)
-    found = speech.balance(drawn, "accent").set_index("accent")
+    drawn = clip_table.draw(clips, 0, 0, by=("accent",), per_group=25)
+    found = clip_table.balance(drawn, "accent").set_index("accent")
     assert found.clips.to_dict() == dict.fromkeys(["us", "england", "india", "scotland", "canada"], 25)
     assert found.speakers.to_dict() == {"us": 25, "england": 20, "india": 25, "scotland": 5, "canada": 25}
-    assert speech.short(drawn, ("accent",), 25) == []
-    assert drawn.equals(speech.draw(clips, 0, 0, by=("accent",), per_group=25))
-    assert not drawn.equals(speech.draw(clips, 0, 1, by=("accent",), per_group=25))
+    assert clip_table.short(drawn, ("accent",), 25) == []
+    assert drawn.equals(clip_table.draw(clips, 0, 0, by=("accent",), per_group=25))
+    assert not drawn.equals(clip_table.draw(clips, 0, 1, by=("accent",), per_group=25))
 
 
 def test_a_group_that_has_too_few_says_so():
     clips = cast_of({"us": (40, 5), "wales": (2, 3)})
-    drawn = speech.draw(clips, 0, 0, by=("accent",), per_group=25)
-    assert speech.short(drawn, ("accent",), 25) == ["one, wales: 6 of 25"]
-    assert speech.draw(clips, 0, 0, by=("accent",)).accent.value_counts().to_dict() == {"us": 6, "wales": 6}
-    assert speech.draw(clips, 8, 0, by=("accent",)).accent.value_counts().to_dict() == {"us": 4, "wales": 4}
-    both = speech.draw(clips, 0, 0, by=("accent", "gender"), per_group=2, per_speaker=1)
+    drawn = clip_table.draw(clips, 0, 0, by=("accent",), per_group=25)
+    assert clip_table.short(drawn, ("accent",), 25) == ["one, wales: 6 of 25"]
+    assert clip_table.draw(clips, 0, 0, by=("accent",)).accent.value_counts().to_dict() == {"us": 6, "wales": 6}
+    assert clip_table.draw(clips, 8, 0, by=("accent",)).accent.value_counts().to_dict() == {"us": 4, "wales": 4}
+    both = clip_table.draw(clips, 0, 0, by=("accent", "gender"), per_group=2, per_speaker=1)
     assert both.groupby(["accent", "gender"]).size().tolist() == [2, 2, 1, 1]
-    with pytest.raises(speech.BadSpeech, match="column 'mood'"):
-        speech.draw(clips, 0, 0, by=("mood",))
+    with pytest.raises(clip_table.BadSpeech, match="column 'mood'"):
+        clip_table.draw(clips, 0, 0, by=("mood",))
 
 
 SIZES = st.dictionaries(
@@ -521,7 +527,7 @@ SIZES = st.dictionaries(
 @given(SIZES, st.integers(0, 20), st.integers(0, 6), st.integers(0, 3), st.integers(0, 3))
 def test_drawing_is_balanced_whatever_there_is(sizes, most, per_group, per_speaker, seed):
     clips = cast_of(sizes)
-    drawn = speech.draw(clips, most, seed, by=("accent",), per_group=per_group, per_speaker=per_speaker)
+    drawn = clip_table.draw(clips, most, seed, by=("accent",), per_group=per_group, per_speaker=per_speaker)
     assert drawn.id.is_unique
     assert set(drawn.id) <= set(clips.id)
     assert "" not in set(drawn.accent)
@@ -536,25 +542,25 @@ def test_drawing_is_balanced_whatever_there_is(sizes, most, per_group, per_speak
 
 def test_only_what_is_wanted():
     clips = cast_of({"us": (4, 1), "wales": (2, 1), "": (3, 1)})
-    assert speech.only(clips, ("accent=us", "accent=wales")).accent.unique().tolist() == ["us", "wales"]
-    assert len(speech.only(clips, ("accent=*",))) == 6
-    assert len(speech.only(clips, ("accent=us", "gender=male"))) == 2
-    assert len(speech.only(clips, ("nothing=x",))) == 9
-    assert len(speech.only(clips, ())) == 9
+    assert clip_table.only(clips, ("accent=us", "accent=wales")).accent.unique().tolist() == ["us", "wales"]
+    assert len(clip_table.only(clips, ("accent=*",))) == 6
+    assert len(clip_table.only(clips, ("accent=us", "gender=male"))) == 2
+    assert len(clip_table.only(clips, ("nothing=x",))) == 9
+    assert len(clip_table.only(clips, ())) == 9
 
 
 def test_a_profile_asks_for_a_balanced_sample(corpus, small_whisper, data, run_for, tmp_path):
     folder = corpus(voices=6, clips=4, splits=False, extra=True)
     wanted = {"only": ("mood=calm",), "balance": ("gender",), "clips_per_group": 5, "clips_per_speaker": 1}
     run = run_for(small_whisper, folder, **wanted)
-    step = store.make(recipes.clips(run, 0))
-    heard = recipes.table(run, step)
-    assert speech.balance(heard, "gender").clips.tolist() == [3, 3]
+    step = cache.make(pipeline.clips(run, 0))
+    heard = pipeline.table(run, step)
+    assert clip_table.balance(heard, "gender").clips.tolist() == [3, 3]
     assert heard.mood.unique() == ["calm"]
     assert step.facts["short"] == ["voices, female: 3 of 5", "voices, male: 3 of 5"]
-    assert recipes.clips(run, 1).key != recipes.clips(run, 0).key
+    assert pipeline.clips(run, 1).key != pipeline.clips(run, 0).key
     (folder / "audio" / "v00_1.flac").unlink()  # not calm: it was never asked for
-    assert recipes.clips(run, 0).key == step.key
+    assert pipeline.clips(run, 0).key == step.key
 
 
 @pytest.mark.parametrize(
@@ -567,8 +573,8 @@ def test_a_profile_asks_for_a_balanced_sample(corpus, small_whisper, data, run_f
     ],
 )
 def test_what_nobody_can_give(corpus, small_whisper, data, run_for, asked, words):
-    with pytest.raises(speech.BadSpeech) as said:
-        store.make(recipes.clips(run_for(small_whisper, corpus(extra=True), **asked), 0))
+    with pytest.raises(clip_table.BadSpeech) as said:
+        cache.make(pipeline.clips(run_for(small_whisper, corpus(extra=True), **asked), 0))
     for word in words:
         assert word in str(said.value)
 
@@ -632,7 +638,7 @@ def test_whatever_a_table_holds_it_is_read_or_refused_in_one_line(tmp_path_facto
     (folder / name).write_bytes(content)
     try:
         clips = corpora.rows(folder)
-    except speech.BadSpeech as error:
+    except clip_table.BadSpeech as error:
         assert str(error).isprintable()
     else:
         assert list(clips.columns[:7]) == corpora.COLUMNS
@@ -666,7 +672,7 @@ def test_the_cast_of_librispeech_is_read_or_refused(tmp_path_factory, text):
     path.write_bytes(text.encode())
     try:
         assert all(isinstance(gender, str) for gender in corpora._cast(path).values())
-    except speech.BadSpeech as error:
+    except clip_table.BadSpeech as error:
         assert "SPEAKERS.TXT" in str(error)
 
 
@@ -678,7 +684,7 @@ def test_no_name_leads_out_of_a_corpus(tmp_path_factory, name):
     folder = tmp_path_factory.getbasetemp() / "corpus"
     try:
         path = corpora._path_of(folder, folder / "metadata.csv", name)
-    except speech.BadSpeech:
+    except clip_table.BadSpeech:
         return
     assert Path(os.path.normpath(path)).is_relative_to(folder)
     assert path != str(folder)
@@ -690,7 +696,7 @@ def test_no_name_leads_out_of_a_corpus(tmp_path_factory, name):
 def test_real_speech_in_every_layout(shared, tmp_path, small_whisper, data, run_for):
     """Recorded clips, laid out as the releases are: the sound is what the audiofolder gives."""
     home = shared / "speech" / "librispeech-sample"
-    given = speech.read(home).head(6)
+    given = clip_table.read(home).head(6)
     tree, voice = tmp_path / "LibriSpeech", tmp_path / "en"
     cast, lines = ["; id | sex"], ["client_id\tpath\tsentence\tgender"]
     for clip in given.itertuples():
@@ -700,7 +706,7 @@ def test_real_speech_in_every_layout(shared, tmp_path, small_whisper, data, run_
         shutil.copy(clip.path, target)
         write(target.with_name(f"{speaker}-{chapter}.trans.txt"), f"{target.stem} {clip.text}\n")
         cast.append(f"{speaker} | {clip.gender[0].upper()} | train-clean-100 | 1 | A Reader")
-        sound = speech.samples(clip.path)
+        sound = clip_table.samples(clip.path)
         put(voice / "clips" / f"{target.stem}.mp3", sound)
         gender = {"male": "male_masculine", "female": "female_feminine"}[clip.gender]
         lines.append(f"{clip.speaker}\t{target.stem}.mp3\t{clip.text}\t{gender}")
@@ -709,9 +715,9 @@ def test_real_speech_in_every_layout(shared, tmp_path, small_whisper, data, run_
     bare = tmp_path / "bare"
     shutil.copytree(tree / "train-clean-100", bare, ignore=shutil.ignore_patterns("*.txt"))
     run = run_for(small_whisper, [tree, voice, bare])
-    step = store.make(recipes.clips(run, 0))
+    step = cache.make(pipeline.clips(run, 0))
     assert step.facts["layouts"] == {"LibriSpeech": "librispeech", "en": "commonvoice", "bare": "files"}
-    heard = recipes.table(run, step)
+    heard = pipeline.table(run, step)
     parts = {
         name: part.assign(stem=part.path.map(lambda path: Path(path).stem)) for name, part in heard.groupby("corpus")
     }
@@ -721,15 +727,15 @@ def test_real_speech_in_every_layout(shared, tmp_path, small_whisper, data, run_
             assert row.duration == pytest.approx(clip.duration, abs=0.1)
             assert (row.gender, row.text) == ((clip.gender, clip.text) if name != "bare" else ("", ""))
             if name != "en":
-                np.testing.assert_array_equal(speech.samples(row.path), speech.samples(clip.path))
+                np.testing.assert_array_equal(clip_table.samples(row.path), clip_table.samples(clip.path))
 
 
 def test_every_real_corpus_is_balanced_as_asked(shared):
     accents = corpora.rows(shared / "speech" / "speech-accent-archive-8k")
-    drawn = speech.draw(accents.assign(duration=0.0), 0, 0, by=("accent",), per_group=4)
-    assert speech.balance(drawn, "accent").clips.tolist() == [4] * accents.accent.nunique()
+    drawn = clip_table.draw(accents.assign(duration=0.0), 0, 0, by=("accent",), per_group=4)
+    assert clip_table.balance(drawn, "accent").clips.tolist() == [4] * accents.accent.nunique()
     children = corpora.rows(shared / "speech" / "speechocean762")
-    grown = speech.only(children, ("age_group=adult",))
+    grown = clip_table.only(children, ("age_group=adult",))
     assert 0 < len(grown) < len(children)
 
 
@@ -769,4 +775,4 @@ def test_labels_have_one_spelling_everywhere(tmp_path):
     clips = corpora.rows(tmp_path)
     assert clips.gender.tolist() == ["female"] * 3 + ["male"] * 2
     assert clips.accent.tolist() == ["Scottish"] * 3 + ["", ""]
-    assert len(speech.only(clips.assign(id=""), ("accent=SCOTTISH",))) == 3
+    assert len(clip_table.only(clips.assign(id=""), ("accent=SCOTTISH",))) == 3

@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from whisper_sae import acoustics, chance, codes, correlates
+from whisper_sae.features import acoustics, correlates, sparse_acts
+from whisper_sae.stats import null_distribution
 
 PLANTED = {"energy": 0, "pitch": 1, "centroid": 2, "start of speech": 3, "end of speech": 4, "padding edge": 5}
 PHONE, NEVER, ALWAYS, SPEAKER = 6, 7, 8, 9
@@ -59,7 +60,7 @@ def world():
     dense[:, PHONE] = (phones == 5) * rng.uniform(0.5, 1.5, many)
     dense[:, NEVER], dense[:, ALWAYS] = 0, 1
     dense[:, SPEAKER] = (speakers % 2) * rng.uniform(0.8, 1.2, many)  # loud for deep voices, and no more
-    return codes.of_chunks([dense]), told, speakers, np.array(clips), phones
+    return sparse_acts.of_chunks([dense]), told, speakers, np.array(clips), phones
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_noise_wears_no_flag(found):
 def test_measures_gone_round_in_every_clip_give_no_flags(world, seed):
     made, told, speaker, clip, _ = world
     padded = told.drop(columns=["since silence", "until silence", "pitch"])  # keep all frames
-    (order,) = chance.shifts(clip, 1, 100 + seed)
+    (order,) = null_distribution.shifts(clip, 1, 100 + seed)
     shifted = correlates.correlates(made, padded.iloc[order], speaker, clip, draws=0, seed=seed)
     assert not shifted.flagged().any()
     assert not shifted.flagged_shifted().any() and not shifted.worn().shifted.any()
@@ -127,7 +128,7 @@ def small(frames=400, clips=8, features=3, seed=0):
     rng = np.random.default_rng(seed)
     dense = np.maximum(rng.normal(size=(frames, features)), 0)
     told = pd.DataFrame({"energy": dense[:, 0] + 0.1 * rng.normal(size=frames), "pitch": rng.normal(size=frames)})
-    return codes.of_chunks([dense]), told, np.arange(frames) * clips // frames
+    return sparse_acts.of_chunks([dense]), told, np.arange(frames) * clips // frames
 
 
 def test_measures_that_say_nothing():
@@ -152,9 +153,9 @@ def test_one_speaker_has_clips_and_one_clip_has_nothing():
 
 def test_no_feature_fires_and_no_frame_is():
     _, told, clip = small()
-    silent = correlates.correlates(codes.of_chunks([np.zeros((400, 2))]), told, clip, clip)
+    silent = correlates.correlates(sparse_acts.of_chunks([np.zeros((400, 2))]), told, clip, clip)
     assert (silent.table().flag == "").all() and (silent.fires == 0).all()
-    none = correlates.correlates(codes.of_chunks([np.zeros((0, 2))]), told[:0], clip[:0], clip[:0])
+    none = correlates.correlates(sparse_acts.of_chunks([np.zeros((0, 2))]), told[:0], clip[:0], clip[:0])
     assert np.isnan(none.correlation).all() and len(none.table()) == 2
 
 
@@ -162,7 +163,7 @@ def test_too_few_firings_are_not_asked():
     made, told, clip = small()
     dense = made.toarray()
     dense[np.flatnonzero(dense[:, 0])[15:], 0] = 0
-    found = correlates.correlates(codes.of_chunks([dense]), told, clip, clip)
+    found = correlates.correlates(sparse_acts.of_chunks([dense]), told, clip, clip)
     assert np.isnan(found.explained[0]).all() and np.isfinite(found.explained[1]).all()
     assert np.isfinite(found.correlation[0]).all()
 
@@ -183,7 +184,7 @@ def test_the_correlation_is_that_of_scipy(seed, frames, ties):
     rng = np.random.default_rng(seed)
     dense = rng.integers(0, 4, (frames, 3)) * (rng.random((frames, 3)) < 0.7)
     value = rng.integers(0, 5, frames) if ties else rng.normal(size=frames)
-    ours = correlates.spearman(codes.of_chunks([dense]), value)
+    ours = correlates.spearman(sparse_acts.of_chunks([dense]), value)
     for feature in range(3):
         x = dense[:, feature]
         if x.min() == x.max() or value.min() == value.max():
@@ -207,7 +208,7 @@ def test_what_is_explained_is_what_the_other_half_taught(found, world):
     """R² of a feature by an event, with the mean on and off it taught by the other half of the speakers."""
     made, told, speaker, *_ = world
     x, event = made[:, [3]].toarray()[:, 0], told["start of speech"].to_numpy() == 1
-    first = codes.half_of(speaker, 0)
+    first = sparse_acts.half_of(speaker, 0)
     left = own = 0.0
     for here in (first, ~first):
         says = np.where(event, x[~here & event].mean(), x[~here & ~event].mean())
@@ -225,7 +226,7 @@ def test_the_interval_holds_what_other_speakers_say():
         liking = np.repeat(rng.normal(0.5, 0.3, speakers), 40)
         y = rng.normal(size=speakers * 40)
         x = np.maximum(liking * y + rng.normal(size=len(y)), 0)
-        return codes.of_chunks([x[:, None]]), pd.DataFrame({"y": y}), np.repeat(np.arange(speakers), 40)
+        return sparse_acts.of_chunks([x[:, None]]), pd.DataFrame({"y": y}), np.repeat(np.arange(speakers), 40)
 
     made, told, _ = corpus(4000)
     right = correlates.spearman(made, told.y.to_numpy())[0]

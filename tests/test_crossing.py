@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.formula.api import ols
 
-from whisper_sae import crossing, effects
+from whisper_sae.stats import effects, stratified
 
 seeds = st.integers(0, 10_000)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -32,7 +32,7 @@ def test_within_strata_is_two_way_least_squares(seed, n, strata):
     cells = pd.crosstab(accent, side)
     if not (cells > 0).all(axis=None):
         return
-    found = crossing.within(x, side, accent)
+    found = stratified.within(x, side, accent)
     for feature, column in enumerate(x.T):
         table = pd.DataFrame({"x": column, "first": (side == "a") * 1.0, "accent": accent})
         model = ols("x ~ first + C(accent)" if strata > 1 else "x ~ first", table).fit()
@@ -57,8 +57,8 @@ def test_what_is_of_accent_is_gone_within_accents():
     gender = np.concatenate([np.repeat(["f", "m"], [30, 10]), np.repeat(["f", "m"], [10, 30])])
     x = rng.normal(size=(80, 400)) + 2 * (accent == "scottish")[:, None]
     assert effects.between(x, gender).d.mean() > 0.6
-    found = crossing.within(x, gender, accent)
+    found = stratified.within(x, gender, accent)
     assert abs(found.d.mean()) < 0.05 and abs((found.p < 0.05).mean() - 0.05) < 0.04
     assert found.left[0] == pytest.approx(0.75)
     crossed = x + np.where((gender == "f") == (accent == "indian"), 1.5, -1.5)[:, None]
-    assert (crossing.within(crossed, gender, accent).interaction < 0.01).all()
+    assert (stratified.within(crossed, gender, accent).interaction < 0.01).all()

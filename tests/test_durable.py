@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae import activations, durable, findings, sae, shards, store, train
-from whisper_sae.store import NotMade, Recipe
+from whisper_sae import atomic, cache, shards
+from whisper_sae.activations import store
+from whisper_sae.cache import NotMade, Recipe
+from whisper_sae.report import results
+from whisper_sae.sae import architectures, training
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of 
 
 @linux
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(tmp_path, done):
-    durable.write(tmp_path / "deep" / "page.html", "text")
+    atomic.write(tmp_path / "deep" / "page.html", "text")
     (kind, part), *rest = done
     assert kind == "flush" and part.endswith(".part")
     assert rest == [("rename", "page.html"), ("flush", "deep")]
@@ -53,22 +56,22 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, done):
     (tmp_path / "part" / "in").mkdir(parents=True)
     for name in ("a", "in/b"):
         (tmp_path / "part" / name).write_bytes(b"1")
-    durable.rename(tmp_path / "part", tmp_path / "whole")
+    atomic.rename(tmp_path / "part", tmp_path / "whole")
     assert set(done[:2]) == {("flush", "b"), ("flush", "in")} and done[0] == ("flush", "b")
     assert done[2:] == [("flush", "a"), ("flush", "part"), ("rename", "whole"), ("flush", tmp_path.name)]
 
 
 @linux
 def test_a_result_is_on_the_disk_before_it_has_its_name(data, done):
-    step = store.make(words())
+    step = cache.make(words())
     at = done.index(("rename", step.key))
     assert {("flush", "words.txt"), ("flush", "manifest.json"), ("flush", f".{step.key}.work")} <= set(done[:at])
     assert done[at + 1] == ("flush", "words")
 
 
 def test_after_an_error_the_old_file_is_there_and_nothing_beside_it(tmp_path):
-    durable.write(tmp_path / "a", b"old")
-    with pytest.raises(RuntimeError), durable.replacing(tmp_path / "a") as part:
+    atomic.write(tmp_path / "a", b"old")
+    with pytest.raises(RuntimeError), atomic.replacing(tmp_path / "a") as part:
         part.write_bytes(b"half")
         raise RuntimeError
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
@@ -79,8 +82,8 @@ def test_what_a_killed_run_has_left_is_removed_when_it_is_old(tmp_path):
     for path in (old, new, other):
         path.write_bytes(b"half")
     for path in (old, other):
-        os.utime(path, (time.time() - 2 * durable.STALE,) * 2)
-    durable.write(tmp_path / "a", "whole")
+        os.utime(path, (time.time() - 2 * atomic.STALE,) * 2)
+    atomic.write(tmp_path / "a", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.2.part", ".b.1.part", "a"]
 
 
@@ -99,13 +102,13 @@ def words(by="notebook 1") -> Recipe:
 @pytest.mark.parametrize("left", [0, 4, None], ids=["no bytes", "four bytes", "no file"])
 @pytest.mark.parametrize("name", ["words.txt", "numbers.npy"])
 def test_a_result_that_has_lost_bytes_is_made_again(data, capsys, name, left):
-    path = store.make(words()).path / name
+    path = cache.make(words()).path / name
     whole = path.read_bytes()
     path.unlink() if left is None else os.truncate(path, left)
     with pytest.raises(NotMade, match="notebook 1"):
-        store.need(words())
+        cache.need(words())
     capsys.readouterr()
-    assert store.make(words()).path / name == path
+    assert cache.make(words()).path / name == path
     assert path.read_bytes() == whole
     assert capsys.readouterr().err.splitlines()[0].startswith(f"{path}: {'no' if left is None else left} bytes, ")
 
@@ -120,12 +123,12 @@ def test_what_other_versions_have_begun_is_begun_anew(data, capsys, monkeypatch)
 
     seen, recipe = [], Recipe("half", interrupted, {}, by="notebook 1")
     for versions in ({"torch": "1"}, {"torch": "1"}, {"torch": "2"}):
-        monkeypatch.setattr(store, "versions", lambda versions=versions: versions)
+        monkeypatch.setattr(cache, "versions", lambda versions=versions: versions)
         with pytest.raises(KeyboardInterrupt):
-            store.make(recipe)
+            cache.make(recipe)
     assert seen == [["begun.json"], ["begun.json", "half.npy"], ["begun.json"]]
     assert capsys.readouterr().err.count("begun anew") == 1
-    assert sorted(store.make(recipe).manifest["files"]) == ["half.npy"]
+    assert sorted(cache.make(recipe).manifest["files"]) == ["half.npy"]
 
 
 def test_what_a_killed_run_was_writing_is_no_part_of_the_result(data):
@@ -136,17 +139,17 @@ def test_what_a_killed_run_was_writing_is_no_part_of_the_result(data):
             for part in (folder / ".a.txt.0123456789ab.part", folder / "deep" / ".b.txt.0123456789ab.part"):
                 part.write_text("half")
             raise KeyboardInterrupt
-        durable.write(folder / "a.txt", "whole")
+        atomic.write(folder / "a.txt", "whole")
 
     seen, recipe = [], Recipe("half", write, {}, by="notebook 1")
     with pytest.raises(KeyboardInterrupt):
-        store.make(recipe)
-    assert list(store.make(recipe).manifest["files"]) == ["a.txt"]
+        cache.make(recipe)
+    assert list(cache.make(recipe).manifest["files"]) == ["a.txt"]
 
 
 def test_who_waits_for_another_process_is_told_so(data, capsys, monkeypatch):
-    monkeypatch.setattr(store, "PATIENCE", 0.1)
-    place = store.where(words())
+    monkeypatch.setattr(cache, "PATIENCE", 0.1)
+    place = cache.where(words())
     place.parent.mkdir(parents=True)
     held = threading.Event()
 
@@ -157,7 +160,7 @@ def test_who_waits_for_another_process_is_told_so(data, capsys, monkeypatch):
 
     threading.Thread(target=hold).start()
     held.wait()
-    store.make(words())
+    cache.make(words())
     assert capsys.readouterr().err.startswith("'words' is being made by another process; waiting for it")
 
 
@@ -165,13 +168,13 @@ def test_who_waits_for_another_process_is_told_so(data, capsys, monkeypatch):
 
 
 def taught(path, steps=12, width=8):
-    model = sae.create("topk", width, 16, 4, 0)
+    model = architectures.create("topk", width, 16, 4, 0)
 
     def batches(start):
         return (torch.randn(32, width, generator=torch.Generator().manual_seed(step)) for step in range(start, 99))
 
     how = dict(steps=12, learning_rate=1e-2, dead_tokens=500, checkpoint=path, every=5)
-    for row in train.train(model, batches, **how):
+    for row in training.train(model, batches, **how):
         if row["step"] == steps:
             break
     return model.state_dict()
@@ -206,7 +209,7 @@ def recorded(folder, stop=None):
         frames = torch.arange(6.0).reshape(1, 3, 2) + torch.tensor([[[w]] for w in windows])
         return {"site": frames}, np.full((len(windows), 3), 2, np.uint8)
 
-    return activations.write(folder, 6, lambda: (hear, None), shard=2, batch=1, dtype="float32")
+    return store.write(folder, 6, lambda: (hear, None), shard=2, batch=1, dtype="float32")
 
 
 @pytest.mark.parametrize("name", ["site.npy", "kinds.npy", "sites.json"])
@@ -229,22 +232,22 @@ def test_a_shard_that_has_lost_bytes_is_made_again(tmp_path, capsys, name, left)
 
 
 def test_what_was_killed_long_ago_is_removed_and_what_was_killed_just_now_stays(data):
-    place = store.where(words())
+    place = cache.where(words())
     old, new = place.with_name(".0123456789ab.work"), place.with_name(".ba9876543210.work")
     for folder in (old, new):
         folder.mkdir(parents=True)
         (folder / "training.pt").write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * store.FORGOTTEN,) * 2)
-    store.make(words())
+    os.utime(old, (time.time() - 2 * cache.FORGOTTEN,) * 2)
+    cache.make(words())
     assert not old.exists() and new.exists()
 
 
 def test_results_of_other_versions_are_named(data, monkeypatch):
-    step = store.make(words())
+    step = cache.make(words())
     assert step.other_versions == {}
-    monkeypatch.setattr(store, "versions", lambda: step.manifest["versions"] | {"torch": "9.9"})
-    again = store.need(words())
+    monkeypatch.setattr(cache, "versions", lambda: step.manifest["versions"] | {"torch": "9.9"})
+    again = cache.need(words())
     assert again.other_versions == {"torch": (step.manifest["versions"]["torch"], "9.9")}
-    assert findings._other_versions([again, again]) == [
+    assert results._other_versions([again, again]) == [
         f"torch {step.manifest['versions']['torch']} made some of the results, 9.9 runs now"
     ]

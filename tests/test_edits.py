@@ -7,7 +7,7 @@ from coders import made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import edits
+from whisper_sae.causal import edits
 
 NOW = torch.tensor([0])
 

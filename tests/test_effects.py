@@ -12,7 +12,7 @@ from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.oneway import anova_oneway
 from statsmodels.stats.weightstats import ttest_ind
 
-from whisper_sae import crossing, effects
+from whisper_sae.stats import effects, stratified
 
 sizes = st.integers(2, 9)
 seeds = st.integers(0, 10_000)
@@ -81,7 +81,7 @@ def test_a_speaker_without_a_value_is_as_one_who_is_not_there(seed):
     x, labels = drawn(seed, 20, 3, ties=True), np.resize(["a", "b"], 20)
     x[np.random.default_rng(seed).random(x.shape) < 0.3] = np.nan
     accents = np.resize(["x", "y", "y"], 20)
-    found, held = effects.between(x, labels), crossing.within(x, labels, accents)
+    found, held = effects.between(x, labels), stratified.within(x, labels, accents)
     many, (_, matrix) = effects.among(x, labels), effects.pairwise(x, labels)
     for feature, column in enumerate(x.T):
         there = np.isfinite(column)
@@ -94,7 +94,7 @@ def test_a_speaker_without_a_value_is_as_one_who_is_not_there(seed):
             np.testing.assert_allclose(ours[..., feature], theirs[..., 0], **EXACT)
         np.testing.assert_allclose(matrix[0, 1, feature], alone.d[0], **EXACT)
         np.testing.assert_allclose(many.eta_squared[feature], effects.among(one, labels[there]).eta_squared[0], **EXACT)
-        alone = crossing.within(one, labels[there], accents[there])
+        alone = stratified.within(one, labels[there], accents[there])
         for ours, theirs in zip(held[1:], alone[1:], strict=True):
             np.testing.assert_allclose(ours[feature], theirs[0], **EXACT)
 
@@ -194,7 +194,7 @@ def test_clips_without_a_speaker_or_label():
         (lambda: effects.between(np.ones((4, 1)), ["f", "f", "f", ""], ("f", "m")), "labels: 0 speakers are 'm'"),
         (lambda: effects.between(np.ones((4, 1)), ["f", "f", "f", "m"]), "labels: 1 speakers are 'm'"),
         (lambda: effects.among(np.ones((3, 1)), ["a", "b", ""]), "labels: 2 groups of 2 speakers"),
-        (lambda: crossing.within(np.ones((4, 1)), ["f", "f", "m", "m"], ["x", "x", "y", "y"]),
+        (lambda: stratified.within(np.ones((4, 1)), ["f", "f", "m", "m"], ["x", "x", "y", "y"]),
          "strata: none has both f and m"),
     ],
 )  # fmt: skip
@@ -211,7 +211,7 @@ def test_a_constant_feature_has_no_effect_size(value):
     found, many = effects.between(x, labels), effects.among(x, labels)
     for each in (found.d, found.g, found.auc, found.t, found.p, many.eta_squared, many.f, many.p, many.omega_squared):
         assert np.isnan(each).all()
-    assert np.isnan(crossing.within(x, labels, np.resize(["x", "x", "y"], 14)).d).all()
+    assert np.isnan(stratified.within(x, labels, np.resize(["x", "x", "y"], 14)).d).all()
     assert not effects.live(x).any()
 
 

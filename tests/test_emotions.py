@@ -6,19 +6,13 @@ import pytest
 import torch
 from test_encoders import folders  # noqa: F401
 
-from whisper_sae import (
-    elsewhere,
-    emotions,
-    encoders,
-    figures_of_classes,
-    index,
-    interventions,
-    profiles,
-    prompts,
-    store,
-)
+from whisper_sae import cache, profiles
+from whisper_sae.experiments import any_module, emotions, prompt_interventions, prompts
+from whisper_sae.features import index
+from whisper_sae.model import encoders
+from whisper_sae.viz import class_plots
 
-HOW = elsewhere.Training(tokens=8_000, expansion=4, k=8, dead_tokens=4_000)
+HOW = any_module.Training(tokens=8_000, expansion=4, k=8, dead_tokens=4_000)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +23,7 @@ def heard(folders, tmp_path_factory):  # noqa: F811
         encoder = encoders.load(str(folders["t5"]))
         encoder.tokenizer.model_max_length = 64
         found = emotions.reading(encoder, prompts.generate(648, 1), profiles.TABLE["demo"])
-        store.make(found.recording), store.make(found.pooled)
+        cache.make(found.recording), cache.make(found.pooled)
         yield encoder, found
 
 
@@ -37,8 +31,8 @@ def test_from_prompts_to_verdicts(heard):
     encoder, found = heard
     told, x = found.told, emotions.means(found)
     np.testing.assert_allclose(x, encoder.embed(told.text.tolist()), atol=1e-4)
-    main = store.make(emotions.trained(found, 0, HOW))
-    step = store.make(emotions.features(found, 0, HOW))
+    main = cache.make(emotions.trained(found, 0, HOW))
+    step = cache.make(emotions.features(found, 0, HOW))
     table, share = emotions.read(step, "features.csv"), np.asarray(step.array("share.npy"), dtype=float)
     nulls = step.table("nulls.csv")
     assert nulls["asked of"].tolist() == ["the dictionary", "a random dictionary", "emotions dealt anew"]
@@ -48,13 +42,15 @@ def test_from_prompts_to_verdicts(heard):
     codes, asked = emotions.codes_of(found, step, main), (told["split"] == "test").to_numpy()
     judge = emotions.judge(x, told)
     emotion = told.emotion.to_numpy()
-    causes = interventions.interventions(judge, codes.only(asked), emotion[asked], codes, emotion, mine, draws=5)
-    assert set(causes.table.way) == set(interventions.WAYS) and len(causes.ratios) == sum(map(len, mine.values()))
+    causes = prompt_interventions.interventions(judge, codes.only(asked), emotion[asked], codes, emotion, mine, draws=5)
+    assert set(causes.table.way) == set(prompt_interventions.WAYS) and len(causes.ratios) == sum(
+        map(len, mine.values())
+    )
     assert causes.table.p.dropna().between(0, 1).all() and causes.table.p.notna().any()
     assert 0 <= emotions.apart(codes, mine, 0, draws=3)[0] <= 1
     same, lot = emotions.alike(found, [main, main], mine, 0)
     assert same == 1 and lot < 0.2
-    shelf = index.Index(store.make(elsewhere.codes(found.recording, emotions.trained(found, 0, HOW), found.site)).path)
+    shelf = index.Index(cache.make(any_module.codes(found.recording, emotions.trained(found, 0, HOW), found.site)).path)
     shown = emotions.examples(found, encoder, shelf, int(np.argmax(shelf.rates)))
     assert len(shown) == 3 and shown.value.is_monotonic_decreasing
     assert set(shown.token) <= set(encoder.tokenizer.get_vocab())
@@ -97,9 +93,9 @@ def test_a_penalty_of_the_references_is_ours(heard):
 
 def test_the_figures_are_drawn():
     table = pd.DataFrame([[0.1, 0.9], [0.5, 0.0]], index=[7, 9], columns=["calm", "sad"])
-    assert len(figures_of_classes.heat(table, "t", "share").axes) == 2
+    assert len(class_plots.heat(table, "t", "share").axes) == 2
     rows = [(name, kind, alpha, alpha / 9, alpha / 5) for name in ("calm", "sad") for alpha in (0.0, 1.0)
             for kind in ("feature", "difference of means", "random")]  # fmt: skip
-    fig = figures_of_classes.rises(pd.DataFrame(rows, columns=["class", "vector", "alpha", "rise", "p95"]))
+    fig = class_plots.rises(pd.DataFrame(rows, columns=["class", "vector", "alpha", "rise", "p95"]))
     assert [axis.get_title(loc="left") for axis in fig.axes] == ["calm", "sad"] and len(fig.axes[0].lines) == 3
-    assert len(figures_of_classes.densities({"a": np.linspace(0, 1, 50), "b": np.zeros(9)}).axes) == 1
+    assert len(class_plots.densities({"a": np.linspace(0, 1, 50), "b": np.zeros(9)}).axes) == 1

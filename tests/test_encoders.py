@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from whisper_sae import activations, encoders, modules
+from whisper_sae.activations import modules, store
+from whisper_sae.model import encoders
 
 TEXTS = ["sad piano", "calm", "happy happy guitar music for a long day"]
 
@@ -65,7 +66,7 @@ def test_the_mean_over_tokens_is_the_same_in_any_batch(folders, kind):
 def test_what_is_stored_has_no_padding_and_its_means_are_the_embeddings(folders, tmp_path):
     encoder = encoders.load(str(folders["t5"]))
     modules.write(tmp_path, encoder.net, TEXTS, [encoder.site], encoder.collate, positions=12, batch=2, dtype="float32")
-    held = activations.Activations(tmp_path)
+    held = store.Activations(tmp_path)
     assert held.counts.tolist() == [len(one) for one in encoder.pieces(TEXTS)] == [3, 2, 9]
     means = np.stack([held.window(encoder.site, n).mean(axis=0) for n in range(3)])
     np.testing.assert_allclose(means, encoder.embed(TEXTS), atol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae import erasure
+from whisper_sae.causal import erasure
 
 WIDTH, FEATURES, PLANTED = 64, 200, 10
 

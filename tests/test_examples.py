@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import activations, examples, index, speech, transpose
+from whisper_sae.activations import store
+from whisper_sae.data import clip_table
+from whisper_sae.features import examples, index, index_builder
 
 KINDS = ("loudest", "random", "silent")
 
@@ -20,7 +22,7 @@ def examples_of(dense, clips, speakers, folder, **options) -> examples.Examples:
     """Examples from codes (row, feature); `clips` lists, for each piece, its clip and its number of rows."""
     clip, counts = np.array(clips).reshape(-1, 2).T
     signed = bool((dense < 0).any())
-    transpose.build(folder, counts, lambda first, last: dense[first:last], dense.shape[1], signed=signed)
+    index_builder.build(folder, counts, lambda first, last: dense[first:last], dense.shape[1], signed=signed)
     begun = pd.Series(counts).groupby(clip).cumsum().to_numpy() - counts  # rows of the clip before the piece
     windows = pd.DataFrame({"clip": clip, "first": 320 * begun})
     table = pd.DataFrame({"speaker": speakers})
@@ -300,29 +302,29 @@ def test_planted_bursts_are_centred(tmp_path):
         soundfile.write(path, sound, 16_000)
         rows.append({"path": str(path), "duration": 3.0, "speaker": f"v{clip}"})
     clips = pd.DataFrame(rows)
-    windows = speech.windows(clips, 32_000)
-    store = tmp_path / "store"
-    store.mkdir()
+    windows = clip_table.windows(clips, 32_000)
+    folder = tmp_path / "store"
+    folder.mkdir()
 
     def hear(numbers, _ready):
         said, kinds = torch.zeros(len(numbers), 100, 2), np.zeros((len(numbers), 100), np.uint8)
         for place, number in enumerate(numbers):
             clip, first, count = windows.loc[number, ["clip", "first", "samples"]]
-            frame = speech.samples(clips.path[clip])[first : first + count].reshape(-1, 320)
+            frame = clip_table.samples(clips.path[clip])[first : first + count].reshape(-1, 320)
             said[place, : len(frame), 1] = torch.from_numpy(np.square(frame).mean(axis=1))
             kinds[place, : len(frame)] = 2
         return {"site": said}, kinds
 
-    activations.write(store, len(windows), lambda: (hear, lambda _: None), shard=2, batch=2, dtype="float32")
-    rows = activations.Activations(store).rows("site")
+    store.write(folder, len(windows), lambda: (hear, lambda _: None), shard=2, batch=2, dtype="float32")
+    rows = store.Activations(folder).rows("site")
     counts = rows.counts
-    transpose.build(tmp_path, counts, lambda a, b: rows.take(np.arange(a, b)), 2)
+    index_builder.build(tmp_path, counts, lambda a, b: rows.take(np.arange(a, b)), 2)
     told = examples.Examples(index.Index(tmp_path), clips, windows).loudest(1)
     assert sorted(told["clip"]) == list(range(len(BURSTS)))
     for row in told.itertuples():
         middle = BURSTS[row.clip] + 0.005
         assert abs(row.seconds - middle) <= 0.02
-        around = examples.excerpt(speech.samples(clips.path[row.clip]), row.seconds, 1.0)
+        around = examples.excerpt(clip_table.samples(clips.path[row.clip]), row.seconds, 1.0)
         loud = np.average(np.arange(len(around)), weights=np.square(around) * (np.abs(around) > 0.05))
         assert abs(loud - len(around) / 2) <= 0.02 * 16_000, row
 

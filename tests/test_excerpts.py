@@ -12,7 +12,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import excerpts, listening, speech
+from whisper_sae.activations import extract
+from whisper_sae.data import audio, clip_table
 
 RATES = [4_000, 8_000, 11_025, 16_000, 22_050, 22_255, 44_100, 48_000, 96_000]
 FORMATS = {
@@ -42,15 +43,15 @@ def written(folder: Path, samples: int, rate: int, channels: int = 1, file: str 
 
 def windows_of(path: Path, window: int) -> list[np.ndarray]:
     """All of a file, window by window, as its header has them."""
-    table = speech.windows(pd.DataFrame({"duration": [speech.seconds(path)]}), window)
-    return [excerpts.excerpt(path, row.first, row.samples) for row in table.itertuples()]
+    table = clip_table.windows(pd.DataFrame({"duration": [clip_table.seconds(path)]}), window)
+    return [audio.excerpt(path, row.first, row.samples) for row in table.itertuples()]
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("rate", RATES)
 def test_windows_make_up_the_whole(tmp_path, rate, channels):
     path = written(tmp_path, 7 * rate + 123, rate, channels, subtype="FLOAT")
-    whole, parts = speech.samples(path), windows_of(path, 32_000)
+    whole, parts = clip_table.samples(path), windows_of(path, 32_000)
     assert [len(part) for part in parts[:-1]] == [32_000] * 3
     joined = np.concatenate(parts)
     assert joined.dtype == np.float32
@@ -61,7 +62,7 @@ def test_windows_make_up_the_whole(tmp_path, rate, channels):
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_says_the_same_from_wherever_it_is_read(tmp_path, name):
     path = written(tmp_path, 300_000, 16_000, **FORMATS[name])
-    whole = speech.samples(path)
+    whole = clip_table.samples(path)
     for first, samples in (
         (100_000, 32_000),
         (200_003, 16_001),
@@ -70,7 +71,7 @@ def test_every_format_says_the_same_from_wherever_it_is_read(tmp_path, name):
         (30_000, 32_000),
         (290_000, 20_000),
     ):
-        part = excerpts.excerpt(path, first, samples)
+        part = audio.excerpt(path, first, samples)
         assert len(part) == len(whole[first : first + samples])
         np.testing.assert_allclose(part, whole[first : first + samples], rtol=0, atol=1e-6)
 
@@ -81,8 +82,8 @@ def test_any_part_of_any_rate(tmp_path, rate, first, samples):
     path = tmp_path / f"{rate}.wav"
     if not path.exists():
         written(tmp_path, 3 * rate, rate, file=path.name, subtype="FLOAT")
-    right = speech.samples(path)[first : first + samples]
-    part = excerpts.excerpt(path, first, samples)
+    right = clip_table.samples(path)[first : first + samples]
+    part = audio.excerpt(path, first, samples)
     assert part.shape == right.shape
     np.testing.assert_allclose(part, right, rtol=0, atol=1e-5 if rate == 48_001 else 1e-6)
 
@@ -91,51 +92,51 @@ def test_any_part_of_any_rate(tmp_path, rate, first, samples):
 @pytest.mark.parametrize("name", ["16 bits", "FLAC", "Vorbis", "MP3"])
 def test_a_clip_of_one_window_is_bit_for_bit_what_it_was(tmp_path, name, rate):
     path = written(tmp_path, 2 * rate - 77, rate, 2, **FORMATS[name])
-    whole = speech.samples(path)
+    whole = clip_table.samples(path)
     (part,) = windows_of(path, 32_000 + 5_000)
     assert part.tobytes() == whole.tobytes()
 
 
 def test_the_sound_of_a_piece_is_read_so(tmp_path):
     path = written(tmp_path, 200_000, 44_100)
-    heard = pd.DataFrame({"path": [str(path)], "duration": [speech.seconds(path)]})
-    windows = speech.windows(heard, 32_000)
-    whole = speech.samples(path)
+    heard = pd.DataFrame({"path": [str(path)], "duration": [clip_table.seconds(path)]})
+    windows = clip_table.windows(heard, 32_000)
+    whole = clip_table.samples(path)
     for row, (first, samples) in enumerate(zip(windows["first"], windows.samples, strict=True)):
         right = whole[first : first + samples]
-        np.testing.assert_allclose(listening.sound_of(heard, windows, row), right, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(extract.sound_of(heard, windows, row), right, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "most"), [("FLAC", 1.1), ("MP3", 1.6)])
 def test_a_long_clip_is_decoded_about_once(tmp_path, monkeypatch, name, most):
     """MP3 is begun twice: the first window does not know that others follow."""
     path = written(tmp_path, 64 * 8_000, 8_000, **FORMATS[name])
-    decode, counts = speech.decode, []
+    decode, counts = clip_table.decode, []
 
     def counted(*args):
         for block in decode(*args):
             counts.append(len(block))
             yield block
 
-    monkeypatch.setattr(speech, "decode", counted)
+    monkeypatch.setattr(clip_table, "decode", counted)
     assert len(windows_of(path, 64_000)) == 16
     assert 64 * 8_000 <= sum(counts) < most * 64 * 8_000
 
 
 def test_what_is_given_may_be_changed(tmp_path):
     path = written(tmp_path, 90_000, 16_000, **FORMATS["MP3"])
-    right = excerpts.excerpt(path, 40_000, 2_000)
-    excerpts.excerpt(path, 40_000, 2_000)[:] = 7
-    np.testing.assert_array_equal(excerpts.excerpt(path, 40_000, 2_000), right)
+    right = audio.excerpt(path, 40_000, 2_000)
+    audio.excerpt(path, 40_000, 2_000)[:] = 7
+    np.testing.assert_array_equal(audio.excerpt(path, 40_000, 2_000), right)
 
 
 def test_another_file_of_the_same_name_is_read_anew(tmp_path):
     path = written(tmp_path, 90_000, 16_000, **FORMATS["MP3"])
-    before = excerpts.excerpt(path, 40_000, 2_000)
+    before = audio.excerpt(path, 40_000, 2_000)
     written(tmp_path, 95_000, 16_000, 2, **FORMATS["MP3"])
-    right = speech.samples(path)[40_000:42_000]
+    right = clip_table.samples(path)[40_000:42_000]
     assert not np.array_equal(before, right)
-    np.testing.assert_allclose(excerpts.excerpt(path, 40_000, 2_000), right, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(audio.excerpt(path, 40_000, 2_000), right, rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- what is broken
@@ -146,9 +147,9 @@ def test_a_fault_is_told_of_the_part_that_has_it(tmp_path):
     sound[50_000] = np.nan
     soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="FLOAT")
     for first in (0, 64_000):
-        assert excerpts.excerpt(tmp_path / "a.wav", first, 32_000).tolist() == sound[:32_000].tolist()
-    with pytest.raises(speech.BadSpeech, match=r"a\.wav: 1 samples are NaN"):
-        excerpts.excerpt(tmp_path / "a.wav", 32_000, 32_000)
+        assert audio.excerpt(tmp_path / "a.wav", first, 32_000).tolist() == sound[:32_000].tolist()
+    with pytest.raises(clip_table.BadSpeech, match=r"a\.wav: 1 samples are NaN"):
+        audio.excerpt(tmp_path / "a.wav", 32_000, 32_000)
 
 
 @pytest.mark.parametrize("name", ["16 bits", "AIFF", "Vorbis", "Opus"])
@@ -156,18 +157,18 @@ def test_what_is_truncated_is_told_whichever_part_is_asked_for(tmp_path, name):
     path = written(tmp_path, 160_000, 16_000, **FORMATS[name])
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     for first in (0, 32_000):
-        with pytest.raises(speech.BadSpeech, match="truncated"):
-            excerpts.excerpt(path, first, 16_000)
+        with pytest.raises(clip_table.BadSpeech, match="truncated"):
+            audio.excerpt(path, first, 16_000)
 
 
 def test_an_mp3_that_says_nothing_of_its_length_is_not_called_truncated(tmp_path):
     """Of constant bit rate and without a table, it is guessed from the size of the file, half a percent too long."""
     how = {"file": "a.mp3", "bitrate_mode": "CONSTANT", "compression_level": 0.9}
     path = written(tmp_path, 60 * 22_050, 22_050, **how)
-    whole = speech.samples(path)
-    assert len(whole) / 16_000 == pytest.approx(speech.decoded(path), abs=1e-4) == pytest.approx(60, abs=0.1)
-    assert speech.seconds(path) > 60.2
-    last = excerpts.excerpt(path, len(whole) - 20_000, 20_000)
+    whole = clip_table.samples(path)
+    assert len(whole) / 16_000 == pytest.approx(clip_table.decoded(path), abs=1e-4) == pytest.approx(60, abs=0.1)
+    assert clip_table.seconds(path) > 60.2
+    last = audio.excerpt(path, len(whole) - 20_000, 20_000)
     np.testing.assert_allclose(last, whole[-20_000:], rtol=0, atol=1e-6)
 
 
@@ -175,32 +176,32 @@ def test_a_damaged_flac_is_told_where_it_is_damaged(tmp_path):
     path = written(tmp_path, 320_000, 16_000, **FORMATS["FLAC"])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    excerpts.excerpt(path, 0, 32_000)
-    with pytest.raises(speech.BadSpeech, match=r"a\.flac: (truncated|cannot be decoded)"):
-        excerpts.excerpt(path, 288_000, 32_000)
+    audio.excerpt(path, 0, 32_000)
+    with pytest.raises(clip_table.BadSpeech, match=r"a\.flac: (truncated|cannot be decoded)"):
+        audio.excerpt(path, 288_000, 32_000)
 
 
 def test_after_a_fault_the_file_can_be_read_again(tmp_path, monkeypatch):
     path = written(tmp_path, 90_000, 16_000, **FORMATS["MP3"])
-    right = excerpts.excerpt(path, 20_000, 2_000)
-    decode = speech.decode
+    right = audio.excerpt(path, 20_000, 2_000)
+    decode = clip_table.decode
 
     def fails(*args):
         yield next(iter(decode(*args)))[:500]
-        raise speech.BadSpeech("cannot be decoded")
+        raise clip_table.BadSpeech("cannot be decoded")
 
     with monkeypatch.context() as during:
-        during.setattr(speech, "decode", fails)
-        with pytest.raises(speech.BadSpeech):
-            excerpts.excerpt(path, 60_000, 2_000)
-    np.testing.assert_array_equal(excerpts.excerpt(path, 20_000, 2_000), right)
-    right = speech.samples(path)[60_000:62_000]
-    np.testing.assert_allclose(excerpts.excerpt(path, 60_000, 2_000), right, rtol=0, atol=1e-6)
+        during.setattr(clip_table, "decode", fails)
+        with pytest.raises(clip_table.BadSpeech):
+            audio.excerpt(path, 60_000, 2_000)
+    np.testing.assert_array_equal(audio.excerpt(path, 20_000, 2_000), right)
+    right = clip_table.samples(path)[60_000:62_000]
+    np.testing.assert_allclose(audio.excerpt(path, 60_000, 2_000), right, rtol=0, atol=1e-6)
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(speech.BadSpeech, match=r"nowhere\.wav: no such file"):
-        excerpts.excerpt(tmp_path / "nowhere.wav", 0, 100)
+    with pytest.raises(clip_table.BadSpeech, match=r"nowhere\.wav: no such file"):
+        audio.excerpt(tmp_path / "nowhere.wav", 0, 100)
 
 
 # -------------------------------------------------------------------------------------------------- the memory
@@ -209,15 +210,15 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import pandas as pd
-from whisper_sae import excerpts, speech
+from whisper_sae.data import audio, clip_table
 
 def told(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) / 1024
 
 path, window = sys.argv[1], int(sys.argv[2])
-table = speech.windows(pd.DataFrame({"duration": [speech.seconds(path)]}), window)
+table = clip_table.windows(pd.DataFrame({"duration": [clip_table.seconds(path)]}), window)
 before = told("VmRSS")
-total = sum(len(excerpts.excerpt(path, row.first, row.samples)) for row in table.itertuples())
+total = sum(len(audio.excerpt(path, row.first, row.samples)) for row in table.itertuples())
 print(total, len(table), told("VmHWM") - before)
 """
 

@@ -19,8 +19,10 @@ from conftest import hum
 from scipy.sparse import csc_array
 from talking import opened
 
-from whisper_sae import dictionaries, explorer, meaning, recipes, store
-from whisper_sae.template import TEMPLATE
+from whisper_sae import cache
+from whisper_sae.experiments import explore, feature_index, pipeline, sae_comparison
+from whisper_sae.explorer import notebook_widget
+from whisper_sae.report.template import TEMPLATE
 
 SITE = "encoder.1.resid"
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo" / "whisper"
@@ -30,17 +32,17 @@ DEMO = Path(__file__).resolve().parents[1] / "data" / "demo" / "whisper"
 def made(corpus, run_for, data):
     """The demo's Whisper hears a few hums; dictionary and neurons have an index."""
     run = run_for(DEMO, corpus(voices=4, clips=3), tokens=2_000, expansion=2)
-    for recipe in (recipes.clips(run, 0), recipes.activations(run, 0), dictionaries.dictionary(run, 0, SITE)):
-        store.make(recipe)
+    for recipe in (pipeline.clips(run, 0), pipeline.activations(run, 0), sae_comparison.dictionary(run, 0, SITE)):
+        cache.make(recipe)
     for of in ("dictionary", "neurons"):
-        store.make(meaning.codes(run, 0, SITE, of))
+        cache.make(feature_index.codes(run, 0, SITE, of))
     return run
 
 
 def test_what_is_handed_over_is_heard_as_the_corpus_was_and_no_port_is_opened(made):
     here = psutil.Process()
     before = here.net_connections()
-    widget = explorer.explore(made)
+    widget = explore.explore(made)
     assert list(widget.asked) == ["dictionary", "neurons"]
     for of, asked in widget.asked.items():
         heard = asked.clips
@@ -61,7 +63,7 @@ def test_what_is_handed_over_is_heard_as_the_corpus_was_and_no_port_is_opened(ma
 
 
 def test_a_change_by_one_changes_nothing_and_silence_is_zero(made):
-    asked = explorer.questions(made, 0, SITE)
+    asked = explore.questions(made, 0, SITE)
     top = asked.answer({"ask": "clip", "clip": 0})["found"]
     first, second = str(top[0]["feature"]), str(top[1]["feature"])
     told = asked.answer({"ask": "change", "clip": 0, "scales": {first: 1, second: 1.0}})
@@ -92,7 +94,7 @@ def test_a_control_has_the_scale_of_its_own_feature(monkeypatch):
         def __call__(self, _sound):
             return csc_array(codes)
 
-    steering, scaled = explorer.Steering(Hearing()), []
+    steering, scaled = explore.Steering(Hearing()), []
 
     def told(_sound, scales, *_) -> dict:
         scaled.append(scales)
@@ -106,15 +108,15 @@ def test_a_control_has_the_scale_of_its_own_feature(monkeypatch):
 
 
 def test_what_is_not_made_says_what_makes_it(made):
-    with pytest.raises(store.NotMade, match="index of the random dictionary"):
-        explorer.explore(made, of="random dictionary")
+    with pytest.raises(cache.NotMade, match="index of the random dictionary"):
+        explore.explore(made, of="random dictionary")
     with pytest.raises(ValueError, match="feature: there is no 9999"):
-        explorer.explore(made, feature=9999)
-    closed = explorer.questions(made, 0, SITE, upload=False, change=False, clips=[0, 1], title="my layer")
+        explore.explore(made, feature=9999)
+    closed = explore.questions(made, 0, SITE, upload=False, change=False, clips=[0, 1], title="my layer")
     about = closed.answer({"ask": "about"})
     assert (about["can_upload"], about["can_change"], about["clips"], about["title"]) == (False, False, 2, "my layer")
     with pytest.raises(ValueError, match="which have no time"):
-        explorer.questions(made, 0, "decoder.0.resid")
+        explore.questions(made, 0, "decoder.0.resid")
 
 
 # ----------------------------------------------------------------------------------------------- without a model
@@ -122,7 +124,7 @@ def test_what_is_not_made_says_what_makes_it(made):
 
 @pytest.fixture
 def widget(tmp_path):
-    return explorer.Explorer(
+    return notebook_widget.Explorer(
         {"dictionary": world(tmp_path / "world"), "neurons": world(tmp_path / "other", signed=True)}
     )
 
@@ -137,7 +139,9 @@ def test_a_sound_comes_in_parts(widget):
     assert "broken off" in widget.answer(broken, b"x")["error"]
     begun = {"ask": "upload", "name": "x", "upload": "b", "part": 0, "parts": 3}
     assert widget.answer(begun, b"x") == {"upload": None}
-    assert "a part of more than" in widget.answer(broken, bytes(explorer.CHUNK + 1))["error"] and widget.parts == {}
+    assert (
+        "a part of more than" in widget.answer(broken, bytes(notebook_widget.CHUNK + 1))["error"] and widget.parts == {}
+    )
 
 
 @pytest.mark.parametrize("question", [None, 3, [], {}, {"ask": "about", "source": 3}, {"source": "/etc", "ask": "clip"},

@@ -18,13 +18,13 @@ import soundfile
 from conftest import hum
 from test_explorer import SITE, made, texts  # noqa: F401
 
-from whisper_sae import galleries
+from whisper_sae.experiments import dashboards
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")]
 
-CELL = """from whisper_sae import explorer
+CELL = """from whisper_sae.experiments import explore
 from whisper_sae.profiles import Profile
-explorer.explore(Profile(**{fields!r}), site={site!r})"""
+explore.explore(Profile(**{fields!r}), site={site!r})"""
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def test_everything_is_done_in_jupyterlab(made, tmp_path, width):  # noqa: F811
         changed(tab)
         tab.picture(tmp_path / f"change-{width}.png")
         noted(tab)
-        kept = galleries.notes(made, 0, SITE).notes()
+        kept = dashboards.notes(made, 0, SITE).notes()
         assert [note.description for note in kept.values()] == ["a <b>hum</b>"]
         tab.run("jupyterapp.serviceManager.sessions.shutdownAll()")
         run_all(tab)

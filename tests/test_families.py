@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csc_array
 
-from whisper_sae import families
+from whisper_sae.features import families
 
 
 @pytest.fixture

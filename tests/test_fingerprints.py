@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae import fingerprints
+from whisper_sae import code_hash
 
 ABOVE = """
 import functools
@@ -73,7 +73,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_what_is_read_is_found_and_nothing_else(package):
-    found = {name.removeprefix("some_package.") for name in fingerprints.of(package().make)}
+    found = {name.removeprefix("some_package.") for name in code_hash.of(package().make)}
     functions = {"above.make", "above.Thing", "above.Base", "above.remembered"}
     beneath = {"helper", "deeper", "twice", "remembered_too", "late", "LIMIT", "STILL", "TABLE"}
     assert found == functions | {f"beneath.{name}" for name in beneath} | {"above.FACTOR"}
@@ -90,8 +90,8 @@ def test_what_is_read_is_found_and_nothing_else(package):
     ],
 )  # fmt: skip
 def test_another_constant_or_helper_is_another_digest(package, before, after):
-    first = fingerprints.of(package().make)
-    assert before in BENEATH and fingerprints.of(package(BENEATH.replace(before, after)).make) != first
+    first = code_hash.of(package().make)
+    assert before in BENEATH and code_hash.of(package(BENEATH.replace(before, after)).make) != first
 
 
 @pytest.mark.parametrize(
@@ -101,16 +101,16 @@ def test_another_constant_or_helper_is_another_digest(package, before, after):
      ("def helper(x)", "def helper(x: int) -> int")],
 )  # fmt: skip
 def test_what_is_not_read_and_words_change_nothing(package, before, after):
-    first = fingerprints.of(package().make)
-    assert before in BENEATH and fingerprints.of(package(BENEATH.replace(before, after)).make) == first
+    first = code_hash.of(package().make)
+    assert before in BENEATH and code_hash.of(package(BENEATH.replace(before, after)).make) == first
 
 
 def test_what_runs_counts_not_what_lies_on_disk(package):
     above = package()
-    first = fingerprints.of(above.make)
+    first = code_hash.of(above.make)
     (package.folder / "beneath.py").write_text(BENEATH.replace("2 * x", "5 * x"))
-    assert fingerprints.of(above.make) == first
-    assert fingerprints.of(package(BENEATH.replace("2 * x", "5 * x")).make) != first
+    assert code_hash.of(above.make) == first
+    assert code_hash.of(package(BENEATH.replace("2 * x", "5 * x")).make) != first
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,14 @@ def test_constants_are_told_apart_by_their_values():
     for value in VALUES:
         namespace = {"__name__": __name__, "VALUE": value}
         function = types.FunctionType((lambda: VALUE).__code__, namespace)  # noqa: F821
-        digests.add(repr(fingerprints.of(function)))
+        digests.add(repr(code_hash.of(function)))
     assert len(digests) == len(VALUES) - 3  # None and three builtins are as if nothing were read
 
 
 def test_a_constant_without_a_value_is_named():
     function = types.FunctionType((lambda: VALUE).__code__, {"__name__": __name__, "VALUE": object()})  # noqa: F821
-    with pytest.raises(fingerprints.Unreadable, match=r"VALUE: a object is no constant whose value can be told"):
-        fingerprints.of(function)
+    with pytest.raises(code_hash.Unreadable, match=r"VALUE: a object is no constant whose value can be told"):
+        code_hash.of(function)
 
 
 def test_fields_of_a_dataclass_count():
@@ -149,5 +149,5 @@ def test_fields_of_a_dataclass_count():
         return types.FunctionType((lambda: VALUE()).__code__, {"__name__": __name__, "VALUE": cls})  # noqa: F821
 
     same, other, more = made(a=1), made(a=2), made(a=1, b=2)
-    assert len({repr(fingerprints.of(reading(cls))) for cls in (same, made(a=1), other, more)}) == 3
+    assert len({repr(code_hash.of(reading(cls))) for cls in (same, made(a=1), other, more)}) == 3
     assert replace(Settings(), steps=4) == Settings(4)

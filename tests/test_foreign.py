@@ -11,8 +11,9 @@ import soundfile
 import torch
 from coders import LATENTS, WIDTH, K, off
 
-from whisper_sae import foreign, model, sae
-from whisper_sae.interchange import BadSAE
+from whisper_sae.model import whisper_model
+from whisper_sae.sae import architectures, converters
+from whisper_sae.sae.io import BadSAE
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -35,8 +36,8 @@ def v1_says(state: dict, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_v1_says_the_same(frames, tmp_path):
     state = v1_state()
     torch.save(OrderedDict(state), tmp_path / "a.pth")
-    told = foreign.from_v1(tmp_path / "a.pth", tmp_path / "out", site="encoder.3.resid", variant="topk")
-    coder = sae.load(tmp_path / "out")
+    told = converters.from_v1(tmp_path / "a.pth", tmp_path / "out", site="encoder.3.resid", variant="topk")
+    coder = architectures.load(tmp_path / "out")
     codes, x_hat = v1_says(state, frames)
     length = state["decoder.weight"].norm(dim=0)
     assert told.variant == "relu" and told.about["from"] == "whisper-sae v1" and told.about["site"] == "encoder.3.resid"
@@ -50,8 +51,8 @@ def test_v1_says_the_same(frames, tmp_path):
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_v1s_real_checkpoints_load(side, shared, tmp_path):
     path = shared / f"whisper-sae-v1/{side}_sae_tiny_100k_1152_space.pth"
-    told = foreign.from_v1(path, tmp_path / "out")
-    coder = sae.load(tmp_path / "out")
+    told = converters.from_v1(path, tmp_path / "out")
+    coder = architectures.load(tmp_path / "out")
     state = torch.load(path, weights_only=True)
     x = 1.2 * drawn(300, 384)  # as long as Whisper's last hidden states
     codes, x_hat = v1_says(state, x)
@@ -66,12 +67,12 @@ def test_v1s_real_checkpoints_load(side, shared, tmp_path):
 def test_v1_is_hardly_sparse(shared, tmp_path):
     """v1 said 24 % of its encoder's codes are zero, of a model of 128 latents that it did not publish. The one that
     it published, of 1,152, on the last hidden states of tiny.en (it read multilingual tiny's): about half."""
-    foreign.from_v1(shared / "whisper-sae-v1/encoder_sae_tiny_100k_1152_space.pth", tmp_path / "out")
-    coder = sae.load(tmp_path / "out")
-    whisper = model.load(str(shared / "whisper-tiny.en-encoder"), "cpu")
+    converters.from_v1(shared / "whisper-sae-v1/encoder_sae_tiny_100k_1152_space.pth", tmp_path / "out")
+    coder = architectures.load(tmp_path / "out")
+    whisper = whisper_model.load(str(shared / "whisper-tiny.en-encoder"), "cpu")
     folder = shared / "speech/librispeech-sample/audio"
     sounds = [soundfile.read(path, dtype="float32")[0][: whisper.window] for path in sorted(folder.iterdir())[:4]]
-    said = model.record(whisper, model.mel(whisper, sounds), ["encoder.3.resid"])["encoder.3.resid"]
+    said = whisper_model.record(whisper, whisper_model.mel(whisper, sounds), ["encoder.3.resid"])["encoder.3.resid"]
     with torch.no_grad():
         codes = coder.encode(whisper.encoder.layer_norm(said)).flatten(0, 1)
     zeros, l0 = float((codes.abs() < 1e-5).float().mean()), float((codes > 0).float().sum(dim=1).mean())
@@ -112,11 +113,11 @@ L1_STATE = {"encoder_bias": drawn(LATENTS), "decoder.weight": 3 * drawn(WIDTH, L
 def test_freuds_topk_says_the_same(hparams, frames, tmp_path):
     state = topk_state()
     torch.save(freud(state, **hparams), tmp_path / "bestval.pth")
-    told = foreign.from_freud(tmp_path / "bestval.pth", tmp_path / "out")
+    told = converters.from_freud(tmp_path / "bestval.pth", tmp_path / "out")
     pre = torch.nn.functional.relu((frames - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"])
     best = pre.topk(K, sorted=False)  # topkautoencoder.py
     codes = torch.zeros_like(pre).scatter_(-1, best.indices, best.values)
-    coder = sae.load(tmp_path / "out")
+    coder = architectures.load(tmp_path / "out")
     assert (told.variant, told.k, told.about["model"]) == ("topk", K, "openai/whisper-tiny")
     assert told.about["site"] == "encoder.2.resid" and told.about["from"] == "FREUD"
     assert off(coder.encode(frames), codes) < 1e-6
@@ -125,10 +126,10 @@ def test_freuds_topk_says_the_same(hparams, frames, tmp_path):
 
 def test_freuds_l1_says_the_same(frames, tmp_path):
     torch.save(freud(L1_STATE, {"n_dict_components": LATENTS, "recon_alpha": 1e4}), tmp_path / "step9.pth")
-    told = foreign.from_freud(tmp_path / "step9.pth", tmp_path / "out")
+    told = converters.from_freud(tmp_path / "step9.pth", tmp_path / "out")
     W = torch.nn.functional.normalize(L1_STATE["decoder.weight"], dim=0)  # l1autoencoder.py
     codes = torch.relu(frames @ W + L1_STATE["encoder_bias"])
-    coder = sae.load(tmp_path / "out")
+    coder = architectures.load(tmp_path / "out")
     assert told.variant == "tied"
     assert off(coder.encode(frames), codes) < 1e-6
     assert off(coder(frames), codes @ W.T) < 1e-6
@@ -147,7 +148,7 @@ def test_freuds_l1_says_the_same(frames, tmp_path):
 def test_freuds_places_are_our_sites(name, layer, known, tmp_path):
     state = freud(L1_STATE, {}, whisper_config={"model": name, "layer_name": layer})
     torch.save(state, tmp_path / "a.pth")
-    about = foreign.from_freud(tmp_path / "a.pth", tmp_path / "out").about
+    about = converters.from_freud(tmp_path / "a.pth", tmp_path / "out").about
     assert known.items() <= about.items() and ("site" in about) == ("site" in known)
 
 
@@ -157,7 +158,7 @@ def test_a_checkpoint_of_an_older_numpy_opens(tmp_path):
         for name in new.namelist():
             old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert b"numpy.core.multiarray" in (tmp_path / "b.pth").read_bytes()
-    assert foreign.from_freud(tmp_path / "b.pth", tmp_path / "out").variant == "tied"
+    assert converters.from_freud(tmp_path / "b.pth", tmp_path / "out").variant == "tied"
 
 
 def audiosae(
@@ -181,10 +182,10 @@ def audiosae(
 def test_audiosae_says_the_same(threshold, frames, tmp_path):
     config = {"dict_class": "BatchTopKSAE", "k": K, "lm_name": "openai/whisper-small", "trainer_class": "x"}
     state = audiosae(tmp_path / "layer_6", threshold, config=config)
-    told = foreign.from_audiosae(tmp_path / "layer_6", tmp_path / "out")
+    told = converters.from_audiosae(tmp_path / "layer_6", tmp_path / "out")
     pre = torch.relu((frames - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"])
     codes = pre * (pre > threshold)  # dictionary_learning's trainers/batch_top_k.py, use_threshold=True
-    coder = sae.load(tmp_path / "out")
+    coder = architectures.load(tmp_path / "out")
     assert (told.variant, told.k, told.about["layer"], told.about["site"]) == ("batchtopk", K, 6, "encoder.5.resid")
     assert told.about["model"] == "openai/whisper-small"
     assert off(coder.encode(frames), codes) < 1e-6
@@ -196,18 +197,18 @@ def test_audiosae_says_the_same(threshold, frames, tmp_path):
 def test_audiosaes_card_names_no_threshold_so_one_can_be_given(tmp_path):
     audiosae(tmp_path / "layer_1", threshold=None)
     with pytest.raises(BadSAE, match=r"holds no threshold, so .* give threshold="):
-        foreign.from_audiosae(tmp_path / "layer_1", tmp_path / "out")
-    told = foreign.from_audiosae(tmp_path / "layer_1/ae.pt", tmp_path / "out", threshold=0.75)
+        converters.from_audiosae(tmp_path / "layer_1", tmp_path / "out")
+    told = converters.from_audiosae(tmp_path / "layer_1/ae.pt", tmp_path / "out", threshold=0.75)
     assert told.tensors["threshold"] == 0.75 and "site" not in told.about  # nothing says that it is a Whisper
 
 
 def test_dictionary_learnings_topk_is_read_too(frames, tmp_path):
     state = audiosae(tmp_path, threshold=-1.0, config={"dict_class": "AutoEncoderTopK", "k": K})
-    assert foreign.from_audiosae(tmp_path, tmp_path / "out").variant == "topk"
+    assert converters.from_audiosae(tmp_path, tmp_path / "out").variant == "topk"
     pre = torch.relu((frames - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"])
     best = pre.topk(K, sorted=False)
     codes = torch.zeros_like(pre).scatter_(-1, best.indices, best.values)
-    assert off(sae.load(tmp_path / "out").encode(frames), codes) < 1e-6
+    assert off(architectures.load(tmp_path / "out").encode(frames), codes) < 1e-6
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
@@ -227,7 +228,7 @@ class Foreign(torch.nn.Module):
     """A whole model, as `torch.save(model, path)` keeps it."""
 
 
-READERS = [foreign.from_v1, foreign.from_freud, foreign.from_audiosae]
+READERS = [converters.from_v1, converters.from_freud, converters.from_audiosae]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -271,17 +272,17 @@ def without(state: dict, name: str) -> dict:
 @pytest.mark.parametrize(
     ("reader", "state", "named"),
     [
-        (foreign.from_v1, without(v1_state(), "decoder.bias"), "has no decoder.bias; it has encoder.weight"),
-        (foreign.from_v1, v1_state() | {"r_mag": drawn(3)}, "another layout: .* it has r_mag"),
-        (foreign.from_v1, v1_state() | {"encoder.bias": drawn(5)}, r"encoder.bias is \(5,\)"),
-        (foreign.from_v1, v1_state() | {"encoder.bias": [1.0]}, "encoder.bias must be a dense tensor of floats"),
-        (foreign.from_v1, v1_state() | {"decoder.bias": torch.full((WIDTH,), torch.inf)}, "not finite"),
-        (foreign.from_freud, v1_state(), "it must hold `model` and `hparams`"),
-        (foreign.from_freud, freud(topk_state(), None), "hparams do not say k"),
-        (foreign.from_freud, freud(topk_state(), {"k": 0}), "k must be a whole number between 1 and 96, got 0"),
-        (foreign.from_freud, freud(topk_state(), {"k": "6"}), "k must be a whole number"),
-        (foreign.from_freud, freud(v1_state(), {"k": 6}), "has no W_dec"),
-        (foreign.from_freud, freud(without(L1_STATE, "decoder.weight"), {}), "has no decoder.weight"),
+        (converters.from_v1, without(v1_state(), "decoder.bias"), "has no decoder.bias; it has encoder.weight"),
+        (converters.from_v1, v1_state() | {"r_mag": drawn(3)}, "another layout: .* it has r_mag"),
+        (converters.from_v1, v1_state() | {"encoder.bias": drawn(5)}, r"encoder.bias is \(5,\)"),
+        (converters.from_v1, v1_state() | {"encoder.bias": [1.0]}, "encoder.bias must be a dense tensor of floats"),
+        (converters.from_v1, v1_state() | {"decoder.bias": torch.full((WIDTH,), torch.inf)}, "not finite"),
+        (converters.from_freud, v1_state(), "it must hold `model` and `hparams`"),
+        (converters.from_freud, freud(topk_state(), None), "hparams do not say k"),
+        (converters.from_freud, freud(topk_state(), {"k": 0}), "k must be a whole number between 1 and 96, got 0"),
+        (converters.from_freud, freud(topk_state(), {"k": "6"}), "k must be a whole number"),
+        (converters.from_freud, freud(v1_state(), {"k": 6}), "has no W_dec"),
+        (converters.from_freud, freud(without(L1_STATE, "decoder.weight"), {}), "has no decoder.weight"),
     ],
 )  # fmt: skip
 def test_another_layout_is_not_guessed_at(reader, state, named, tmp_path):
@@ -307,7 +308,7 @@ def test_another_layout_is_not_guessed_at(reader, state, named, tmp_path):
 def test_another_dictionary_of_dictionary_learning_is_not_guessed_at(options, named, tmp_path):
     audiosae(tmp_path / "layer_1", **options)
     with pytest.raises(BadSAE, match=named) as caught:
-        foreign.from_audiosae(tmp_path / "layer_1", tmp_path / "out")
+        converters.from_audiosae(tmp_path / "layer_1", tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
@@ -316,4 +317,4 @@ def test_a_config_that_is_none_is_named(text, tmp_path):
     audiosae(tmp_path / "layer_1")
     (tmp_path / "layer_1/config.json").write_text(text)
     with pytest.raises(BadSAE, match=r"config\.json: not a config of dictionary_learning"):
-        foreign.from_audiosae(tmp_path / "layer_1", tmp_path / "out")
+        converters.from_audiosae(tmp_path / "layer_1", tmp_path / "out")

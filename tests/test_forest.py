@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from whisper_sae import forest
+from whisper_sae.stats import forest
 
 
 def frames(heard, speakers=12, each=40, seed=0):

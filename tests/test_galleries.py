@@ -12,8 +12,11 @@ import pytest
 import soundfile
 from bs4 import BeautifulSoup
 
-from whisper_sae import dictionaries, galleries, labels, meaning, phonetics, recipes, speech, store
-from whisper_sae.galleries import AROUND
+from whisper_sae import cache
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import dashboards, feature_index, phone_selectivity, pipeline, sae_comparison
+from whisper_sae.experiments.dashboards import AROUND
+from whisper_sae.explorer import annotations
 
 SITE = "encoder.1.resid"
 PHONES = 25  # of 40 ms, whose edges are not at the middle of a frame
@@ -42,26 +45,26 @@ def made(small_whisper, corpus, run_for, data, prepared):
             columns = ["file_name", "start_ms", "end_ms", "phone", "word", "word_index"]
             pd.DataFrame(rows, columns=columns).to_csv(folder / "phones.csv", index=False)
         run = run_for(small_whisper, folder, tokens=2_000, **fields)
-        store.make(recipes.clips(run, 0))
-        store.make(recipes.activations(run, 0))
-        store.make(dictionaries.dictionary(run, 0, SITE))
-        store.make(meaning.codes(run, 0, SITE))
+        cache.make(pipeline.clips(run, 0))
+        cache.make(pipeline.activations(run, 0))
+        cache.make(sae_comparison.dictionary(run, 0, SITE))
+        cache.make(feature_index.codes(run, 0, SITE))
         prepared[key] = run, shutil.copytree(data, data.with_name("prepared"))
         return run
 
     return prepare
 
 
-def held(page: galleries.Page) -> dict:
+def held(page: dashboards.Page) -> dict:
     return json.loads(BeautifulSoup(page.path.read_text(encoding="utf-8"), "html.parser").find(id="data").string)
 
 
 @pytest.mark.parametrize("windows", ["clip", "packed"])
 def test_an_excerpt_is_the_sound_around_the_peak(made, windows):
     run = made(windows=windows)
-    page = galleries.page(run, 0, SITE, most=3, each=3)
-    data, drawn = held(page), meaning.examples_in(run, 0, SITE)
-    heard = recipes.table(run, store.need(recipes.clips(run, 0))).set_index("id")
+    page = dashboards.page(run, 0, SITE, most=3, each=3)
+    data, drawn = held(page), feature_index.examples_in(run, 0, SITE)
+    heard = pipeline.table(run, cache.need(pipeline.clips(run, 0))).set_index("id")
     assert page.features == len(data["features"]) == 3 and page.bytes == page.path.stat().st_size
     assert page.path == page.path.parent / f"features-{SITE}.html" and page.path.parent.name == "test"
     for number, some in data["examples"].items():
@@ -70,7 +73,7 @@ def test_an_excerpt_is_the_sound_around_the_peak(made, windows):
         for one in some:
             part = data["excerpts"][one["excerpt"]]
             clip = data["clips"][part["clip"]]
-            whole = speech.samples(heard.path[clip["name"]])
+            whole = clip_table.samples(heard.path[clip["name"]])
             sound, _ = soundfile.read(io.BytesIO(base64.b64decode(part["sound"])), dtype="float32")
             assert len(sound) == 2 * AROUND * 320 and part["seconds"] == pytest.approx(2.0)
             assert clip["speaker"] == heard.speaker[clip["name"]] and clip["words"][0] == [0, 1.0, "wort"]
@@ -92,32 +95,32 @@ def test_an_excerpt_is_the_sound_around_the_peak(made, windows):
 
 def test_a_table_is_gathered_of_each_feature(made):
     run = made(expansion=1)
-    drawn = meaning.examples_in(run, 0, SITE)
-    data = held(galleries.page(run, 0, SITE, most=1000, each=1))
+    drawn = feature_index.examples_in(run, 0, SITE)
+    data = held(dashboards.page(run, 0, SITE, most=1000, each=1))
     alive = np.flatnonzero(drawn.index.rates > 0)
     assert [one["feature"] for one in data["features"]] == alive.tolist()
     for one in data["features"]:
         assert one["rate"] == pytest.approx(drawn.index.rates[one["feature"]], rel=1e-3)
         assert sum(one["histogram"]) == drawn.index.count(one["feature"])
         assert one["high"] == pytest.approx(drawn.index.maxima[one["feature"]], rel=1e-3)
-        assert one["by"] == "draft" and one["label"] == labels.draft(one)
+        assert one["by"] == "draft" and one["label"] == annotations.draft(one)
         if "f1" in one:
             assert one["f1"] > one["chance"] and one["phones"][0] == [one["phone"], pytest.approx(one["f1"], abs=1e-3)]
             assert one["stage"] in ("onset", "steady", "offset")
-    fewer = held(galleries.page(run, 0, SITE, most=3, each=1))
+    fewer = held(dashboards.page(run, 0, SITE, most=3, each=1))
     assert len(fewer["features"]) == 3 and {one["feature"] for one in fewer["features"]} <= set(alive)
-    asked = held(galleries.page(run, 0, SITE, features=[9, 2, 9], each=1))
+    asked = held(dashboards.page(run, 0, SITE, features=[9, 2, 9], each=1))
     assert [one["feature"] for one in asked["features"]] == [2, 9]
     with pytest.raises(ValueError, match="features: there is no 32; there are 32"):
-        galleries.page(run, 0, SITE, features=[32])
+        dashboards.page(run, 0, SITE, features=[32])
 
 
 def test_a_planted_phone_is_named(made):
     """Codes that fire on /a/ alone get its name; codes that fire anywhere get none."""
     run = made()
-    heard = recipes.table(run, store.need(recipes.clips(run, 0)))
-    recording = store.need(recipes.activations(run, 0))
-    known = phonetics.asked(run, heard, recording)
+    heard = pipeline.table(run, cache.need(pipeline.clips(run, 0)))
+    recording = cache.need(pipeline.activations(run, 0))
+    known = phone_selectivity.asked(run, heard, recording)
     said = np.zeros(len(known.here), bool)
     said[known.here] = known.frames.names[known.frames.label] == "a"
     codes = np.stack([2.0 * said, np.random.default_rng(0).uniform(size=len(said)) < 0.1], axis=1)
@@ -126,38 +129,38 @@ def test_a_planted_phone_is_named(made):
         features = 2
 
         def columns(self, first, last):
-            return galleries.codes.of_chunks([codes[:, first:last]])
+            return dashboards.sparse_acts.of_chunks([codes[:, first:last]])
 
-    found = galleries.phone_scores(run, Planted(), heard, recording)
+    found = dashboards.phone_scores(run, Planted(), heard, recording)
     assert found.phone[0] == "a" and found.f1[0] > 0.99 and 0.6 < found.chance[0] < 0.8
-    assert labels.draft(found.loc[0]).startswith("likely /a/") and labels.draft(found.loc[1]) == "unclear"
+    assert annotations.draft(found.loc[0]).startswith("likely /a/") and annotations.draft(found.loc[1]) == "unclear"
 
 
 def test_without_phones_there_is_a_page(made):
-    data = held(galleries.page(made(told=False), 0, SITE, most=2, each=2))
+    data = held(dashboards.page(made(told=False), 0, SITE, most=2, each=2))
     assert all("phone" not in one and one["label"] == "unclear" for one in data["features"])
     assert all(clip["words"] == [] and clip["text"] for clip in data["clips"])
 
 
 def test_notes_outlive_the_report_and_stay_with_their_dictionary(made):
     run = made()
-    kept = galleries.notes(run, 0, SITE)
-    silent = np.flatnonzero(meaning.examples_in(run, 0, SITE).index.rates == 0)
+    kept = dashboards.notes(run, 0, SITE)
+    silent = np.flatnonzero(feature_index.examples_in(run, 0, SITE).index.rates == 0)
     noted = int(silent[0]) if len(silent) else 5
-    kept.put(labels.Note(noted, "sound", "<b>hum</b> & “more”", 0.5, evidence="all\nloud"))
+    kept.put(annotations.Note(noted, "sound", "<b>hum</b> & “more”", 0.5, evidence="all\nloud"))
     before = kept.path.read_bytes()
     for _ in range(2):
-        data = held(galleries.page(run, 0, SITE, most=2, each=1))
+        data = held(dashboards.page(run, 0, SITE, most=2, each=1))
         (one,) = [one for one in data["features"] if one["feature"] == noted]
         assert (one["label"], one["by"], one["category"]) == ("<b>hum</b> & “more”", "note", "sound")
         assert (one["confidence"], one["evidence"]) == (0.5, "all\nloud")
-    assert kept.path.read_bytes() == before and kept.path.parent == store.root() / "labels"
-    kept.put(labels.Note(99_999, "sound", "of no feature"))
+    assert kept.path.read_bytes() == before and kept.path.parent == cache.root() / "labels"
+    kept.put(annotations.Note(99_999, "sound", "of no feature"))
     with pytest.raises(ValueError, match=rf"{kept.path.name}: features: there is no 99999; there are [0-9]+"):
-        galleries.page(run, 0, SITE, most=2, each=1)
-    other = galleries.notes(replace(run, k=3), 0, SITE)
+        dashboards.page(run, 0, SITE, most=2, each=1)
+    other = dashboards.notes(replace(run, k=3), 0, SITE)
     assert other.notes() == {} and other.others() == [kept.path]
-    assert galleries.notes(run, 0, SITE, of="neurons").notes() == {}
+    assert dashboards.notes(run, 0, SITE, of="neurons").notes() == {}
 
 
 def test_what_is_told_goes_before_what_is_computed(made):
@@ -166,27 +169,27 @@ def test_what_is_told_goes_before_what_is_computed(made):
         {"phone": ["ʃ"], "f1": [0.9], "chance": [0.1], "flag": ["loudness"], "energy": [0.75],
          "correlates": [[("energy", 0.75)]]}, index=pd.Index([2], name="feature"),
     )  # fmt: skip
-    page = galleries.page(run, 0, SITE, told, features=[2, 3], each=1)
+    page = dashboards.page(run, 0, SITE, told, features=[2, 3], each=1)
     two, three = held(page)["features"]
     assert two["label"] == "likely /ʃ/, F1 0.90, chance 0.10, but goes with loudness" and two["flag"] == "loudness"
     assert two["correlates"] == [["energy", 0.75]] and two["more"] == [["energy", 0.75]]
     assert "flag" not in three and "phone" not in three
-    assert galleries.page(run, 0, SITE, told.reset_index(), features=[2, 3], each=1) == page
+    assert dashboards.page(run, 0, SITE, told.reset_index(), features=[2, 3], each=1) == page
     with pytest.raises(ValueError, match="told: feature 2 is there twice"):
-        galleries.page(run, 0, SITE, pd.concat([told, told]), features=[2])
+        dashboards.page(run, 0, SITE, pd.concat([told, told]), features=[2])
     shown = BeautifulSoup(page._repr_html_(), "html.parser")
     assert shown.a["href"] == page.path.name and "2 features" in shown.get_text()
 
 
 def test_neurons_have_two_sides(made):
     run = made()
-    store.make(meaning.codes(run, 0, SITE, of="neurons"))
-    page = galleries.page(run, 0, SITE, most=3, each=2, of="neurons")
+    cache.make(feature_index.codes(run, 0, SITE, of="neurons"))
+    page = dashboards.page(run, 0, SITE, most=3, each=2, of="neurons")
     assert page.path.name == f"features-{SITE}-neurons.html"
     assert all(one["low"] < 0 < one["high"] for one in held(page)["features"])
 
 
 def test_it_needs_the_index(made):
     run = made()
-    with pytest.raises(store.NotMade, match="index of the neurons"):
-        galleries.page(run, 0, SITE, of="neurons")
+    with pytest.raises(cache.NotMade, match="index of the neurons"):
+        dashboards.page(run, 0, SITE, of="neurons")

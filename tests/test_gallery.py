@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from whisper_sae import gallery, speech
-from whisper_sae.gallery import Example, Whole
-from whisper_sae.template import TEMPLATE
+from whisper_sae.data import clip_table
+from whisper_sae.explorer import dashboard
+from whisper_sae.explorer.dashboard import Example, Whole
+from whisper_sae.report.template import TEMPLATE
 
 NASTY = "</script><script>document.title='got out'</script><!--<script> & \"'` \u2028 ${x} ʃ"
 
@@ -61,7 +62,7 @@ def page(tmp_path):
         ]
         told = {"title": NASTY, "about": NASTY, "banner": NASTY, "aside": NASTY} | how
         path = tmp_path / "page" / "features.html"
-        facts = gallery.write(path, features, some if examples is None else examples, **told)
+        facts = dashboard.write(path, features, some if examples is None else examples, **told)
         soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         return path, json.loads(soup.find(id="data").string), facts
 
@@ -95,14 +96,14 @@ def test_sound_and_picture_are_those_of_the_example(page):
     assert image.format == "WEBP" and image.size == (42, 80)
     mel = np.zeros((80, 42))
     mel[10, :] = mel[:, 5] = 1
-    grey = np.asarray(Image.open(io.BytesIO(gallery.picture(mel))).convert("L"), dtype=float)
+    grey = np.asarray(Image.open(io.BytesIO(dashboard.picture(mel))).convert("L"), dtype=float)
     assert grey.mean(axis=1).argmax() == 69 and grey.mean(axis=0).argmax() == 5, "low at the bottom, loud is white"
 
 
 def test_silence_is_not_raised():
-    sound, _ = soundfile.read(io.BytesIO(gallery.opus(np.zeros(3200))))
+    sound, _ = soundfile.read(io.BytesIO(dashboard.opus(np.zeros(3200))))
     assert np.abs(sound).max() < 1e-3
-    gallery.picture(np.zeros((80, 20)))
+    dashboard.picture(np.zeros((80, 20)))
 
 
 def test_nothing_gets_out_of_its_place(page):
@@ -113,7 +114,7 @@ def test_nothing_gets_out_of_its_place(page):
     assert "<" not in soup.find(id="data").string
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", text)
     assert "default-src 'none'" in soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
-    script = "".join((gallery.TEMPLATE / name).read_text(encoding="utf-8") for name in ("drawing.js", "gallery.js"))
+    script = "".join((dashboard.TEMPLATE / name).read_text(encoding="utf-8") for name in ("drawing.js", "gallery.js"))
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|fetch\(|\bhttps?://(?!www\.w3\.org)", script
     )
@@ -127,7 +128,7 @@ def test_the_page_is_valid_html(page):
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_any_text_comes_through(tmp_path_factory, label):
     path = tmp_path_factory.getbasetemp() / "any.html"
-    gallery.write(path, pd.DataFrame({"feature": [1], "label": [label]}), [], title="t")
+    dashboard.write(path, pd.DataFrame({"feature": [1], "label": [label]}), [], title="t")
     found = BeautifulSoup(path.read_bytes(), "html5lib", from_encoding="utf-8").find(id="data").string
     assert json.loads(found)["features"][0].get("label", "") == label
 
@@ -161,7 +162,7 @@ console.log(JSON.stringify({ view: picture.given.viewBox, line, said: described(
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node, to run what the page draws")
 def test_a_cell_lies_about_the_moment_on_which_its_frame_is_centred():
     """Frame 2 of an excerpt is centred on 40 ms, so it is drawn from 30 to 50 ms: `speech.CENTRE` is 0."""
-    assert speech.CENTRE == 0
+    assert clip_table.CENTRE == 0
     script = DRAWN + (TEMPLATE / "drawing.js").read_text(encoding="utf-8") + ASKED
     told = json.loads(subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout)
     left, _, wide, _ = map(float, told["view"].split())
@@ -174,8 +175,8 @@ def test_a_cell_lies_about_the_moment_on_which_its_frame_is_centred():
 def test_three_hundred_features_with_sound_stay_below_20_mb(tmp_path):
     """By four features with five excerpts of 2.02 s each, whose sound is noisier than speech."""
     some = [example(n, clip=f"{n}", first=i, frames=101, seed=5 * n + i) for n in range(4) for i in range(5)]
-    held = gallery.packed(some)
-    sizes = [gallery.write(tmp_path / "x.html", pd.DataFrame({"feature": range(n)}), examples, title="t")["bytes"]
+    held = dashboard.packed(some)
+    sizes = [dashboard.write(tmp_path / "x.html", pd.DataFrame({"feature": range(n)}), examples, title="t")["bytes"]
              for n, examples in [(4, held), (4, [])]]  # fmt: skip
     assert sizes[1] + 75 * (sizes[0] - sizes[1]) < 20e6
 
@@ -223,7 +224,7 @@ def whole(name="a", seconds=3.0) -> Whole:
 
 
 def test_whole_clips_are_there_with_their_features(page):
-    held = gallery.packed([example(words=WORDS), example(11)], [whole(), whole(NASTY)])
+    held = dashboard.packed([example(words=WORDS), example(11)], [whole(), whole(NASTY)])
     _, data, _ = page(examples=held)
     first, second = data["wholes"]
     assert data["clips"][second["part"]["clip"]]["name"] == NASTY and first["part"]["clip"] == 0, "a clip is told once"
@@ -235,12 +236,12 @@ def test_whole_clips_are_there_with_their_features(page):
     sound, _ = soundfile.read(io.BytesIO(base64.b64decode(first["part"]["sound"])))
     assert len(sound) == 48_000
     with pytest.raises(ValueError, match="clips: one has feature 40, which the table has not got"):
-        page(FEATURES[:2], gallery.packed([], [whole()]))
+        page(FEATURES[:2], dashboard.packed([], [whole()]))
 
 
 def test_there_are_no_more_whole_clips_than_there_is_room_for(monkeypatch):
-    monkeypatch.setattr(gallery, "ROOM", 30_000)
-    held = gallery.packed([], (whole(str(n)) for n in range(50)))
+    monkeypatch.setattr(dashboard, "ROOM", 30_000)
+    held = dashboard.packed([], (whole(str(n)) for n in range(50)))
     assert 1 <= len(held["wholes"]) < 10
     size = sum(len(json.dumps(one)) for one in held["wholes"][:-1])
     assert size < 40_000
@@ -249,7 +250,7 @@ def test_there_are_no_more_whole_clips_than_there_is_room_for(monkeypatch):
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_from_a_clip_to_a_feature_and_back_without_a_network(page, tmp_path, width):
-    path, _, _ = page(examples=gallery.packed([example(words=WORDS), example(11)], [whole(), whole(NASTY)]))
+    path, _, _ = page(examples=dashboard.packed([example(words=WORDS), example(11)], [whole(), whole(NASTY)]))
     with browser.tab(tmp_path) as tab:
         tab.open(path.as_uri(), width)
         tab.run("document.querySelector('.switch [data-of=clips]').click()")

@@ -1,6 +1,7 @@
 """What is asked for, what is pinned and what is installed agree, and no machine has left its traces."""
 
 import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
@@ -38,7 +39,7 @@ def pinned() -> dict[str, Version]:
 
 
 def test_what_is_asked_for_is_pinned(asked, pinned):
-    for line in asked["dependencies"]:
+    for line in [*asked["dependencies"], *itertools.chain(*asked["optional-dependencies"].values())]:
         wanted = Requirement(line)
         name = canonicalize_name(wanted.name)
         assert name in pinned, f"{name} is not in requirements.lock"

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from pyarrow import parquet
 
-from whisper_sae import corpora, hub, speech
+from whisper_sae.data import clip_table, corpora, hub
 
 FEATURES = datasets.Features(
     {
@@ -65,7 +65,7 @@ def dataset(tmp_path, monkeypatch):
 def test_a_fetched_corpus_is_one_that_speech_reads(dataset, tmp_path):
     told = hub.fetch(str(dataset()), tmp_path / "out")
     assert told == {"clips": 5}
-    clips = speech.read(tmp_path / "out")
+    clips = clip_table.read(tmp_path / "out")
     assert clips.text.tolist() == [f"HE SAID, {n}" for n in range(5)]
     assert clips.speaker.tolist() == ["84", "84", "85", "85", "86"]
     assert clips.gender.tolist() == ["female", "male", "female", "male", "female"]
@@ -74,7 +74,7 @@ def test_a_fetched_corpus_is_one_that_speech_reads(dataset, tmp_path):
     for n, path in enumerate(clips.path):
         with open(path, "rb") as file:
             assert file.read() == rows(5)["audio"][n]["bytes"]
-        assert len(speech.samples(path)) == 8_000 + 160 * n
+        assert len(clip_table.samples(path)) == 8_000 + 160 * n
 
 
 def test_progress_is_told_of_each_clip(dataset, tmp_path):
@@ -130,7 +130,7 @@ def test_fetching_again_writes_the_same(dataset, tmp_path):
         hub.fetch(str(folder), tmp_path / "two", None, interrupted(3))
     assert not (tmp_path / "two" / "metadata.csv").exists()
     hub.fetch(str(folder), tmp_path / "two")  # ... and begins again in the same folder
-    assert speech.digest(tmp_path / "one") == speech.digest(tmp_path / "two")
+    assert clip_table.digest(tmp_path / "one") == clip_table.digest(tmp_path / "two")
     assert len(list((tmp_path / "two" / "audio").iterdir())) == 5
 
 
@@ -277,15 +277,15 @@ def test_a_choice_that_was_interrupted_begins_again(parted, tmp_path, after):
         hub.fetch(str(parted), tmp_path / "out", choose, progress)
     assert not (tmp_path / "out" / "metadata.csv").exists()
     hub.fetch(str(parted), tmp_path / "out", choose)
-    assert speech.digest(tmp_path / "out") == speech.digest(tmp_path / "right")
+    assert clip_table.digest(tmp_path / "out") == clip_table.digest(tmp_path / "right")
     assert copied(tmp_path / "out") == copied(tmp_path / "right")
 
 
 def test_what_the_choice_says_is_left_as_it_is(parted, tmp_path):
     def choose(told):
-        raise speech.BadSpeech("only: no such clip")
+        raise clip_table.BadSpeech("only: no such clip")
 
-    with pytest.raises(speech.BadSpeech, match=r"^only: no such clip$"):
+    with pytest.raises(clip_table.BadSpeech, match=r"^only: no such clip$"):
         hub.fetch(str(parted), tmp_path / "out", choose)
 
 
@@ -320,11 +320,12 @@ OFFLINE = """
 import sys
 import types
 from pathlib import Path
-from whisper_sae import hub, model
+from whisper_sae.data import hub
+from whisper_sae.model import whisper_model
 for ask, kind in [
     (lambda: hub.fetch("openslr/librispeech_asr:clean:validation", Path(sys.argv[1])), hub.BadCorpus),
-    (lambda: model.load("openai/whisper-tiny", "cpu"), model.BadModel),
-    (lambda: model.identity("openai/whisper-tiny"), model.BadModel),
+    (lambda: whisper_model.load("openai/whisper-tiny", "cpu"), whisper_model.BadModel),
+    (lambda: whisper_model.identity("openai/whisper-tiny"), whisper_model.BadModel),
 ]:
     try:
         ask()

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import index, transpose
+from whisper_sae.features import index, index_builder
 
 
 def built(dense, counts, folder, signed=False, chunk=7, held=20):
     """The index of codes (row, feature), built in many runs."""
-    transpose.build(
+    index_builder.build(
         folder, counts, lambda first, last: dense[first:last], dense.shape[1], signed=signed, chunk=chunk, held=held
     )
     return index.Index(folder)
@@ -211,7 +211,7 @@ def test_more_features_than_sixteen_bits_can_number(tmp_path):
     row, feature = np.array([0, 0, 1]), np.array([39_999, 7, 39_999])
     order = np.lexsort([feature, row])
     codes = row[order], feature[order], np.array([1.0, -2.0, -3.0], np.float32)
-    transpose.build(tmp_path, np.array([2]), lambda first, last: codes, 40_000, signed=True)
+    index_builder.build(tmp_path, np.array([2]), lambda first, last: codes, 40_000, signed=True)
     found = index.Index(tmp_path)
     assert found.of_piece(0).feature.tolist() == [39_999, 7]
     assert found.activations(39_999)[1].tolist() == [-2.0, -3.0] and found.activations(7)[1].tolist() == [1.0]

@@ -14,25 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from whisper_sae import interchange, sae
-from whisper_sae.interchange import BadSAE
+from whisper_sae.sae import architectures, io
+from whisper_sae.sae.io import BadSAE
 
 # ------------------------------------------------------------------------------------------------------- our own files
 
 
 def test_every_variant_can_be_translated():
-    assert set(interchange.RULES) == set(interchange.SAELENS) == set(sae.VARIANTS)
+    assert set(io.RULES) == set(io.SAELENS) == set(architectures.VARIANTS)
 
 
-@pytest.mark.parametrize("variant", sae.VARIANTS)
+@pytest.mark.parametrize("variant", architectures.VARIANTS)
 def test_what_is_read_is_written_the_same(variant, saved, frames, tmp_path):
     folder = saved(variant, scale=0.25, note="as it was: é")
-    said = interchange.read(folder)
+    said = io.read(folder)
     assert (said.variant, said.d_in, said.d_sae, said.k) == (variant, WIDTH, LATENTS, K)
     assert said.about["scale"] == 0.25
-    interchange.write(said, tmp_path / "again")
+    io.write(said, tmp_path / "again")
     assert json.loads((tmp_path / "again/sae.json").read_text()) == json.loads((folder / "sae.json").read_text())
-    assert torch.equal(sae.load(tmp_path / "again").encode(frames), sae.load(folder).encode(frames))
+    assert torch.equal(architectures.load(tmp_path / "again").encode(frames), architectures.load(folder).encode(frames))
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["sae.json", "sae.safetensors"]
 
 
@@ -106,13 +106,13 @@ def replaced(name, by):
         (replaced("sae.json", os.mkfifo), "sae.json: not a regular file"),
         (replaced("sae.safetensors", os.mkfifo), "sae.safetensors: not a regular file"),
         (replaced("sae.safetensors", os.mkdir), "sae.safetensors: not a regular file"),
-        (lambda folder: os.truncate(folder / "sae.json", interchange.MOST_FACTS + 1), "bytes; 16,777,216 at most"),
+        (lambda folder: os.truncate(folder / "sae.json", io.MOST_FACTS + 1), "bytes; 16,777,216 at most"),
     ],
 )
 def test_a_folder_that_is_none_is_named_in_one_line(saved, harm, named):
     folder = saved("batchtopk")
     harm(folder)
-    for read in (interchange.read, sae.load):
+    for read in (io.read, architectures.load):
         with pytest.raises(BadSAE, match=named) as caught:
             read(folder)
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
@@ -121,7 +121,7 @@ def test_a_folder_that_is_none_is_named_in_one_line(saved, harm, named):
 @given(st.data())
 def test_a_damaged_folder_is_read_or_refused_in_one_line(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damaged")
-    sae.save(sae.create("topk", 4, 8, 2), folder)
+    architectures.save(architectures.create("topk", 4, 8, 2), folder)
     path = folder / data.draw(st.sampled_from(["sae.json", "sae.safetensors"]))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -132,7 +132,7 @@ def test_a_damaged_folder_is_read_or_refused_in_one_line(tmp_path_factory, data)
             del content[at:]
     path.write_bytes(content)
     try:
-        coder = sae.load(folder)
+        coder = architectures.load(folder)
     except ValueError as error:
         assert str(folder) in str(error) and "\n" not in str(error)
     else:
@@ -140,11 +140,11 @@ def test_a_damaged_folder_is_read_or_refused_in_one_line(tmp_path_factory, data)
 
 
 def test_an_sae_of_another_model_is_refused(saved):
-    folder = saved("batchtopk", model="openai/whisper-tiny", **{interchange.DIGEST: "0123456789ab"})
-    interchange.require_model(folder, "0123456789ab")
+    folder = saved("batchtopk", model="openai/whisper-tiny", **{io.DIGEST: "0123456789ab"})
+    io.require_model(folder, "0123456789ab")
     with pytest.raises(BadSAE, match="trained on openai/whisper-tiny with the digest 0123456789ab, and this model has"):
-        interchange.require_model(folder, "ba9876543210")
-    interchange.require_model(saved("topk"), "ba9876543210")  # it does not say
+        io.require_model(folder, "ba9876543210")
+    io.require_model(saved("topk"), "ba9876543210")  # it does not say
 
 
 # ------------------------------------------------------------------------------------------------------------- exports
@@ -163,10 +163,10 @@ def saelens_says(folder: Path, frames: torch.Tensor) -> tuple[torch.Tensor, torc
     return codes, codes @ W["W_dec"] + W["b_dec"]
 
 
-@pytest.mark.parametrize("variant", sae.VARIANTS)
+@pytest.mark.parametrize("variant", architectures.VARIANTS)
 def test_saelens_is_given_its_own_layout(variant, saved, frames, tmp_path):
     folder = saved(variant)
-    out = interchange.to_saelens(folder, tmp_path / "out")
+    out = io.to_saelens(folder, tmp_path / "out")
     told, W = json.loads((out / "cfg.json").read_text()), load_file(out / "sae_weights.safetensors")
     kind = {"topk": "topk", "multitopk": "topk", "relu": "standard", "tied": "standard"}.get(variant, "jumprelu")
     assert told["architecture"] == kind
@@ -174,7 +174,7 @@ def test_saelens_is_given_its_own_layout(variant, saved, frames, tmp_path):
     shapes = {"W_enc": (24, 96), "b_enc": (96,), "W_dec": (96, 24), "b_dec": (24,)}
     assert {name: tuple(W[name].shape) for name in W} == shapes | ({"threshold": (96,)} if kind == "jumprelu" else {})
     assert told.get("k") == (K if kind == "topk" else None)
-    coder = sae.load(folder)
+    coder = architectures.load(folder)
     codes, x_hat = saelens_says(out, frames)
     sure = settled(coder, frames)
     assert sure.float().mean() > 0.99
@@ -186,7 +186,7 @@ def test_saelens_is_given_its_own_layout(variant, saved, frames, tmp_path):
 @pytest.mark.parametrize("variant", ["topk", "multitopk"])
 def test_sparsify_is_given_its_own_layout(variant, saved, frames, tmp_path):
     folder = saved(variant)
-    out = interchange.to_sparsify(folder, tmp_path / "out")
+    out = io.to_sparsify(folder, tmp_path / "out")
     told, W = json.loads((out / "cfg.json").read_text()), load_file(out / "sae.safetensors")
     assert told == {
         "activation": "topk", "expansion_factor": 4, "normalize_decoder": True, "num_latents": LATENTS, "k": K,
@@ -194,7 +194,7 @@ def test_sparsify_is_given_its_own_layout(variant, saved, frames, tmp_path):
     }  # fmt: skip
     shapes = {"encoder.weight": (96, 24), "encoder.bias": (96,), "W_dec": (96, 24), "b_dec": (24,)}
     assert {name: tuple(W[name].shape) for name in W} == shapes
-    coder = sae.load(folder)
+    coder = architectures.load(folder)
     pre = torch.nn.functional.linear(frames - W["b_dec"], W["encoder.weight"], W["encoder.bias"]).relu()
     best = pre.topk(told["k"], dim=-1)  # sparsify's fused_encoder.py
     codes = torch.zeros_like(pre).scatter_(-1, best.indices, best.values)
@@ -204,13 +204,13 @@ def test_sparsify_is_given_its_own_layout(variant, saved, frames, tmp_path):
 def test_an_export_does_not_write_over_what_it_exports(saved):
     folder = saved("topk")
     with pytest.raises(BadSAE, match="write them to another folder"):
-        interchange.to_sparsify(folder, folder)
-    interchange.to_saelens(folder, folder)  # whose names are others
-    assert interchange.read(folder).variant == "topk"
+        io.to_sparsify(folder, folder)
+    io.to_saelens(folder, folder)  # whose names are others
+    assert io.read(folder).variant == "topk"
 
 
-@pytest.mark.parametrize("variant", sorted(set(sae.VARIANTS) - {"topk", "multitopk"}))
+@pytest.mark.parametrize("variant", sorted(set(architectures.VARIANTS) - {"topk", "multitopk"}))
 def test_sparsify_is_not_given_what_it_cannot_say(variant, saved, tmp_path):
     with pytest.raises(BadSAE, match=f"variant '{variant}': sparsify knows topk alone; to_saelens") as caught:
-        interchange.to_sparsify(saved(variant), tmp_path / "out")
+        io.to_sparsify(saved(variant), tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from whisper_sae import effects, intervals
+from whisper_sae.stats import effects, intervals
 
 CLIPS = 10
 

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from whisper_sae import causal, findings, pairs, profiles, progress, report
+from whisper_sae import profiles, progress
+from whisper_sae.experiments import evaluation_clips
+from whisper_sae.report import pairing, results, runner
 
 NOTEBOOK = """
 # %% [markdown]
@@ -59,10 +61,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_notebook_starts_after_those_it_needs_also_where_they_fail(folder, monkeypatch):
-    monkeypatch.setattr(report, "_cores", lambda: 6)
+    monkeypatch.setattr(runner, "_cores", lambda: 6)
     needs = {"01_a": ("nothing", 60), "02_b": ("the results of notebook 1", 0), "03_c": ("nothing", 0)}
     here = folder(needs, "03 ends", last="1 / 0")
-    rows = report.run(report.plan(folder=here), jobs=2)
+    rows = runner.run(runner.plan(folder=here), jobs=2)
     log = [line.split() for line in (here / "log").read_text().splitlines()]
     order = [" ".join(words[:2]) for words in log]
     assert len(order) == 6 and order[-2:] == ["02 begins", "02 ends"]
@@ -76,7 +78,7 @@ def test_pages_do_not_depend_on_jobs(folder):
     here = folder({f"0{n}_x": ("nothing", 0) for n in (1, 2)})
     pages = []
     for jobs in (1, 2):
-        report.run(report.plan(folder=here), jobs=jobs)
+        runner.run(runner.plan(folder=here), jobs=jobs)
         text = "".join((here / "reports" / "demo" / f"0{n}_x.html").read_text() for n in (1, 2))
         pages.append(re.sub(r"\d+(\.\d)? s\b|\d{4}-\d\d-\d\d.\d\d:\d\d:\d\d", "", text))
     assert pages[0] == pages[1]
@@ -84,10 +86,11 @@ def test_pages_do_not_depend_on_jobs(folder):
 
 INTERRUPTED = """
 import signal
-from whisper_sae import __main__, report
+from whisper_sae import __main__
+from whisper_sae.report import runner
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
 signal.signal(signal.SIGTERM, __main__._terminate)
-report.NOTEBOOKS = report.Path({!r})
+runner.NOTEBOOKS = runner.Path({!r})
 raise SystemExit(__main__.main(["--jobs", "2"]))
 """
 
@@ -101,7 +104,7 @@ def test_a_signal_kills_what_runs_and_keeps_what_is_done(folder, signal_, code, 
         {"01_a": ("nothing", 0), "02_b": ("nothing", 600), "03_c": ("notebook 1", 600), "04_d": ("notebook 2", 0)}
     )
     command = [sys.executable, "-c", INTERRUPTED.format(str(here))]
-    child = subprocess.Popen(command, cwd=report.PROJECT, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, cwd=runner.PROJECT, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         time.sleep(0.1)
         begun = re.findall(r"begins (\d+)", (here / "log").read_text() if (here / "log").exists() else "")
@@ -130,8 +133,8 @@ def test_a_signal_kills_what_runs_and_keeps_what_is_done(folder, signal_, code, 
 )  # fmt: skip
 def test_what_a_notebook_needs_is_read_where_readers_read_it(folder, said, right):
     names = [f"0{n}_x" for n in range(8)]
-    node = pairs.read(folder({"07_x": (said, 0)}) / "07_x.py")
-    assert "".join(sorted(name[1] for name in report.needed(node, names))) == right
+    node = pairing.read(folder({"07_x": (said, 0)}) / "07_x.py")
+    assert "".join(sorted(name[1] for name in runner.needed(node, names))) == right
 
 
 class _Everything(dict):
@@ -141,16 +144,16 @@ class _Everything(dict):
         raise NameError(name)
 
 
-@pytest.mark.parametrize("path", pairs.texts(report.NOTEBOOKS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", pairing.texts(runner.NOTEBOOKS), ids=lambda path: path.stem)
 def test_notebooks_say_which_others_they_need(path):
     """Every stored result that a cell asks for and no cell of the same notebook makes is of a notebook it names.
 
     Codes and what they detect are left out: whoever asks for them makes them.
     """
-    node = pairs.read(path)
+    node = pairing.read(path)
     run = profiles.choose("demo")
     known = _Everything(__builtins__=__builtins__, run=run, seed=0, site=run.focus, concept="gender")
-    sites = causal.sites_of(run)
+    sites = evaluation_clips.sites_of(run)
     known["acts"] = SimpleNamespace(facts={"sites": sites})  # notebook 5 loops over them
     setup = next(cell for cell in node.cells if "setup" in cell.metadata.get("tags", []))
     tree = ast.parse("\n".join(cell.source for cell in node.cells if cell.cell_type == "code"))
@@ -174,7 +177,7 @@ def test_notebooks_say_which_others_they_need(path):
                 asked += recipes.values()
     asked = [recipe for recipe in asked if recipe.key not in made and recipe.name not in ("codes", "detection")]
     of = {recipe.by.split()[-1] for recipe in asked if recipe.by}
-    named = {name[:2] for name in report.needed(node, [text.stem for text in pairs.texts(report.NOTEBOOKS)])}
+    named = {name[:2] for name in runner.needed(node, [text.stem for text in pairing.texts(runner.NOTEBOOKS)])}
     assert of <= named | {path.stem[:2]}, f"{path.stem} needs {of - named}"
 
 
@@ -194,8 +197,8 @@ def test_two_notebooks_share_one_line_of_a_terminal(folder, monkeypatch):
 
     here = folder({"01_a": ("nothing", 0), "02_b": ("nothing", 0)})
     terminal = progress.Terminal(Screen())
-    first, second = (progress.Line(terminal, path.stem, pairs.read(path)) for path in pairs.texts(here))
-    first.cell(pairs.read(here / "01_a.py").cells[0], 0)
+    first, second = (progress.Line(terminal, path.stem, pairing.read(path)) for path in pairing.texts(here))
+    first.cell(pairing.read(here / "01_a.py").cells[0], 0)
     second.write("\rtraining:  50%|#####     | 1/2 [00:01<00:01]" + "x" * 99)
     assert said[-2:] == ["\r\x1b[2K" + "01_a  1/4  01 · Does it wait  02_b  training:  50% 1/2 [00:0", ""]
     first.end("done", "2.0 s")
@@ -208,16 +211,16 @@ def test_two_notebooks_share_one_line_of_a_terminal(folder, monkeypatch):
     [("cpu", 2, 20, 2), ("cpu", 64, 99, 2), ("cpu", 1, 20, 1), ("cpu", 8, 4, 1), ("cpu", 8, 1, 1), ("cuda", 8, 99, 1)],
 )
 def test_as_many_at_a_time_as_cores_and_memory_allow(monkeypatch, device, cores, gigabytes, right):
-    monkeypatch.setattr(report, "_cores", lambda: cores)
-    monkeypatch.setattr(report.psutil, "virtual_memory", lambda: type("Free", (), {"available": gigabytes << 30}))
-    assert report.jobs_for(device) == right
+    monkeypatch.setattr(runner, "_cores", lambda: cores)
+    monkeypatch.setattr(runner.psutil, "virtual_memory", lambda: type("Free", (), {"available": gigabytes << 30}))
+    assert runner.jobs_for(device) == right
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0])
 @pytest.mark.parametrize(("signal_", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_while_importing_ends_in_one_line(seconds, signal_, code):
     child = subprocess.Popen(
-        [sys.executable, "-m", "whisper_sae", "nowhere"], cwd=report.PROJECT, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "whisper_sae", "nowhere"], cwd=runner.PROJECT, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     time.sleep(seconds)
@@ -237,8 +240,8 @@ DAMAGE = {
 
 def test_what_is_damaged_in_the_reports_counts_as_not_there(folder):
     here = folder({"01_a": ("nothing", 0), "02_b": ("nothing", 0)})
-    plan = report.plan(folder=here)
-    rows = report.run(plan, jobs=2)
+    plan = runner.plan(folder=here)
+    rows = runner.run(plan, jobs=2)
     made = {name: rows["02_b"][name] for name in ("commit", "dirty", "date", "device", "versions")}
     for name, contents in DAMAGE.items():
         path = here / "reports" / "demo" / name
@@ -246,37 +249,37 @@ def test_what_is_damaged_in_the_reports_counts_as_not_there(folder):
         for content in contents:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
-            report._finding(plan, "01_a")
-            report._remember(plan, made, {"02_b": rows["02_b"]})
+            runner._finding(plan, "01_a")
+            runner._remember(plan, made, {"02_b": rows["02_b"]})
             for one in rows:
-                report._publish(plan, one, report._titles(plan))
-            report._publish_index(plan)
-            assert report._remembered(plan)["notebooks"]["02_b"] == rows["02_b"]
+                runner._publish(plan, one, runner._titles(plan))
+            runner._publish_index(plan)
+            assert runner._remembered(plan)["notebooks"]["02_b"] == rows["02_b"]
         path.unlink() if before is None else path.write_bytes(before)
-        report._remember(plan, made, rows)
+        runner._remember(plan, made, rows)
 
 
 def test_two_runs_of_one_profile_lose_no_row(folder):
-    plan = report.plan(folder=folder({"01_a": ("nothing", 0)}))
+    plan = runner.plan(folder=folder({"01_a": ("nothing", 0)}))
     made = {"commit": "", "dirty": False, "date": "", "device": "", "versions": {}}
-    row = dict.fromkeys(report.ROW) | made
-    row |= {name: (kind[0] if isinstance(kind, tuple) else kind)() for name, kind in report.ROW.items()}
+    row = dict.fromkeys(runner.ROW) | made
+    row |= {name: (kind[0] if isinstance(kind, tuple) else kind)() for name, kind in runner.ROW.items()}
     names = [f"{number:02d}_x" for number in range(40)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda name: report._remember(plan, made, {name: row}), names))
-    assert list(report._remembered(plan)["notebooks"]) == names
+        list(pool.map(lambda name: runner._remember(plan, made, {name: row}), names))
+    assert list(runner._remembered(plan)["notebooks"]) == names
 
 
 def test_a_page_that_cannot_be_written_costs_a_line_and_not_the_run(folder, monkeypatch):
-    here, write = folder({f"0{n}_x": ("nothing", 0) for n in (1, 2)}), findings.write
+    here, write = folder({f"0{n}_x": ("nothing", 0) for n in (1, 2)}), results.write
 
     def full(path, text):
         if path.name in ("01_x.html", "01_x.ipynb"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, text)
 
-    monkeypatch.setattr(findings, "write", full)
-    rows = report.run(report.plan(folder=here), jobs=1)
+    monkeypatch.setattr(results, "write", full)
+    rows = runner.run(runner.plan(folder=here), jobs=1)
     assert [row["status"] for row in rows.values()] == ["failed", "done"]
     assert "No space left on device" in rows["01_x"]["error"] and "WHISPER_SAE_REPORTS" in rows["01_x"]["error"]
     assert (here / "reports" / "demo" / "02_x.html").exists()
@@ -285,6 +288,6 @@ def test_a_page_that_cannot_be_written_costs_a_line_and_not_the_run(folder, monk
 def test_the_longest_notebook_starts_as_soon_as_what_it_needs_has_ended():
     names = ["03_clusters", "04_voices", "05_patching", "06_meaning"]
     needs = {name: {"02_training"} for name in names}
-    assert report._ready(names, needs, ["00_instrument"]) == ["05_patching", "03_clusters", "04_voices", "06_meaning"]
-    assert report._ready(names, needs, ["02_training"]) == []
-    assert any(path.name.startswith(report.LONGEST) for path in report.NOTEBOOKS.glob("*.py"))
+    assert runner._ready(names, needs, ["00_instrument"]) == ["05_patching", "03_clusters", "04_voices", "06_meaning"]
+    assert runner._ready(names, needs, ["02_training"]) == []
+    assert any(path.name.startswith(runner.LONGEST) for path in runner.NOTEBOOKS.glob("*.py"))

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae import profiles, sae, store, train
+from whisper_sae import cache, profiles
+from whisper_sae.sae import architectures, training
 
 SCRIPT = Path(__file__).with_name("interruptible.py")
 LONG = {
@@ -36,22 +37,22 @@ seed = 0
 
 # %%
 import numpy as np, pandas as pd
-from whisper_sae import findings
+from whisper_sae.report import results
 sums = pd.DataFrame({{"sum": np.random.default_rng(seed).normal(size=(int("{number}"), 1000)).sum(axis=1)}})
 sums
 
 # %%
-findings.save("{number}_sums", profile, f"The largest sum is {{sums['sum'].max():.2f}}.", {{"sums": sums}})
+results.save("{number}_sums", profile, f"The largest sum is {{sums['sum'].max():.2f}}.", {{"sums": sums}})
 """
 SHORT = {"activations": dict(voices=1, clips=4), "dictionary": dict(voices=3, clips=2)}
 STEPS = 1500  # of a long training: fifteen checkpoints
 
 
-def prepare(recipe: store.Recipe) -> None:
+def prepare(recipe: cache.Recipe) -> None:
     """Make all that a result is made from."""
     for need in recipe.needs.values():
         prepare(need)
-        store.make(need)
+        cache.make(need)
 
 
 def start(folder: Path, *arguments) -> subprocess.Popen:
@@ -78,14 +79,14 @@ class Job:
         self.run = profiles.choose(str(self.toml))
         self.fresh()
         prepare(self.recipe)
-        self.upstream = store.root()
+        self.upstream = cache.root()
         self.fresh()
         self.right = self.begin_right()
         self.seconds = self.right.manifest["seconds"]
         self.fresh()
 
     @property
-    def recipe(self) -> store.Recipe:
+    def recipe(self) -> cache.Recipe:
         return interruptible.recipe_of(self.what, self.run)
 
     def fresh(self) -> None:
@@ -96,21 +97,21 @@ class Job:
         self.monkeypatch.setenv("WHISPER_SAE_DATA", str(root))
         self.roots += 1
 
-    def begin_right(self) -> store.Step:
+    def begin_right(self) -> cache.Step:
         """Made undisturbed: activations in this process, with one thread as the others, which saves a start."""
         if self.what != "activations":
             return self.finish()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return store.make(self.recipe)
+            return cache.make(self.recipe)
         finally:
             torch.set_num_threads(threads)
 
-    def finish(self) -> store.Step:
+    def finish(self) -> cache.Step:
         """Made undisturbed, in a process like those that get killed: sums of long rows depend on the threads it has."""
         assert self.start().wait() == 0, (self.folder / "stderr").read_text()
-        return store.need(self.recipe)
+        return cache.need(self.recipe)
 
     def start(self, *arguments) -> subprocess.Popen:
         return start(self.folder, self.what, self.toml, *arguments)
@@ -122,25 +123,25 @@ class Job:
         assert child.wait() in (0, -9), (self.folder / "stderr").read_text()
 
     def is_made(self) -> bool:
-        return (store.root() / "steps" / self.recipe.name / self.recipe.key).exists()
+        return (cache.root() / "steps" / self.recipe.name / self.recipe.key).exists()
 
     def at_work(self) -> bool:
         """Whether something was begun that is not finished."""
-        steps = store.root() / "steps"
+        steps = cache.root() / "steps"
         return any(any(work.iterdir()) for work in steps.glob(f"{self.recipe.name}/.*.work"))
 
     def check_names(self) -> None:
         """Whatever stands under a result's own name is whole."""
-        found = [path for path in (store.root() / "steps").glob("*/*") if not path.name.startswith(".")]
+        found = [path for path in (cache.root() / "steps").glob("*/*") if not path.name.startswith(".")]
         assert len(found) >= len(self.recipe.needs)
         for path in found:
             manifest = json.loads((path / "manifest.json").read_text())
             assert manifest["key"] == path.name
-            store.Step(path, manifest, "").verify()
+            cache.Step(path, manifest, "").verify()
             files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
             assert files == {*manifest["files"], "manifest.json"}
 
-    def check_same(self, step: store.Step) -> None:
+    def check_same(self, step: cache.Step) -> None:
         assert step.path != self.right.path
         step.verify()
         assert step.manifest["files"] == self.right.manifest["files"]
@@ -291,7 +292,7 @@ def test_killed_around_every_rename(job, what, when):
     assert nth > 3
 
 
-@pytest.mark.parametrize("variant", sae.VARIANTS)
+@pytest.mark.parametrize("variant", architectures.VARIANTS)
 @pytest.mark.parametrize("stop", [1, 37, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (10, 59))])
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path, variant, stop):
     data = torch.randn(4_000, 16, generator=torch.Generator().manual_seed(0))
@@ -300,10 +301,10 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path, variant, stop)
         return (data[step * 64 % 3_900 :][:64] for step in range(start, 60))
 
     def begin(checkpoint):
-        coder = sae.create(variant, 16, 64, 4, seed=0)
+        coder = architectures.create(variant, 16, 64, 4, seed=0)
         coder.start_on(data[:256])
         coder.b_enc.data[:8] = -3.0  # these are dead from the first
-        rows = train.train(
+        rows = training.train(
             coder, batches, steps=60, learning_rate=1e-2, dead_tokens=256, checkpoint=checkpoint, every=10,
             resample_tokens=64 * 17,
         )  # fmt: skip

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mistune import create_markdown
 
-from whisper_sae import labels
-from whisper_sae.labels import CATEGORIES, Labels, Note, draft
+from whisper_sae.explorer import annotations
+from whisper_sae.explorer.annotations import CATEGORIES, Labels, Note, draft
 
 KEY, SITE = "166e5d6f8fbb", "encoder.2.resid"
 NASTY = (
@@ -54,7 +54,7 @@ def test_exports_say_the_same(place, notes):
     right = [kept.notes()[number] for number in sorted(kept.notes())]
     kept.export(place / "out.json")
     told = json.loads((place / "out.json").read_text(encoding="utf-8"))
-    assert [Note(**{name: row[name] for name in labels.FIELDS}) for row in told] == right
+    assert [Note(**{name: row[name] for name in annotations.FIELDS}) for row in told] == right
     assert {(row["dictionary"], row["site"]) for row in told} == {(KEY, SITE)}
     kept.export(place / "out.csv")
     content = (place / "out.csv").read_bytes().decode("utf-8")

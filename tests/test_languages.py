@@ -13,20 +13,11 @@ from generated import generated
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from whisper_sae import (
-    causal,
-    instrument,
-    languages,
-    losses,
-    model,
-    patching,
-    profiles,
-    recipes,
-    scoring,
-    speech,
-    store,
-    text,
-)
+from whisper_sae import cache, profiles
+from whisper_sae.causal import losses, patching
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import evaluation_clips, pipeline, sanity_checks
+from whisper_sae.model import languages, scoring, text, whisper_model
 
 WHISPER = profiles.DEMO / "whisper"
 TOKENS = {"<|en|>": 562, "<|de|>": 563}
@@ -38,17 +29,17 @@ def changed(folder, file: str, **fields) -> None:
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory) -> model.Whisper:
+def several(tmp_path_factory) -> whisper_model.Whisper:
     """The demo's Whisper as if it knew English and German; what it writes in German is nonsense, but other nonsense."""
     folder = shutil.copytree(WHISPER, tmp_path_factory.mktemp("several") / "several")
     changed(folder, "generation_config.json", is_multilingual=True, lang_to_id=TOKENS, task_to_id={"transcribe": 564})
-    return model.load(str(folder), "cpu")
+    return whisper_model.load(str(folder), "cpu")
 
 
 @pytest.fixture(scope="module")
 def sounds():
-    found = speech.read(profiles.DEMO / "corpus")
-    return [speech.samples(path) for path in found[found.kind == "speech"].path.iloc[:120:40]]
+    found = clip_table.read(profiles.DEMO / "corpus")
+    return [clip_table.samples(path) for path in found[found.kind == "speech"].path.iloc[:120:40]]
 
 
 # -------------------------------------------------------------------------------------------------- names
@@ -80,7 +71,7 @@ def test_an_english_only_model_refuses_another_language(tmp_path, demo):
     (tmp_path / "run.toml").write_text('base = "tiny"\nlanguage = "de"\nmodel = "openai/whisper-tiny.en"\n')
     with pytest.raises(ValueError, match=r"language: openai/whisper-tiny\.en is an English-only model"):
         profiles.choose(str(tmp_path / "run.toml"))
-    with pytest.raises(model.BadModel, match=r"English-only model and cannot decode German \(de\)"):
+    with pytest.raises(whisper_model.BadModel, match=r"English-only model and cannot decode German \(de\)"):
         text.require_language(demo, "German")
     text.require_language(demo, "en")
     text.require_language(demo, "")
@@ -88,7 +79,7 @@ def test_an_english_only_model_refuses_another_language(tmp_path, demo):
 
 def test_a_language_that_the_model_has_no_token_for_is_refused(several):
     text.require_language(several, "German")
-    with pytest.raises(model.BadModel, match=r"has no token for Welsh \(cy\); known: en, de"):
+    with pytest.raises(whisper_model.BadModel, match=r"has no token for Welsh \(cy\); known: en, de"):
         text.require_language(several, "cy")
 
 
@@ -103,9 +94,9 @@ def test_the_corpus_tells_the_language_of_each_clip_and_the_profile_wins():
     assert languages.of_clips(pd.DataFrame({"id": ["a"]})).tolist() == ["en"]
 
 
-@pytest.mark.parametrize("twin", ["", model.UNTRAINED], ids=["trained", "twin"])
+@pytest.mark.parametrize("twin", ["", whisper_model.UNTRAINED], ids=["trained", "twin"])
 def test_the_prompt_holds_language_and_task(several, twin):
-    whisper = model.load(twin + several.name, "cpu")
+    whisper = whisper_model.load(twin + several.name, "cpu")
     told = text.strings(whisper, *text.given(whisper, ["a garden", "a"], ["de", "en"]))
     first = told[told.row == 0]
     assert first.token_id[:4].tolist() == [561, TOKENS["<|de|>"], 564, 568]
@@ -121,7 +112,7 @@ def test_an_english_only_model_is_never_given_a_language(demo):
 
 
 def test_clips_of_several_languages_are_decoded_as_each_alone(several, sounds):
-    mels, spoken = model.mel(several, sounds), ["de", "en", "de"]
+    mels, spoken = whisper_model.mel(several, sounds), ["de", "en", "de"]
     together = text.transcribe(several, mels, spoken)
     alone = [text.transcribe(several, mels[[row]], [one])[0] for row, one in enumerate(spoken)]
     assert together == alone == [
@@ -131,7 +122,7 @@ def test_clips_of_several_languages_are_decoded_as_each_alone(several, sounds):
 
 
 def test_the_detected_language_is_that_of_transformers(several, sounds, demo):
-    encoded = several.encoder(model.mel(several, sounds)).last_hidden_state
+    encoded = several.encoder(whisper_model.mel(several, sounds)).last_hidden_state
     codes, p = text.detect_languages(several, encoded)
     right = several.whole.detect_language(
         encoder_outputs=BaseModelOutput(encoded), generation_config=several.whole.generation_config
@@ -145,7 +136,7 @@ def test_edits_and_teacher_forcing_are_in_the_language_of_the_clip(several, soun
     spoken, site = ["de", "en", "de"], "encoder.1.resid"
     heard = patching.hear(several, sounds, [site, "decoder.0.resid"], languages=spoken)
     here = heard[site]
-    assert patching.said(here, here.plain) == text.transcribe(several, model.mel(several, sounds), spoken)
+    assert patching.said(here, here.plain) == text.transcribe(several, whisper_model.mel(several, sounds), spoken)
     assert losses.forced(here, ["a"] * 3).ids[:, 1].tolist() == [TOKENS[f"<|{one}|>"] for one in spoken]
     half = patching.Change(lambda x, _: 0.5 * x)
     for one in heard.values():
@@ -176,18 +167,18 @@ def test_diacritics_are_letters_of_other_languages(demo):
 def test_what_contradicts_the_language_is_named(several, demo):
     run = profiles.choose("demo")
     german = pd.DataFrame({"corpus": "c", "language": ["de"] * 3 + [""] * 2 + ["ga-IE"], "text": "a"})
-    said = instrument.language_cautions(run, demo, german)
+    said = sanity_checks.language_cautions(run, demo, german)
     assert len(said) == 1 and "English-only model, and 4 of 6 clips are in another language: German (de) 3" in said[0]
-    said = instrument.language_cautions(run, several, german)
+    said = sanity_checks.language_cautions(run, several, german)
     assert len(said) == 2 and "no token for the language of 1 of 6 clips: ga-ie 1" in said[0]
     assert "For 2 of 6 clips no language is recorded: they are decoded as English" in said[1]
-    said = instrument.language_cautions(profiles.replace(run, language="English"), several, german)
+    said = sanity_checks.language_cautions(profiles.replace(run, language="English"), several, german)
     assert len(said) == 1 and "records another one for 4 of 6 clips: German (de) 3, ga-ie 1" in said[0]
-    assert not instrument.language_cautions(run, demo, german.assign(language="en"))
-    table = instrument.decoded_languages(run, several, german).set_index("recorded")
+    assert not sanity_checks.language_cautions(run, demo, german.assign(language="en"))
+    table = sanity_checks.decoded_languages(run, several, german).set_index("recorded")
     assert table.clips.to_dict() == {"not recorded": 2, "German (de)": 3, "ga-ie": 1}
     assert table.token["German (de)"] == "<|de|>" and table.normaliser["German (de)"] == "basic"
-    assert set(instrument.decoded_languages(run, demo, german).token) == {"none: English-only model"}
+    assert set(sanity_checks.decoded_languages(run, demo, german).token) == {"none: English-only model"}
 
 
 # ----------------------------------------------------------------------------------- one set of settings
@@ -200,7 +191,7 @@ def test_transcripts_and_edits_have_the_same_settings(demo, sounds, tmp_path, sp
         (folder / "generation_config.json").unlink()
     else:
         changed(folder, "tokenizer_config.json", language="english", task="transcribe")
-    whisper, mels = model.load(str(folder), "cpu"), model.mel(demo, sounds)
+    whisper, mels = whisper_model.load(str(folder), "cpu"), whisper_model.mel(demo, sounds)
     heard = patching.hear(whisper, sounds, ["encoder.1.resid"])["encoder.1.resid"]
     assert text.transcribe(whisper, mels) == patching.said(heard, heard.plain) == text.transcribe(demo, mels)
     assert text.prompt(whisper) == text.prompt(demo)
@@ -223,22 +214,22 @@ def test_a_german_corpus_is_decoded_in_german(several, sounds, tmp_path, data, r
     rows = {"file_name": [f"{n}.wav" for n in range(3)], "text": ["Äpfel"] * 3, "locale": ["de", "en", ""]}
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     run = run_for(several.name, folder, sites=("encoder.*.resid", "decoder.*.resid"))
-    store.make(recipes.clips(run, 0))
-    told = store.make(instrument.transcripts(run, 0)).table("transcripts.csv")
-    assert told.heard.tolist() == text.transcribe(several, model.mel(several, sounds), ["de", "en", "en"])
+    cache.make(pipeline.clips(run, 0))
+    told = cache.make(sanity_checks.transcripts(run, 0)).table("transcripts.csv")
+    assert told.heard.tolist() == text.transcribe(several, whisper_model.mel(several, sounds), ["de", "en", "en"])
     assert set(told.detected) <= {"de", "en"} and told.p_detected.between(0.5, 1).all(), "of two languages"
-    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    shown = instrument.decoded_languages(run, several, heard, told.assign(id=told.id.astype(str)))
+    heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+    shown = sanity_checks.decoded_languages(run, several, heard, told.assign(id=told.id.astype(str)))
     assert shown.clips.sum() == 3 and all(re.fullmatch(r"(de|en) \d(, (de|en) \d)?", one) for one in shown.detected)
-    tokens = store.make(recipes.decoded(run, 0)).table("tokens.csv")
+    tokens = cache.make(pipeline.decoded(run, 0)).table("tokens.csv")
     assert tokens[tokens.position == 1].token_id.tolist() == [TOKENS[f"<|{one}|>"] for one in ("de", "en", "en")]
     german = profiles.replace(run, language="German")
-    assert recipes.clips(german, 0).key != recipes.clips(run, 0).key
-    assert recipes.clips(german, 0).key == recipes.clips(profiles.replace(run, language="de"), 0).key
-    with pytest.raises(model.BadModel, match="has no token for Welsh"):
+    assert pipeline.clips(german, 0).key != pipeline.clips(run, 0).key
+    assert pipeline.clips(german, 0).key == pipeline.clips(profiles.replace(run, language="de"), 0).key
+    with pytest.raises(whisper_model.BadModel, match="has no token for Welsh"):
         welsh = profiles.replace(run, language="cy")
-        store.make(recipes.clips(welsh, 0))
-        store.make(instrument.transcripts(welsh, 0))
+        cache.make(pipeline.clips(welsh, 0))
+        cache.make(sanity_checks.transcripts(welsh, 0))
 
 
 def test_of_a_language_that_the_model_lacks_no_word_is_scored_or_given(demo, sounds, tmp_path, data, run_for):
@@ -251,12 +242,12 @@ def test_of_a_language_that_the_model_lacks_no_word_is_scored_or_given(demo, sou
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     run = run_for(WHISPER, folder, sites=("encoder.1.resid", "decoder.1.resid"), focus="encoder.1.resid")
     assert text.can_decode(demo, ["de", "en", "de"]).tolist() == [False, True, False]
-    store.make(recipes.clips(run, 0))
-    told = store.make(instrument.transcripts(run, 0)).table("transcripts.csv")
+    cache.make(pipeline.clips(run, 0))
+    told = cache.make(sanity_checks.transcripts(run, 0)).table("transcripts.csv")
     assert told.words.tolist() == [0, 3, 0] and (told.said == "put six toys").all()
-    decoded = store.make(recipes.decoded(run, 0))
+    decoded = cache.make(pipeline.decoded(run, 0))
     assert decoded.table("windows.csv")["clip"].tolist() == [1] and decoded.facts["clips_left_out"] == 2
-    some = causal.gathered(run, 0, ("encoder.1.resid",))
+    some = evaluation_clips.gathered(run, 0, ("encoder.1.resid",))
     assert some.clips.split.tolist() == ["test"] and some.left_out == 1
 
 

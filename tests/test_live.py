@@ -15,8 +15,12 @@ from coders import flipped, require_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import activations as frames
-from whisper_sae import feeding, listening, live, model, recipes, sae, speech, store
+from whisper_sae import cache
+from whisper_sae.activations import extract, store, streaming
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import pipeline, training_data
+from whisper_sae.model import whisper_model
+from whisper_sae.sae import architectures
 
 SITES = ("encoder.0.resid", "encoder.1.mlp_hidden", "encoder.1.resid")
 
@@ -28,10 +32,10 @@ def both(small_whisper, corpus, data, run_for):
     def prepare(*, keep=0, padded=False, **fields):
         folder = data.parent / "voices"
         run = run_for(small_whisper, folder if folder.exists() else corpus(), sites=SITES, **fields)
-        heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-        step = store.make(recipes.activations(run, 0))
-        source, windows = feeding.heard_live(run, heard, SITES, keep=keep, padded=padded)
-        return run, heard, frames.Activations(step.path), source, windows
+        heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+        step = cache.make(pipeline.activations(run, 0))
+        source, windows = training_data.heard_live(run, heard, SITES, keep=keep, padded=padded)
+        return run, heard, store.Activations(step.path), source, windows
 
     return prepare
 
@@ -39,14 +43,14 @@ def both(small_whisper, corpus, data, run_for):
 @pytest.fixture
 def hearings(monkeypatch):
     """How many windows each pass through the encoder was asked about, silence not counted."""
-    counts, listener = [], listening.listener
+    counts, listener = [], extract.listener
 
     @functools.wraps(listener)
     def counted(*args):
         hear, prepare = listener(*args)
         return lambda numbers, ready: counts.append(list(numbers)) or hear(numbers, ready), prepare
 
-    monkeypatch.setattr(listening, "listener", counted)
+    monkeypatch.setattr(extract, "listener", counted)
     return counts
 
 
@@ -100,7 +104,7 @@ def test_what_is_taken_does_not_depend_on_what_was_taken_before(both, keep, roun
 @pytest.mark.parametrize("how", ["clip", "packed"])
 def test_batches_and_samples_are_those_of_the_store(both, how, rounding):
     _, heard, recorded, source, windows = both(windows=how, keep=400)
-    train = recipes.windows_of(heard, windows, "train")
+    train = pipeline.windows_of(heard, windows, "train")
     one, other = (s.rows(SITES, train, together=windows.heard, buffer=400) for s in (source, recorded))
     assert len(one) > 2 * 400, "a buffer does not hold them all"
     require_alike(one.batches(128, 30, seed=1), other.batches(128, 30, seed=1))
@@ -108,9 +112,9 @@ def test_batches_and_samples_are_those_of_the_store(both, how, rounding):
     require_close(one.sample(200, seed=2), other.sample(200, seed=2), "float16")
 
 
-def coder_of(x: torch.Tensor) -> sae.SAE:
+def coder_of(x: torch.Tensor) -> architectures.SAE:
     """An SAE that was not trained, fitted in size and threshold to some frames: (frame, width)."""
-    coder = sae.create("batchtopk", x.shape[1], 256, 8)
+    coder = architectures.create("batchtopk", x.shape[1], 256, 8)
     coder.start_on(x)
     coder.calibrate([x])
     return coder.eval().requires_grad_(False)
@@ -122,7 +126,7 @@ def test_a_window_says_the_same_however_many_are_asked(both, loaded, rounds, req
     if rounds == "otherwise":
         request.getfixturevalue("rounding")
     run, heard, _, _, windows = both(batch_windows=4)
-    hear, prepare = listening.listener(run, loaded, heard, windows, list(SITES))
+    hear, prepare = extract.listener(run, loaded, heard, windows, list(SITES))
     every = range(len(windows))
     together = [hear(every[n : n + 4], prepare(every[n : n + 4]))[0] for n in every[::4]]
     together = {site: torch.cat([part[site] for part in together]) for site in SITES}
@@ -184,9 +188,9 @@ def test_no_more_is_remembered_than_allowed(both):
 
 def test_only_the_sites_that_are_asked_for_are_recorded(both, monkeypatch):
     run, heard, *_ = both()
-    source, _ = feeding.heard_live(run, heard, ("encoder.0.resid",))
-    asked, record = [], model.record
-    monkeypatch.setattr(model, "record", lambda *args: asked.append(args[2]) or record(*args))
+    source, _ = training_data.heard_live(run, heard, ("encoder.0.resid",))
+    asked, record = [], whisper_model.record
+    monkeypatch.setattr(whisper_model, "record", lambda *args: asked.append(args[2]) or record(*args))
     source.rows("encoder.0.resid").take(np.arange(5))
     assert asked == [["encoder.0.resid"]]
 
@@ -204,10 +208,10 @@ def test_padding_comes_after_what_is_valid(both, loaded):
     stored = recorded.rows(site)
     assert torch.equal(everything[~padding], stored.take(np.arange(len(stored))))
     assert torch.equal(valid.take(np.arange(len(valid))), everything[~padding])
-    sound = listening.sound_of(heard, windows, 3)
-    said = model.record(loaded, model.mel(loaded, [sound]), [site])[site][0]
+    sound = extract.sound_of(heard, windows, 3)
+    said = whisper_model.record(loaded, whisper_model.mel(loaded, [sound]), [site])[site][0]
     torch.testing.assert_close(everything[300:400], said, rtol=2**-10, atol=2e-5)
-    assert (padding[300:400] == (speech.kinds(sound, 320, 100) == speech.PADDING)).all()
+    assert (padding[300:400] == (clip_table.kinds(sound, 320, 100) == clip_table.PADDING)).all()
     assert not source.is_padding(valid).any()
 
 
@@ -237,7 +241,7 @@ PIECES = np.array([[0, 0, 10], [1, 0, 10], [2, 0, 10]])
 
 
 def test_a_clip_of_another_length_than_foretold_is_noticed():
-    source = live.Live(lambda numbers: silent(numbers, valid=9), PIECES, {"site": 3}, batch=2)
+    source = streaming.Live(lambda numbers: silent(numbers, valid=9), PIECES, {"site": 3}, batch=2)
     with pytest.raises(ValueError, match="window 1: 9 frames were heard where 10 were foretold"):
         source.rows("site", np.array([1])).take(np.arange(3))
 
@@ -247,19 +251,19 @@ def test_a_clip_of_another_length_than_foretold_is_noticed():
     [(7e4, "float16", "too large for float16: use bfloat16"), (float("nan"), "float32", "NaN or infinite")],
 )
 def test_values_that_a_store_would_refuse_are_refused(value, dtype, said):
-    source = live.Live(lambda numbers: silent(numbers, value), PIECES, {"site": 3}, batch=2, dtype=dtype)
+    source = streaming.Live(lambda numbers: silent(numbers, value), PIECES, {"site": 3}, batch=2, dtype=dtype)
     with pytest.raises(ValueError, match=f"^site: activations of windows 0-1 are {said}"):
         source.rows("site").take(np.arange(3))
 
 
 def test_7e4_is_heard_in_bfloat16():
-    source = live.Live(lambda numbers: silent(numbers, 7e4), PIECES, {"site": 3}, batch=2, dtype="bfloat16")
+    source = streaming.Live(lambda numbers: silent(numbers, 7e4), PIECES, {"site": 3}, batch=2, dtype="bfloat16")
     assert torch.equal(source.rows("site").take(np.arange(30)), torch.full((30, 3), 70_144.0))
 
 
 def test_nothing_is_written(both, data):
     run, heard, *_ = both()
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    source, _ = feeding.heard_live(replace(run, on_the_fly=True, shuffle_buffer=100), heard, SITES)
+    source, _ = training_data.heard_live(replace(run, on_the_fly=True, shuffle_buffer=100), heard, SITES)
     source.rows(SITES).sample(300, 0)
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before

@@ -5,20 +5,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from whisper_sae import losses, patching, profiles, speech, text
+from whisper_sae import profiles
+from whisper_sae.causal import losses, patching
+from whisper_sae.data import clip_table
+from whisper_sae.model import text
 
 DEMO = profiles.DEMO
 
 
 @pytest.fixture(scope="module")
 def clips():
-    found = speech.read(DEMO / "corpus")
+    found = clip_table.read(DEMO / "corpus")
     return found[found.kind == "speech"].iloc[::60]  # 8 clips
 
 
 @pytest.fixture(scope="module")
 def heard(demo, clips):
-    return patching.hear(demo, [speech.samples(path) for path in clips.path], ["encoder.2.resid", "decoder.0.resid"])
+    return patching.hear(
+        demo, [clip_table.samples(path) for path in clips.path], ["encoder.2.resid", "decoder.0.resid"]
+    )
 
 
 def theirs(demo, heard, said, encoded):

@@ -9,7 +9,10 @@ import pytest
 import soundfile
 from matplotlib import pyplot as plt
 
-from whisper_sae import dictionaries, figures, findings, profiles, recipes, store
+from whisper_sae import cache, profiles
+from whisper_sae.experiments import pipeline, sae_comparison
+from whisper_sae.report import results
+from whisper_sae.viz import display
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "06_meaning.py"
 SITE = "encoder.1.resid"
@@ -44,13 +47,13 @@ def page(small_whisper, corpus, run_for, data, monkeypatch):
         folder = corpus(**{"voices": 8, "clips": 3} | how)
         prepare(folder)
         run = run_for(small_whisper, folder, tokens=2_000)
-        for recipe in (recipes.clips(run, 0), recipes.activations(run, 0), dictionaries.dictionary(run, 0, SITE)):
-            store.make(recipe)
+        for recipe in (pipeline.clips(run, 0), pipeline.activations(run, 0), sae_comparison.dictionary(run, 0, SITE)):
+            cache.make(recipe)
         monkeypatch.setattr(profiles, "choose", lambda name: run)
         said, saved = [], {}
-        monkeypatch.setattr(figures, "say", said.append)
-        monkeypatch.setattr(figures, "display", lambda *shown: None)
-        monkeypatch.setattr(findings, "save", lambda *names, **what: saved.update(what))
+        monkeypatch.setattr(display, "say", said.append)
+        monkeypatch.setattr(display, "display", lambda *shown: None)
+        monkeypatch.setattr(results, "save", lambda *names, **what: saved.update(what))
         space = {"display": lambda *shown: None}
         for cell in jupytext.read(NOTEBOOK).cells:
             if cell.cell_type == "code":

@@ -13,11 +13,12 @@ from whisper_sae import profiles
 SCRIPT = """
 import sys
 from pathlib import Path
-from whisper_sae import profiles, recipes, store
+from whisper_sae import profiles, cache
+from whisper_sae.experiments import pipeline
 model, corpus, windows = sys.argv[1:]
 run = profiles.Profile(name="lean", about="", model=model, corpus=(corpus,), clips=200, device="cpu", windows=windows)
-store.make(recipes.clips(run, 0))
-step = store.make(recipes.activations(run, 0))
+cache.make(pipeline.clips(run, 0))
+step = cache.make(pipeline.activations(run, 0))
 told = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
 print(step.facts["frames"], int(told) / 1024)
 """

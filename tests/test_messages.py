@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae.messages import Message, number
+from whisper_sae.explorer.messages import Message, number
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 ANY = st.recursive(PLAIN, lambda x: st.lists(x) | st.dictionaries(st.text(), x))

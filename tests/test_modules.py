@@ -1,14 +1,11 @@
 """Any torch module is heard by the same hooks into the same store; and what learns from it knows nothing of speech."""
 
-import ast
-
 import numpy as np
 import pytest
 import torch
-from test_skeleton import MODULES, siblings
 from torch import nn
 
-from whisper_sae import activations, modules
+from whisper_sae.activations import modules, store
 
 WIDTH = 8
 
@@ -53,7 +50,7 @@ def collate(words):
 
 def test_what_is_stored_is_what_the_module_says_and_padding_is_not(toy, tmp_path):
     facts = modules.write(tmp_path, toy, WORDS, ["layers.0", "layers.1"], collate, positions=6, batch=2, shard=4)
-    held = activations.Activations(tmp_path)
+    held = store.Activations(tmp_path)
     assert held.sites == {"layers.0": WIDTH, "layers.1": WIDTH} and facts["frames"] == sum(map(len, WORDS))
     assert held.counts.tolist() == [len(word) for word in WORDS]
     for number, word in enumerate(WORDS):
@@ -65,7 +62,7 @@ def test_what_is_stored_is_what_the_module_says_and_padding_is_not(toy, tmp_path
 def test_one_at_a_time_and_many_at_a_time_store_the_same(toy, tmp_path):
     for name, batch in (("one", 1), ("many", 6)):
         modules.write(tmp_path / name, toy, WORDS, ["layers.1"], collate, positions=6, batch=batch, dtype="float32")
-    one, many = (activations.Activations(tmp_path / name).rows("layers.1") for name in ("one", "many"))
+    one, many = (store.Activations(tmp_path / name).rows("layers.1") for name in ("one", "many"))
     torch.testing.assert_close(one.take(np.arange(len(one))), many.take(np.arange(len(many))))
 
 
@@ -88,7 +85,7 @@ def test_a_store_that_was_cut_off_goes_on_and_the_net_is_not_loaded_for_nothing(
     assert (tmp_path / "shard-00000").exists() and not (tmp_path / "index.json").exists()
     modules.write(tmp_path, load, WORDS, ["layers.0"], collate, **how)
     modules.write(tmp_path, load, WORDS, ["layers.0"], collate, **how)
-    assert len(loads) == 2 and activations.Activations(tmp_path).counts.sum() == sum(map(len, WORDS))
+    assert len(loads) == 2 and store.Activations(tmp_path).counts.sum() == sum(map(len, WORDS))
 
 
 def test_inputs_may_be_a_tensor_a_tuple_or_named(toy):
@@ -134,7 +131,7 @@ def test_one_row_an_item_is_one_position_and_other_shapes_have_to_be_told(toy, t
     modules.write(
         tmp_path / "b", net, images, ["0"], stacked, positions=16, as_rows=lambda _, x: x.flatten(2).mT,
     )  # fmt: skip
-    assert activations.Activations(tmp_path / "b").counts.tolist() == [16, 16, 16]
+    assert store.Activations(tmp_path / "b").counts.tolist() == [16, 16, 16]
 
 
 @pytest.mark.parametrize(
@@ -166,38 +163,3 @@ def test_what_is_not_finite_is_refused_though_nobody_marked_padding(toy, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------- nothing of it is speech
-
-GENERAL = [
-    "hooks", "rows", "narrow", "shards", "activations", "sae", "sparse", "kernels", "train", "fitting", "measure",
-    "devices", "cautions", "modules", "index", "transpose", "codes", "selectivity", "chance", "classes",
-    "detectors", "timing", "by_label", "probes", "effects", "intervals", "relabelling", "power", "confounds",
-    "crossing", "held_fixed", "families", "clusters", "maps", "trees", "forest", "synthetic", "interchange",
-    "foreign", "store", "fingerprints", "durable", "memory",
-]  # fmt: skip
-"""The dictionary, its training, its index and the statistics, and what they stand on."""
-
-OF_SPEECH = {"transformers", "soundfile", "soxr", "jiwer", "torchaudio", "datasets"}
-"""Packages that know a model's architecture, or sound."""
-
-
-def reached(name: str) -> set[str]:
-    """All modules of this package that one stands on, itself among them."""
-    found, new = set(), {name}
-    while new:
-        found |= new
-        new = {one for known in new for one in siblings(MODULES[known].read_text(encoding="utf-8"))} - found
-    return found
-
-
-@pytest.mark.parametrize("name", GENERAL)
-def test_what_learns_and_counts_stands_on_nothing_of_speech(name):
-    assert reached(name) <= set(GENERAL)
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            outside = {node.module} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
-            assert not {str(one).split(".")[0] for one in outside} & OF_SPEECH, name
-
-
-def test_what_is_of_speech_would_be_seen():
-    assert {"model", "speech", "sites"} <= reached("meaning") and "transformers" in OF_SPEECH
-    assert not reached("meaning") <= set(GENERAL)

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whisper_sae import corpora, explained, nonspeech
+from whisper_sae.data import corpora, nonspeech
+from whisper_sae.experiments import correlates_of_features
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_a_class_of_sound_is_enough_unless_somebody_speaks(column):
     clips[column] = ["dog", "Speech, adult", "angry", "yes", "happy"]
     assert nonspeech.is_nonspeech(clips).tolist() == [True, False, False, False, False]
     assert nonspeech.reasons(clips).tolist() == [nonspeech.OF_A_CLASS, "", "", "", ""]
-    assert explained.classed(clips).tolist() == [True, False, False, False, False]
+    assert correlates_of_features.classed(clips).tolist() == [True, False, False, False, False]
 
 
 def test_real_corpora_say_which_clips_hold_no_speech(shared):

@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 import pytest
 
-from whisper_sae import store
+from whisper_sae import cache
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -46,7 +46,7 @@ def test_02_says_what_to_run_first(data):
     """Its cells, one after the other, where nothing has been made."""
     says = r"'activations' has not been made .* run first: python -m whisper_sae demo 01"
     space = {}
-    with pytest.raises(store.NotMade, match=says):
+    with pytest.raises(cache.NotMade, match=says):
         for cell in jupytext.read(NOTEBOOKS / "02_training.py").cells:
             if cell.cell_type == "code":
                 exec(compile(cell.source, "02_training.py", "exec"), space)

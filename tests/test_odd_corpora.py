@@ -14,7 +14,8 @@ import pytest
 import soundfile
 from conftest import hum
 
-from whisper_sae import profiles, report
+from whisper_sae import profiles
+from whisper_sae.report import runner
 
 SITE = "encoder.2.resid"
 
@@ -80,8 +81,8 @@ def test_every_notebook_runs_to_its_end(kind, corpus, run_for, data, tmp_path):
     (tmp_path / "odd.toml").write_text(
         "\n".join(f"{name} = {json.dumps(getattr(run, name))}" for name in profiles.FIELDS), encoding="utf-8"
     )
-    plan = report.plan(str(tmp_path / "odd.toml"), range(8))
-    rows = report.run(plan, jobs=1)
+    plan = runner.plan(str(tmp_path / "odd.toml"), range(8))
+    rows = runner.run(plan, jobs=1)
     assert not {name: row["error"] for name, row in rows.items() if row["status"] != "done"}
     assert all(len(row["headline"]) > 10 for row in rows.values()), {n: row["headline"] for n, row in rows.items()}
     for name in rows:

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 import soundfile
 
-from whisper_sae import corpora, excerpts, recipes, speech, store
+from whisper_sae import cache
+from whisper_sae.data import audio, clip_table, corpora
+from whisper_sae.experiments import pipeline
 
 README = Path(__file__).resolve().parents[1] / "data" / "README.md"
 RATE = 16_000
@@ -72,7 +74,7 @@ def cut(name: str, share: float, **how):
     def spoil(folder: Path) -> None:
         path = renamed(folder, name)
         soundfile.write(path, np.tile(TONE, 4), RATE, **how)
-        assert len(speech.samples(path)) == 4 * len(TONE), "as long as it is whole it can be read"
+        assert len(clip_table.samples(path)) == 4 * len(TONE), "as long as it is whole it can be read"
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
     return spoil
@@ -228,7 +230,7 @@ ODD = [
     Odd("a single sample", sound(TONE[:1]), "read", "one frame", check=length(1)),
     Odd("3 h long", three_hours, "read", "cut into windows, each read by itself; no sample lost or heard twice",
         check=lambda clip, sound: clip.duration == 10_800
-        and len(excerpts.excerpt(clip.path, 10_780 * RATE, 30 * RATE)) == 20 * RATE),
+        and len(audio.excerpt(clip.path, 10_780 * RATE, 30 * RATE)) == 20 * RATE),
     Odd("empty file", content(lambda old: b""), "skipped", "the file is empty", ["empty"]),
     Odd("header without samples", sound(TONE[:0]), "skipped", "holds no samples", ["no samples"]),
     Odd("FLAC cut within its header", content(lambda old: old[:60]), "skipped", "cannot be decoded"),
@@ -336,18 +338,18 @@ def test_odd_input(odd, small_whisper, corpus, data, run_for):
         pytest.skip("root may read everything")
     folder = corpus()
     run = run_for(small_whisper, folder)
-    before = store.make(recipes.clips(run, 0))
-    known = recipes.table(run, before).path
+    before = cache.make(pipeline.clips(run, 0))
+    known = pipeline.table(run, before).path
     odd.spoil(folder)
     if odd.outcome == "refused":
-        with pytest.raises(speech.BadSpeech) as said:
-            store.make(recipes.clips(run, 0))
+        with pytest.raises(clip_table.BadSpeech) as said:
+            cache.make(pipeline.clips(run, 0))
         one_line(str(said.value), odd.words)
         assert {path.name for path in (data / "steps" / "clips").glob("[!.]*")} == {before.key}
     else:
-        step = store.make(recipes.clips(run, 0))
+        step = cache.make(pipeline.clips(run, 0))
         assert (step.key == before.key) == (odd.spoil is linked)  # the same bytes, the same key
-        rejected, heard = step.table("rejected.csv"), recipes.table(run, step)
+        rejected, heard = step.table("rejected.csv"), pipeline.table(run, step)
         assert step.facts["rejected"] == len(rejected) == (odd.outcome == "skipped")
         assert len(heard) == 24 - (odd.outcome == "skipped" and odd.what != "AAC in .m4a")
         assert all(Path(path).is_file() for path in heard.path)
@@ -357,7 +359,7 @@ def test_odd_input(odd, small_whisper, corpus, data, run_for):
             assert Path(rejected.path[0]).parent.name == "audio"
         else:
             clip = next(pd.concat([heard[~heard.path.isin(known)], heard]).itertuples())
-            assert odd.check(clip, np.zeros(1) if clip.duration > 9_000 else speech.samples(clip.path))
+            assert odd.check(clip, np.zeros(1) if clip.duration > 9_000 else clip_table.samples(clip.path))
     before.verify()
     assert len(before.table("clips.csv")) == 24
 
@@ -381,9 +383,9 @@ def test_a_name_stays_whole_through_the_table_of_clips(small_whisper, corpus, da
     folder = corpus(voices=1, clips=2)
     named("a\nb\r.flac")(folder)
     run = run_for(small_whisper, folder)
-    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
+    heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
     assert heard.path[0] == str(folder / "audio" / "a\nb\r.flac")
-    assert speech.samples(heard.path[0]).any()
+    assert clip_table.samples(heard.path[0]).any()
 
 
 @pytest.mark.parametrize(
@@ -394,13 +396,13 @@ def test_so_many_may_be_broken(small_whisper, corpus, data, run_for, share, brok
     folder = corpus()
     for path in sorted((folder / "audio").iterdir())[:broken]:
         path.write_bytes(b"fLaC and nothing more")
-    recipe = recipes.clips(run_for(small_whisper, folder, most_rejected=share), 0)
+    recipe = pipeline.clips(run_for(small_whisper, folder, most_rejected=share), 0)
     if stops:
-        with pytest.raises(speech.BadSpeech, match=f"{broken} of 24 sound files cannot be used") as said:
-            store.make(recipe)
+        with pytest.raises(clip_table.BadSpeech, match=f"{broken} of 24 sound files cannot be used") as said:
+            cache.make(recipe)
         one_line(str(said.value), ["v00_0.flac"])
     else:
-        step = store.make(recipe)
+        step = cache.make(recipe)
         assert (step.facts["clips"], step.facts["rejected"]) == (24 - broken, broken)
         assert step.table("rejected.csv").columns.tolist() == ["corpus", "path", "reason"]
 
@@ -410,9 +412,9 @@ def test_a_mended_file_is_heard(small_whisper, corpus, data, run_for):
     whole = first(folder).read_bytes()
     first(folder).unlink()
     run = run_for(small_whisper, folder)
-    assert store.make(recipes.clips(run, 0)).facts["clips"] == 3
+    assert cache.make(pipeline.clips(run, 0)).facts["clips"] == 3
     first(folder).write_bytes(whole)
-    assert store.make(recipes.clips(run, 0)).facts["clips"] == 4
+    assert cache.make(pipeline.clips(run, 0)).facts["clips"] == 4
 
 
 def test_messages_are_one_line_whatever_is_in_them():
@@ -424,6 +426,6 @@ def test_labels_that_look_like_numbers_stay_apart(small_whisper, corpus, data, r
     folder, stations = corpus(voices=4, clips=1), ["01", "1", "1.0", "001"]
     raw = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(station=stations, yes="True")
     raw.to_csv(folder / "metadata.csv", index=False)
-    heard = recipes.table(run := run_for(small_whisper, folder), store.make(recipes.clips(run, 0)))
+    heard = pipeline.table(run := run_for(small_whisper, folder), cache.make(pipeline.clips(run, 0)))
     assert sorted(heard.station) == sorted(stations) and set(heard.yes) == {"True"}
     assert heard.duration.dtype == float

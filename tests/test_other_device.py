@@ -7,30 +7,34 @@ import pytest
 import torch
 from other_device import DEVICE, Elsewhere, There
 
-from whisper_sae import devices, edits, losses, model, patching, profiles, sae, speech, steering, text
+from whisper_sae import devices, profiles
+from whisper_sae.causal import edits, losses, patching, steering
+from whisper_sae.data import clip_table
+from whisper_sae.model import text, whisper_model
+from whisper_sae.sae import architectures
 
 SITES = ["encoder.1.resid", "encoder.3.normed", "encoder.1.mlp", "decoder.0.resid"]
 WHISPER = str(profiles.DEMO / "whisper")
 
 
-def on(whisper: model.Whisper, whole) -> model.Whisper:
+def on(whisper: whisper_model.Whisper, whole) -> whisper_model.Whisper:
     return replace(whisper, whole=whole, encoder=whole.model.encoder, decoder=whole.model.decoder)
 
 
 @pytest.fixture(scope="module")
-def here() -> model.Whisper:
+def here() -> whisper_model.Whisper:
     """The demo's Whisper on the CPU, its attention not fused, so that its weights can be moved."""
-    return model.load(WHISPER, "cpu", attention="eager")
+    return whisper_model.load(WHISPER, "cpu", attention="eager")
 
 
 @pytest.fixture(scope="module")
 def clips():
-    found = speech.read(profiles.DEMO / "corpus")
+    found = clip_table.read(profiles.DEMO / "corpus")
     return found[found.kind == "speech"].iloc[[0, 111]]
 
 
-def coder_for(width: int = 192) -> sae.SAE:
-    coder = sae.create("topk", width, 64, 8)
+def coder_for(width: int = 192) -> architectures.SAE:
+    coder = architectures.create("topk", width, 64, 8)
     coder.start_on(torch.randn(500, width, generator=torch.Generator().manual_seed(0)))
     return coder.eval().requires_grad_(False)
 
@@ -75,16 +79,18 @@ def close(found: dict, right: dict, rtol: float) -> None:
 
 @pytest.mark.parametrize("sites", [SITES[::3], pytest.param(SITES, marks=pytest.mark.slow)], ids=["two", "all"])
 def test_everything_causal_runs_on_another_device_and_gives_the_same(here, clips, monkeypatch, sites):
-    sounds, texts = [speech.samples(path) for path in clips.path], clips.text.tolist()
-    coder, mel = coder_for(), model.mel
+    sounds, texts = [clip_table.samples(path) for path in clips.path], clips.text.tolist()
+    coder, mel = coder_for(), whisper_model.mel
     right, wrote = everything(here, coder, sounds, texts, sites), text.transcribe(here, mel(here, sounds))
     with Elsewhere() as elsewhere:
         there = on(here, elsewhere.move(here.whole))
-        monkeypatch.setattr(model.Whisper, "device", property(lambda self: self.encoder.conv1.weight.device))
-        monkeypatch.setattr(model, "mel", lambda _whisper, some: There(mel(here, some)))  # its transform is in C++
+        monkeypatch.setattr(whisper_model.Whisper, "device", property(lambda self: self.encoder.conv1.weight.device))
+        monkeypatch.setattr(
+            whisper_model, "mel", lambda _whisper, some: There(mel(here, some))
+        )  # its transform is in C++
         assert there.device == DEVICE != here.device
         found = everything(there, coder, sounds, texts, sites)
-        assert text.transcribe(there, model.mel(there, sounds)) == wrote
+        assert text.transcribe(there, whisper_model.mel(there, sounds)) == wrote
     assert coder.W_dec.device.type == "cpu", "the SAE that was handed over stays where it was"
     close(found, right, 1e-3)
     assert all(found[site]["wrote"] == right[site]["wrote"] for site in right)
@@ -107,9 +113,9 @@ def test_the_device_that_is_not_there_keeps_tensors_apart():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card here")
 def test_everything_causal_runs_on_a_card(clips):
-    sounds, texts = [speech.samples(path) for path in clips.path], clips.text.tolist()
-    right = everything(model.load(WHISPER, "cpu"), coder_for(), sounds, texts)
-    close(everything(model.load(WHISPER, "cuda"), coder_for(), sounds, texts), right, 2e-2)
+    sounds, texts = [clip_table.samples(path) for path in clips.path], clips.text.tolist()
+    right = everything(whisper_model.load(WHISPER, "cpu"), coder_for(), sounds, texts)
+    close(everything(whisper_model.load(WHISPER, "cuda"), coder_for(), sounds, texts), right, 2e-2)
     assert not torch.backends.cudnn.allow_tf32
 
 

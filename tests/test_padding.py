@@ -8,7 +8,9 @@ import pytest
 import soundfile
 import torch
 
-from whisper_sae import feeding, live, padding, recipes, store
+from whisper_sae import cache
+from whisper_sae.activations import streaming
+from whisper_sae.experiments import padding, pipeline, training_data
 
 VALID = (15, 5, 20, 10)  # of 20 frames a window; each window is of a speaker of its own
 
@@ -41,9 +43,9 @@ def said(numbers):
 @pytest.fixture
 def every():
     pieces = np.array([[window, 0, valid] for window, valid in enumerate(VALID)])
-    source = live.Live(said, pieces, {"site": 2}, batch=3, positions=20, padded=True)
+    source = streaming.Live(said, pieces, {"site": 2}, batch=3, positions=20, padded=True)
     clips = pd.DataFrame({"split": "validation", "speaker": list("abcd"), "id": list("wxyz")})
-    return feeding.Fed(source, clips, pd.DataFrame({"clip": range(4), "heard": range(4)}), 0)
+    return training_data.Fed(source, clips, pd.DataFrame({"clip": range(4), "heard": range(4)}), 0)
 
 
 def test_what_is_spent_is_counted(every):
@@ -69,8 +71,8 @@ def test_what_is_spent_is_counted(every):
 def compared(small_whisper, run_for, corpus, data):
     def compare(folder=None, **fields):
         run = run_for(small_whisper, folder or corpus(), sweep_tokens=3_000, **fields)
-        store.make(recipes.clips(run, 0))
-        step = store.make(padding.learnt(run, 0))
+        cache.make(pipeline.clips(run, 0))
+        step = cache.make(padding.learnt(run, 0))
         return step, padding.scores(step).set_index("dictionary")
 
     return compare

@@ -7,8 +7,8 @@ import sys
 import nbformat
 import pytest
 
-from whisper_sae import __main__ as cli
-from whisper_sae import pairs, report
+from whisper_sae import __main__
+from whisper_sae.report import pairing, runner
 
 TEXT = """# %% [markdown]
 # # 1 · Does it count?
@@ -37,7 +37,7 @@ def book(folder):
 
 def executed(folder):
     """What a run would hand to `record`: an injected cell, outputs everywhere, fresh ids."""
-    node = pairs.read(folder / "01_count.py")
+    node = pairing.read(folder / "01_count.py")
     node.cells.insert(2, nbformat.v4.new_code_cell("seed = 0", metadata={"tags": ["injected-parameters"]}))
     for number, cell in enumerate(c for c in node.cells if c.cell_type == "code"):
         cell.execution_count = number + 1
@@ -50,62 +50,62 @@ def executed(folder):
 
 
 def test_a_missing_half_is_made_and_a_second_time_nothing_is_written(folder):
-    assert "01_count.ipynb: missing" in pairs.disagreements(folder)[0]
-    assert [path.name for path in pairs.sync(folder)] == ["01_count.ipynb"]
-    assert pairs.sync(folder) == []
+    assert "01_count.ipynb: missing" in pairing.disagreements(folder)[0]
+    assert [path.name for path in pairing.sync(folder)] == ["01_count.ipynb"]
+    assert pairing.sync(folder) == []
     node = book(folder)
     nbformat.validate(node)
     assert [cell.cell_type for cell in node.cells] == ["markdown", "code", "code", "code"]
-    assert node.metadata == {"kernelspec": pairs.KERNEL}
+    assert node.metadata == {"kernelspec": pairing.KERNEL}
     assert not list(folder.glob(".*"))
 
 
 def test_outputs_are_kept_only_where_they_are_checked(folder):
-    pairs.record(folder, executed(folder))
+    pairing.record(folder, executed(folder))
     *others, checked = (cell for cell in book(folder).cells if cell.cell_type == "code")
     assert all(cell.outputs == [] and cell.execution_count is None for cell in others)
     assert [output.text for output in checked.outputs] == ["facts 4\n"] and checked.execution_count == 3
-    assert pairs.disagreements(folder) == []
-    assert pairs.record(folder, executed(folder)) == []
+    assert pairing.disagreements(folder) == []
+    assert pairing.record(folder, executed(folder)) == []
 
 
 def test_a_change_keeps_ids_and_the_outputs_of_what_did_not_change(folder):
-    pairs.record(folder, executed(folder))
+    pairing.record(folder, executed(folder))
     before = book(folder)
     text = folder / "01_count.py"
     text.write_text(TEXT.replace("not checked", "changed") + '\n# %%\nprint("new")\n', encoding="utf-8")
-    assert "differs from 01_count.py" in pairs.disagreements(folder)[0]
-    pairs.sync(folder)
+    assert "differs from 01_count.py" in pairing.disagreements(folder)[0]
+    pairing.sync(folder)
     after = book(folder)
     assert [cell.id for cell in after.cells[:4]] == [cell.id for cell in before.cells]
     assert after.cells[3].outputs == before.cells[3].outputs != []
     assert after.cells[2].source == 'print("changed")' and len(after.cells) == 5
-    assert pairs.disagreements(folder) == []
+    assert pairing.disagreements(folder) == []
 
 
 def test_a_changed_check_loses_its_output_and_says_so(folder):
-    pairs.record(folder, executed(folder))
+    pairing.record(folder, executed(folder))
     text = folder / "01_count.py"
     text.write_text(TEXT.replace("2 + 2", "2 + 3"), encoding="utf-8")
-    pairs.sync(folder)
+    pairing.sync(folder)
     assert book(folder).cells[3].outputs == []
-    assert pairs.disagreements(folder) == [
+    assert pairing.disagreements(folder) == [
         "01_count.ipynb: cell 4 is to be checked and has no output; run `pair --execute`"
     ]
 
 
 def test_tags_belong_to_the_text(folder):
-    pairs.record(folder, executed(folder))
+    pairing.record(folder, executed(folder))
     text = folder / "01_count.py"
     text.write_text(TEXT.replace(' tags=["nbval-check-output"]', ""), encoding="utf-8")
-    assert pairs.disagreements(folder)
-    pairs.sync(folder)
+    assert pairing.disagreements(folder)
+    pairing.sync(folder)
     assert book(folder).cells[3].metadata == {} and book(folder).cells[3].outputs == []
 
 
 @pytest.mark.parametrize("fault", ["source", "output", "broken", "alone", "cell"])
 def test_every_way_to_disagree_is_found(folder, fault):
-    pairs.record(folder, executed(folder))
+    pairing.record(folder, executed(folder))
     path, node = folder / "01_count.ipynb", book(folder)
     if fault == "source":
         node.cells[2].source = "print('edited in Jupyter')"
@@ -118,7 +118,7 @@ def test_every_way_to_disagree_is_found(folder, fault):
         path.write_text(path.read_text(encoding="utf-8")[:-40], encoding="utf-8")
     if fault == "alone":
         (folder / "01_count.py").rename(folder / "02_count.py")
-    faults = pairs.disagreements(folder)
+    faults = pairing.disagreements(folder)
     assert faults and all("\n" not in line for line in faults)
 
 
@@ -126,14 +126,14 @@ def test_what_was_executed_must_be_what_is_written(folder):
     old = executed(folder)
     (folder / "01_count.py").write_text(TEXT.replace("2 + 2", "2 + 3"), encoding="utf-8")
     with pytest.raises(ValueError, match="not what the file says now"):
-        pairs.record(folder, old)
+        pairing.record(folder, old)
 
 
 @pytest.mark.slow
 def test_jupytext_and_nbval_agree_with_us(folder):
     """`jupytext --test` finds the pair equal; nbval accepts the recorded fact and refuses a wrong one."""
-    pairs.record(folder, executed(folder))
-    (folder / "jupytext.toml").write_text((report.NOTEBOOKS / "jupytext.toml").read_text(encoding="utf-8"))
+    pairing.record(folder, executed(folder))
+    (folder / "jupytext.toml").write_text((runner.NOTEBOOKS / "jupytext.toml").read_text(encoding="utf-8"))
     path = folder / "01_count.ipynb"
 
     def ask(*command):
@@ -143,7 +143,7 @@ def test_jupytext_and_nbval_agree_with_us(folder):
     done = ask("jupytext", "--sync", "01_count.py")
     assert done.returncode == 0, done.stderr
     assert nbformat.reads(path.read_text(), 4).cells == nbformat.reads(before.decode(), 4).cells
-    assert pairs.disagreements(folder) == []
+    assert pairing.disagreements(folder) == []
 
     nbval = (
         "pytest",
@@ -163,28 +163,28 @@ def test_jupytext_and_nbval_agree_with_us(folder):
 
 
 def test_the_command_checks_syncs_and_records(folder, monkeypatch, capsys):
-    monkeypatch.setattr(report, "NOTEBOOKS", folder)
+    monkeypatch.setattr(runner, "NOTEBOOKS", folder)
     monkeypatch.setenv("WHISPER_SAE_REPORTS", str(folder / "reports"))
-    assert cli.main(["pair", "--check"]) == 1
+    assert __main__.main(["pair", "--check"]) == 1
     assert "whisper_sae: 01_count.ipynb: missing" in capsys.readouterr().err
-    assert cli.main(["pair"]) == 0
-    assert cli.main(["pair", "--check"]) == 1
+    assert __main__.main(["pair"]) == 0
+    assert __main__.main(["pair", "--check"]) == 1
     assert "run `pair --execute`" in capsys.readouterr().err
-    assert cli.main(["pair", "--execute"]) == 0
-    assert cli.main(["pair", "--check"]) == 0
+    assert __main__.main(["pair", "--execute"]) == 0
+    assert __main__.main(["pair", "--check"]) == 0
     assert book(folder).cells[3].outputs[0].text == "facts 4\n"
     assert json.loads((folder / "reports/demo/run.json").read_text())["notebooks"]["01_count"]["status"] == "done"
 
 
 def test_a_failed_notebook_is_not_recorded(folder, monkeypatch, capsys):
-    monkeypatch.setattr(report, "NOTEBOOKS", folder)
+    monkeypatch.setattr(runner, "NOTEBOOKS", folder)
     monkeypatch.setenv("WHISPER_SAE_REPORTS", str(folder / "reports"))
-    pairs.record(folder, executed(folder))
+    pairing.record(folder, executed(folder))
     before = (folder / "01_count.ipynb").read_bytes()
     (folder / "01_count.py").write_text(TEXT.replace("2 + 2", "1 / 0"), encoding="utf-8")
-    assert cli.main(["pair", "--execute"]) == 1
+    assert __main__.main(["pair", "--execute"]) == 1
     assert (folder / "01_count.ipynb").read_bytes() == before
 
 
 def test_the_notebooks_of_this_project_agree():
-    assert pairs.disagreements(report.NOTEBOOKS) == []
+    assert pairing.disagreements(runner.NOTEBOOKS) == []

@@ -7,7 +7,11 @@ import torch
 from coders import agreement
 from generated import generated
 
-from whisper_sae import decoding, edits, model, patching, profiles, sae, speech
+from whisper_sae import profiles
+from whisper_sae.causal import edits, patching
+from whisper_sae.data import clip_table
+from whisper_sae.model import decoding, whisper_model
+from whisper_sae.sae import architectures
 
 DEMO = profiles.DEMO
 SITES = ["encoder.embed", "encoder.1.resid", "encoder.1.mlp_hidden", "encoder.3.normed", "decoder.0.resid"]
@@ -15,13 +19,13 @@ SITES = ["encoder.embed", "encoder.1.resid", "encoder.1.mlp_hidden", "encoder.3.
 
 @pytest.fixture(scope="module")
 def clips() -> pd.DataFrame:
-    found = speech.read(DEMO / "corpus")
+    found = clip_table.read(DEMO / "corpus")
     return pd.concat([found[found.kind == "speech"].iloc[::40], found[found.kind == "sound"].iloc[::28]])  # 12 and 2
 
 
 @pytest.fixture(scope="module")
 def sounds(clips):
-    return [speech.samples(path) for path in clips.path]
+    return [clip_table.samples(path) for path in clips.path]
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +33,11 @@ def heard(demo, sounds):
     return patching.hear(demo, sounds, SITES)
 
 
-def coder_for(width: int, x: torch.Tensor, variant: str = "batchtopk") -> sae.SAE:
+def coder_for(width: int, x: torch.Tensor, variant: str = "batchtopk") -> architectures.SAE:
     """An SAE that was not trained, fitted in size to some frames: (frame, width)."""
-    coder = sae.create(variant, width, 64, 8)
+    coder = architectures.create(variant, width, 64, 8)
     coder.start_on(x)
-    if isinstance(coder, sae.BatchTopK):
+    if isinstance(coder, architectures.BatchTopK):
         coder.calibrate([x])
     return coder.eval().requires_grad_(False)
 
@@ -51,8 +55,8 @@ def whole(demo, sounds, site, see, one_by_one=False):
     for part in parts:
         look = lambda x, part=part: see(x, torch.tensor(part))  # noqa: E731
         last = site == "encoder.3.normed"  # what the decoder is given: `at` would have it normed again
-        with model.watching(demo.encoder.layer_norm, look) if last else model.at(demo, {site: look}):
-            wrote += generated(demo, model.mel(demo, [sounds[number] for number in part]))
+        with whisper_model.watching(demo.encoder.layer_norm, look) if last else whisper_model.at(demo, {site: look}):
+            wrote += generated(demo, whisper_model.mel(demo, [sounds[number] for number in part]))
     return wrote
 
 
@@ -87,7 +91,7 @@ def test_a_site_of_the_decoder_is_answered_at_every_step(demo, sounds, heard):
 
 
 def test_plain_transcripts_are_those_of_transformers(demo, sounds, heard):
-    wrote = generated(demo, model.mel(demo, sounds))
+    wrote = generated(demo, whisper_model.mel(demo, sounds))
     assert all(patching.said(here, here.plain) == wrote for here in heard.values())
 
 
@@ -228,21 +232,21 @@ def test_some_clips_are_the_same_clips(heard, coded):
 
 
 def test_a_clip_that_is_too_long_is_refused(demo):
-    with pytest.raises(model.BadModel, match="longer than the window"):
+    with pytest.raises(whisper_model.BadModel, match="longer than the window"):
         patching.hear(demo, [np.zeros(9 * 16_000, np.float32)], ["encoder.1.resid"])
 
 
 @pytest.mark.slow
 def test_on_real_weights_edits_go_on_as_they_should(shared):
     """OpenAI's tiny.en on the digits of two speakers."""
-    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
-    digits = speech.read(shared / "speech" / "free-spoken-digits")
+    whisper = whisper_model.load(str(shared / "whisper-tiny.en"), "cpu")
+    digits = clip_table.read(shared / "speech" / "free-spoken-digits")
     pause, sounds = np.zeros(1600, np.float32), []
     for turn, speaker in enumerate(sorted(digits.speaker.unique())[:2]):
         some = digits[digits.speaker == speaker].sample(4, random_state=turn)
-        sounds.append(np.concatenate([part for path in some.path for part in (speech.samples(path), pause)]))
+        sounds.append(np.concatenate([part for path in some.path for part in (clip_table.samples(path), pause)]))
     here = patching.hear(whisper, sounds, ["encoder.2.resid"])["encoder.2.resid"]
-    assert patching.said(here, here.plain) == generated(whisper, model.mel(whisper, sounds))
+    assert patching.said(here, here.plain) == generated(whisper, whisper_model.mel(whisper, sounds))
     coded = patching.Coded(here, coder_for(384, here.held[here.valid]))
     same = patching.tokens(here, {"": coded.edit(edits.scale(dict.fromkeys(range(64), 1.0)))})[""]
     assert same == here.plain

@@ -15,7 +15,8 @@ import soundfile
 import torch
 from coders import LATENTS, off, settled
 
-from whisper_sae import foreign, interchange, model, sae
+from whisper_sae.model import whisper_model
+from whisper_sae.sae import architectures, converters, io
 
 ASKED_OF_PEERS = """
 import json, sys
@@ -87,15 +88,15 @@ def ask(peers: Path, work: Path, jobs: list) -> dict[str, tuple[torch.Tensor, to
 def test_the_real_packages_say_the_same(peers, saved, frames, tmp_path):
     np.save(tmp_path / "frames.npy", frames.numpy())
     jobs = []
-    for variant in sae.VARIANTS:
+    for variant in architectures.VARIANTS:
         folder = saved(variant, variant)
-        jobs.append((f"{variant}-saelens", "saelens", interchange.to_saelens(folder, tmp_path / f"{variant}-1")))
+        jobs.append((f"{variant}-saelens", "saelens", io.to_saelens(folder, tmp_path / f"{variant}-1")))
         if variant in ("topk", "multitopk"):
-            jobs.append((f"{variant}-sparsify", "sparsify", interchange.to_sparsify(folder, tmp_path / f"{variant}-2")))
+            jobs.append((f"{variant}-sparsify", "sparsify", io.to_sparsify(folder, tmp_path / f"{variant}-2")))
     said = ask(peers, tmp_path, [(*job, tmp_path / "frames.npy") for job in jobs])
-    assert len(said) == len(sae.VARIANTS) + 2
+    assert len(said) == len(architectures.VARIANTS) + 2
     for name, (codes, x_hat) in said.items():
-        coder = sae.load(tmp_path / name.split("-")[0])
+        coder = architectures.load(tmp_path / name.split("-")[0])
         sure = settled(coder, frames)
         worst = ((codes - coder.encode(frames)).abs() * sure).max()
         assert worst < 1e-5, name
@@ -112,8 +113,8 @@ def test_what_dictionary_learning_saves_is_read(peers, frames, tmp_path):
         (tmp_path / kind / "layer_3").mkdir(parents=True)
         jobs.append((kind, kind, tmp_path / kind / "layer_3", tmp_path / "frames.npy"))
     for name, (codes, x_hat) in ask(peers, tmp_path, jobs).items():
-        told = foreign.from_audiosae(tmp_path / name / "layer_3", tmp_path / name / "out")
-        coder = sae.load(tmp_path / name / "out")
+        told = converters.from_audiosae(tmp_path / name / "layer_3", tmp_path / name / "out")
+        coder = architectures.load(tmp_path / name / "out")
         sure = settled(coder, frames)
         assert (told.variant, told.k, told.about["site"]) == (name, 6, "encoder.2.resid")
         assert ((codes - coder.encode(frames)).abs() * sure).max() < 1e-5
@@ -122,21 +123,21 @@ def test_what_dictionary_learning_saves_is_read(peers, frames, tmp_path):
 
 def test_real_frames_are_told_alike(peers, shared, tmp_path):
     """At Whisper's own sizes: a layer of tiny.en, 3,072 latents, codes of up to 80."""
-    whisper = model.load(str(shared / "whisper-tiny.en-encoder"), "cpu")
+    whisper = whisper_model.load(str(shared / "whisper-tiny.en-encoder"), "cpu")
     folder = shared / "speech/librispeech-sample/audio"
     sounds = [soundfile.read(sorted(folder.iterdir())[0], dtype="float32")[0][: whisper.window]]
-    x = model.record(whisper, model.mel(whisper, sounds), ["encoder.2.resid"])["encoder.2.resid"][0]
+    x = whisper_model.record(whisper, whisper_model.mel(whisper, sounds), ["encoder.2.resid"])["encoder.2.resid"][0]
     np.save(tmp_path / "frames.npy", x.numpy())
     jobs, coders = [], {}
     for variant in ("batchtopk", "topk"):
-        coder = sae.create(variant, 384, 3072, 32, seed=1)
+        coder = architectures.create(variant, 384, 3072, 32, seed=1)
         coder.start_on(x)
         if variant == "batchtopk":
             coder.calibrate([x])
-        sae.save(coder, tmp_path / variant)
-        coders[variant] = sae.load(tmp_path / variant)
-        jobs.append((variant, "saelens", interchange.to_saelens(tmp_path / variant, tmp_path / f"{variant}-1")))
-    jobs.append(("topk-sparsify", "sparsify", interchange.to_sparsify(tmp_path / "topk", tmp_path / "topk-2")))
+        architectures.save(coder, tmp_path / variant)
+        coders[variant] = architectures.load(tmp_path / variant)
+        jobs.append((variant, "saelens", io.to_saelens(tmp_path / variant, tmp_path / f"{variant}-1")))
+    jobs.append(("topk-sparsify", "sparsify", io.to_sparsify(tmp_path / "topk", tmp_path / "topk-2")))
     for name, (codes, _) in ask(peers, tmp_path, [(*job, tmp_path / "frames.npy") for job in jobs]).items():
         coder = coders[name.split("-")[0]]
         ours, sure = coder.encode(x).detach(), settled(coder, x, close=3e-5)

@@ -9,7 +9,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import instrument, model, phones, profiles, recipes, speech, spoken, store
+from whisper_sae import cache, profiles
+from whisper_sae.data import clip_table, frame_alignment
+from whisper_sae.experiments import phone_tables, pipeline, sanity_checks
+from whisper_sae.model import whisper_model
 
 PLAIN = """file_name,start_ms,end_ms,phone
 b.wav,100,180.5,t
@@ -24,7 +27,7 @@ def told(tmp_path):
 
     def read(text: str, name: str = "phones.csv") -> pd.DataFrame:
         (tmp_path / name).write_text(text, encoding="utf-8")
-        return phones.read(tmp_path)
+        return frame_alignment.read(tmp_path)
 
     return read
 
@@ -77,7 +80,7 @@ def test_marks_of_phonetic_alphabets_are_names(told):
 
 
 def test_a_corpus_that_tells_none_has_none(tmp_path):
-    found = phones.read(tmp_path)
+    found = frame_alignment.read(tmp_path)
     assert found.empty and list(found) == ["path", "start", "end", "phone"]
 
 
@@ -107,14 +110,14 @@ def test_clips_may_overlap(told):
     ],
 )
 def test_a_table_that_cannot_be_used_is_named(told, tmp_path, text, why):
-    with pytest.raises(phones.BadPhones, match=why) as said:
+    with pytest.raises(frame_alignment.BadPhones, match=why) as said:
         told(text)
     assert str(said.value).startswith(f"{tmp_path / 'phones.csv'}: ") and "\n" not in str(said.value)
 
 
 def test_hand_made_phones_are_read(shared):
     """The tier of phones in emuR's example; another one, of phonemes, covers the same time."""
-    found = phones.read(shared / "speech" / "emur-ae-aligned")
+    found = frame_alignment.read(shared / "speech" / "emur-ae-aligned")
     assert len(found) == 253 and found.path.nunique() == 7
     assert (found.start.diff()[found.path == found.path.shift()] > 0).all()
 
@@ -136,7 +139,7 @@ def test_every_moment_has_the_phone_that_holds_it(told, moments):
         next((row for row, (start, end) in enumerate(told.to_numpy()) if start <= moment < end), -1)
         for moment in moments
     ]
-    assert phones.at(told, np.array(moments)).tolist() == slow
+    assert frame_alignment.at(told, np.array(moments)).tolist() == slow
 
 
 def test_at_an_edge_no_rounding_decides():
@@ -145,10 +148,10 @@ def test_at_an_edge_no_rounding_decides():
     rng = np.random.default_rng(0)
     edges = np.cumsum(rng.choice([4, 5, 6, 7, 8, 10], 400)) * 10 / 1000
     told = pd.DataFrame({"clip": 0, "start": edges[:-1], "end": edges[1:], "phone": "a"})
-    centres = speech.moments(np.arange(int(edges[-1] / 0.02)))
+    centres = clip_table.moments(np.arange(int(edges[-1] / 0.02)))
     for moment in (centres, centres + 0.01):
-        where = phones.placed(told, np.zeros(len(moment), int), moment)
-        kept = phones.labels(told, where, "phone", 0.01) != ""
+        where = frame_alignment.placed(told, np.zeros(len(moment), int), moment)
+        kept = frame_alignment.labels(told, where, "phone", 0.01) != ""
         near = np.round(np.minimum(where.since, where.left), 6)
         assert (near == 0.01).sum() > 50 and kept[near == 0.01].all() and not kept[near < 0.01].any()
         assert (near == 0).sum() > 50 and not (np.round(where.left, 6) == 0).any()
@@ -162,17 +165,17 @@ def test_change_peaks_where_the_sound_changes(loaded):
     sound = np.random.default_rng(0).normal(0, 1e-4, 32_000).astype(np.float32)
     sound[int(0.73 * 16_000) :][:16] = 0.8
     sound[int(1.30 * 16_000) :] *= 1000
-    mel = model.mel(loaded, [sound])[0].numpy()
-    found = phones.change_around(mel, np.array([0.73, 1.30]))
+    mel = whisper_model.mel(loaded, [sound])[0].numpy()
+    found = frame_alignment.change_around(mel, np.array([0.73, 1.30]))
     assert found.shape == (2, 17)
     assert (np.abs(found.argmax(axis=1) - 8) <= 1).all()
-    late = phones.change_around(mel, np.array([0.77, 1.34]))
+    late = frame_alignment.change_around(mel, np.array([0.77, 1.34]))
     assert (np.abs(late.argmax(axis=1) - 4) <= 1).all()
 
 
 def test_change_is_its_formula_and_unknown_near_an_end():
     mel = np.random.default_rng(0).normal(size=(5, 40))
-    found = phones.change_around(mel, np.array([0.0, 0.2, 0.39]), reach=3)
+    found = frame_alignment.change_around(mel, np.array([0.0, 0.2, 0.39]), reach=3)
     slow = [np.mean([abs(row[t + 1] - row[t - 1]) for row in mel]) for t in range(17, 24)]
     np.testing.assert_allclose(found[1], slow)
     assert np.isnan(found[0]).tolist() == [True] * 4 + [False] * 3
@@ -181,7 +184,7 @@ def test_change_is_its_formula_and_unknown_near_an_end():
 
 def test_nothing_is_known_of_moments_outside_the_spectrogram():
     mel = np.random.default_rng(0).normal(size=(5, 40))
-    assert np.isnan(phones.change_around(mel, np.array([-0.5, 0.6, 90.0]), reach=3)).all()
+    assert np.isnan(frame_alignment.change_around(mel, np.array([-0.5, 0.6, 90.0]), reach=3)).all()
 
 
 # ---------------------------------------------------------------------------------------- in the recipes
@@ -197,12 +200,12 @@ def test_phones_of_two_corpora_go_to_their_own_clips(small_whisper, corpus, data
     tell(one, [("audio/v01_0.flac", 0, 90, "one"), ("audio/gone.flac", 0, 90, "gone")])
     tell(two, [("audio/v02_0.flac", 50, 90, "b"), ("audio/v01_0.flac", 0, 90, "two"), ("audio/v02_0.flac", 0, 50, "a")])
     run = run_for(small_whisper, [one, two])
-    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    found = spoken.phones_of(run, heard)
+    heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+    found = phone_tables.phones_of(run, heard)
     clips = ["one/audio/v01_0", "two/audio/v01_0", "two/audio/v02_0", "two/audio/v02_0"]
     assert heard.id[found["clip"]].tolist() == clips
     assert found.phone.tolist() == ["one", "two", "a", "b"]
-    some = spoken.phones_of(run, heard[heard.corpus == "two"])
+    some = phone_tables.phones_of(run, heard[heard.corpus == "two"])
     assert heard.corpus[some["clip"]].tolist() == ["two"] * 3
 
 
@@ -214,7 +217,7 @@ def test_what_one_corpus_does_not_tell_is_filled_in(small_whisper, corpus, data,
     rows = rows.assign(file_name="audio/v00_0.flac", manner=["vowel", "pause"], word=["in", ""], word_index=["3", ""])
     rows.to_csv(two / "phones.csv", index=False)
     run = run_for(small_whisper, [one, two])
-    found = spoken.phones_of(run, recipes.table(run, store.make(recipes.clips(run, 0))))
+    found = phone_tables.phones_of(run, pipeline.table(run, cache.make(pipeline.clips(run, 0))))
     assert found.ipa.tolist() == ["a", "b", "ɪ", "_"]
     assert found.manner.tolist() == ["vowel", "stop", "vowel", "pause"]
     assert found.word.tolist() == ["", "", "in", ""] and found.word_index.tolist() == [-1, -1, 3, -1]
@@ -225,14 +228,14 @@ def test_labels_of_another_alphabet_come_as_ipa_and_marks_as_nothing(small_whisp
     names = ["!t", "tasp", "-sth", "aI"]
     tell(folder, [("audio/v00_0.flac", 30 * n, 30 * n + 30, name) for n, name in enumerate(names)])
     run = run_for(small_whisper, folder)
-    found = spoken.phones_of(run, recipes.table(run, store.make(recipes.clips(run, 0))))
+    found = phone_tables.phones_of(run, pipeline.table(run, cache.make(pipeline.clips(run, 0))))
     assert found.ipa.tolist() == ["t", "t", "", "aɪ"] and found.phone.tolist() == names
 
 
 def test_corpora_without_phones_give_none(small_whisper, corpus, data, run_for):
     run = run_for(small_whisper, corpus(voices=1, clips=1))
-    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    assert spoken.phones_of(run, heard).empty
+    heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+    assert phone_tables.phones_of(run, heard).empty
 
 
 @pytest.fixture
@@ -249,9 +252,9 @@ def probed(small_whisper, corpus, data, run_for):
 
 
 def made(run):
-    for recipe in (recipes.clips(run, 0), recipes.activations(run, 0), recipes.activations(recipes.twin(run), 0)):
-        store.make(recipe)
-    return store.make(instrument.phone_probe(run, 0, fitted=400, asked=200))
+    for recipe in (pipeline.clips(run, 0), pipeline.activations(run, 0), pipeline.activations(pipeline.twin(run), 0)):
+        cache.make(recipe)
+    return cache.make(sanity_checks.phone_probe(run, 0, fitted=400, asked=200))
 
 
 def test_planted_phones_are_read_off_speakers_that_were_not_fitted(probed):
@@ -268,10 +271,10 @@ def test_planted_phones_are_read_off_speakers_that_were_not_fitted(probed):
 
 def test_the_sound_changes_where_planted_phones_begin(probed, loaded):
     run, _ = probed
-    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    told = spoken.phones_of(run, heard)
+    heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+    told = phone_tables.phones_of(run, heard)
     inner = told[told.phone != "low"].assign(manner="tone")  # the first one begins with the clip
-    found = instrument.change_at_phones(loaded, heard, inner, seed=0)
+    found = sanity_checks.change_at_phones(loaded, heard, inner, seed=0)
     assert set(found.index) == {"tone", "chance"} and found.shape == (2, 17)
     assert abs(found.loc["tone"].argmax() - 8) <= 1
     assert found.loc["tone"].max() > 2 * found.loc["chance"].max()
@@ -279,29 +282,29 @@ def test_the_sound_changes_where_planted_phones_begin(probed, loaded):
 
 def test_phones_must_be_told_of_two_voices_and_of_another(probed):
     run, _ = probed
-    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    told = spoken.phones_of(run, heard)
+    heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+    told = phone_tables.phones_of(run, heard)
     of = {voice: told[heard.speaker[told["clip"]].to_numpy() == voice] for voice in ("v00", "v01", "v04", "v05")}
-    assert instrument.speakers_apart(heard, told)
-    assert instrument.speakers_apart(heard, pd.concat([of["v00"], of["v01"], of["v05"]]))
-    assert not instrument.speakers_apart(heard, pd.concat([of["v00"], of["v01"]])), "nobody to be asked about"
-    assert not instrument.speakers_apart(heard, pd.concat([of["v00"], of["v04"], of["v05"]])), (
+    assert sanity_checks.speakers_apart(heard, told)
+    assert sanity_checks.speakers_apart(heard, pd.concat([of["v00"], of["v01"], of["v05"]]))
+    assert not sanity_checks.speakers_apart(heard, pd.concat([of["v00"], of["v01"]])), "nobody to be asked about"
+    assert not sanity_checks.speakers_apart(heard, pd.concat([of["v00"], of["v04"], of["v05"]])), (
         "one voice to be fitted on"
     )
-    assert not instrument.speakers_apart(heard, told.head(0))
+    assert not sanity_checks.speakers_apart(heard, told.head(0))
 
 
 def test_other_phones_are_another_result(probed):
     """A corrected table of times must not be answered from what the old one gave."""
     run, folder = probed
-    before = instrument.phone_probe(run, 0).key
+    before = sanity_checks.phone_probe(run, 0).key
     table = (folder / "phones.csv").read_text()
     (folder / "phones.csv").write_text(table.replace("mid", "middle"))
-    assert instrument.phone_probe(run, 0).key != before
+    assert sanity_checks.phone_probe(run, 0).key != before
 
 
 def test_the_demos_phones_lie_in_its_clips():
-    found, clips = phones.read(profiles.DEMO / "corpus"), speech.read(profiles.DEMO / "corpus")
+    found, clips = frame_alignment.read(profiles.DEMO / "corpus"), clip_table.read(profiles.DEMO / "corpus")
     length = found.path.map(clips.set_index("path").duration)
     assert len(found) > 10_000 and (found.end <= length + 1e-3).all()
     assert {"ipa", "manner", "word", "word_index"} <= set(found)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 
-from whisper_sae import effects, power, relabelling
+from whisper_sae.stats import effects, permutation, power
 
 
 @given(st.floats(0, 3), st.integers(2, 200), st.integers(2, 200), st.sampled_from([0.05, 0.01, 1e-4]))
@@ -70,7 +70,7 @@ def test_tables_and_curve():
 
 def test_power_after_correction_is_how_often_the_threshold_is_passed():
     rng, labels = np.random.default_rng(0), np.repeat(["a", "b"], 15)
-    threshold = relabelling.relabelled(rng.normal(size=(30, 300)), labels, deals=999).threshold
+    threshold = permutation.relabelled(rng.normal(size=(30, 300)), labels, deals=999).threshold
     level = power.level_of(threshold, 15, 15)
     assert 1e-5 < level < 1e-3
     x = rng.normal(size=(30, 6000))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from test_kill import LONG, STEPS, Job, Reports
 
-from whisper_sae import store
+from whisper_sae import cache
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_after_a_power_cut_the_next_run_makes_the_same_bytes(
     job.check_same(job.finish())
     disk.cut()  # the moment that it is finished, whatever chance has hit before
     job.check_names()
-    job.check_same(store.need(job.recipe))
+    job.check_same(cache.need(job.recipe))
 
 
 def test_after_a_power_cut_the_next_run_makes_the_same_pages(disk, monkeypatch):

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import figures, findings, private_paths
+from whisper_sae import private_paths
+from whisper_sae.report import results
+from whisper_sae.viz import display
 
 PROJECT, HOME = str(private_paths.PROJECT), str(Path.home())
 
@@ -49,7 +51,7 @@ def test_where_data_and_reports_lie_is_hidden(monkeypatch, tmp_path):
 @pytest.mark.parametrize("cell", ['=HYPERLINK("x")', "@SUM(A1)", "-1+1|cmd", "+cmd|x", "\t=1+1", "\r=1+1"])
 def test_what_a_spreadsheet_would_run_is_quoted(cell):
     table = pd.DataFrame({"word": [cell, "plain"], cell: [1.5, -2.0]}, index=pd.Index([cell, "b"], name="who"))
-    again = pd.read_csv(io.StringIO(findings.as_csv(table, index=True)), index_col=0)
+    again = pd.read_csv(io.StringIO(results.as_csv(table, index=True)), index_col=0)
     cell = f"'{cell}".replace("\r", " ")
     assert again.word.tolist() == [cell, "plain"] and again.index[0] == again.columns[1] == cell
     assert again[cell].tolist() == [1.5, -2.0]
@@ -57,19 +59,19 @@ def test_what_a_spreadsheet_would_run_is_quoted(cell):
 
 @pytest.mark.parametrize("cell", ["-1.5", "+3", "-inf", "-", "@", "a=b", "ɪ"])
 def test_what_is_no_formula_stays(cell):
-    assert findings.as_csv(pd.DataFrame({"x": [cell]})).splitlines()[1].strip('"') == cell
+    assert results.as_csv(pd.DataFrame({"x": [cell]})).splitlines()[1].strip('"') == cell
 
 
 @pytest.mark.parametrize("word", ["US$_$", "$_{$", "\\frac", "$x$", "a^b_c"])
 def test_a_dollar_in_a_word_is_a_dollar(word, capsys):
-    figures.use_style()
+    display.use_style()
     figure, (axes, other) = plt.subplots(1, 2)
     axes.set(title=word, xlabel=word, yscale="log", ylim=(1, 1e4))
     axes.set_xticks([0], [word])
     axes.text(0, 1, word)
     other.bar([word, "other"], [1, 2], label=word)
     other.legend()
-    figures.show(figure, alt=word, caption=word)
+    display.show(figure, alt=word, caption=word)
     labels = [text for text in axes.get_yticklabels() if text.get_text()]
     assert labels and all(text.get_parse_math() for text in labels if "mathdefault" in text.get_text())
     assert not any(

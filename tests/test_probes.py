@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from whisper_sae import activations as frames
-from whisper_sae import instrument, intervals, probes, recipes, speech, store, voice_probes
+from whisper_sae import cache
+from whisper_sae.activations import store
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import pipeline, sanity_checks, speaker_probes
+from whisper_sae.stats import intervals, probes
 
 
 def voices(seed=0, groups=4, each=4, clips=4, planted=0.0, width=6):
@@ -121,7 +124,7 @@ def test_what_a_corpus_tells_is_not_read_as_the_label():
         x = ((corpus == "a")[:, None] * 3.0 + rng.normal(size=(40, 5))).repeat(2, axis=0)
         label, corpus, who = label.repeat(2), corpus.repeat(2), np.arange(40).repeat(2).astype(str)
         right = probes.unheard(x, label, who, corpus, repeats=1, seed=seed)
-        scores.append(voice_probes.balanced(instrument.by_speaker(right, label, who, corpus))[0])
+        scores.append(speaker_probes.balanced(sanity_checks.by_speaker(right, label, who, corpus))[0])
     assert probes.unheard(x, label, who, repeats=1).mean() > 0.75  # without, it is right in 80 %
     assert 0.4 < np.mean(scores) < 0.6
 
@@ -273,25 +276,25 @@ LIKES = {"gender": ["accent"], "accent": []}
     ],
 )
 def test_only_labels_that_can_be_asked_about_are(rows, found, refused):
-    asked, why = instrument.askable(cast(*rows), LIKES)
+    asked, why = sanity_checks.askable(cast(*rows), LIKES)
     assert asked == found and tuple(why) == refused
 
 
 def test_four_labels_are_asked_and_the_others_named():
     heard = cast(*BALANCED)
     more = {name: heard.gender.to_numpy() for name in "pqr"}
-    asked, why = instrument.askable(heard.assign(**more))
+    asked, why = sanity_checks.askable(heard.assign(**more))
     assert list(asked) == ["gender", "accent", "p", "q"] and list(why) == ["r"]
 
 
 def test_with_several_corpora_likes_are_those_of_a_corpus():
     heard = cast(*BALANCED)
     halves = heard.assign(corpus=np.where(heard.speaker.str[-1] == "0", "one", "two"))
-    asked, why = instrument.askable(halves, LIKES)  # one speaker a cell of gender and accent, two of gender alone
+    asked, why = sanity_checks.askable(halves, LIKES)  # one speaker a cell of gender and accent, two of gender alone
     assert asked == {"gender": ["corpus"], "accent": ["corpus"]} and not why
     by_accent = heard.assign(corpus=heard.accent)
-    assert instrument.askable(by_accent, LIKES)[0] == {"gender": ["corpus"]}  # the accent is the corpus
-    here, label, who, alike, within = instrument.labelled(by_accent, "gender", ["corpus"])
+    assert sanity_checks.askable(by_accent, LIKES)[0] == {"gender": ["corpus"]}  # the accent is the corpus
+    here, label, who, alike, within = sanity_checks.labelled(by_accent, "gender", ["corpus"])
     assert here.all() and set(label) == {"f", "m"} and set(alike) == {"x", "y"} == set(within) and len(set(who)) == 8
 
 
@@ -301,8 +304,8 @@ def test_what_is_askable_can_be_asked():
         rows = [(f"v{n}", rng.choice(["f", "m"]), rng.choice(["x", "y", "z"])) for n in range(size)]
         heard = cast(*rows)
         heard["corpus"] = np.repeat(rng.choice(["one", "two"], size), 2) if size % 2 else "one"
-        for label, others in instrument.askable(heard, likes)[0].items():
-            here, *asked, _ = instrument.labelled(heard, label, others)
+        for label, others in sanity_checks.askable(heard, likes)[0].items():
+            here, *asked, _ = sanity_checks.labelled(heard, label, others)
             probes.unheard(rng.normal(size=(here.sum(), 2)), *asked, repeats=1)
 
 
@@ -312,17 +315,17 @@ def made(small_whisper, corpus, data, run_for):
     folder = corpus(voices=9, clips=3, splits=False)
     soundfile.write(folder / "audio" / "v00_1.flac", np.zeros(8000), 16_000)
     run = run_for(small_whisper, folder)
-    clips, acts = store.make(recipes.clips(run, 0)), store.make(recipes.activations(run, 0))
-    return run, recipes.table(run, clips), clips, acts
+    clips, acts = cache.make(pipeline.clips(run, 0)), cache.make(pipeline.activations(run, 0))
+    return run, pipeline.table(run, clips), clips, acts
 
 
 def test_means_of_clips_are_over_their_frames_of_speech(made):
     run, heard, clips, acts = made
-    found = recipes.clip_means(run, clips, acts, "encoder.0.resid")
-    held, windows = frames.Activations(acts.path), acts.table("windows.csv")
+    found = pipeline.clip_means(run, clips, acts, "encoder.0.resid")
+    held, windows = store.Activations(acts.path), acts.table("windows.csv")
     assert windows["clip"].duplicated().any(), "some clips are longer than a window"
     rows = held.rows("encoder.0.resid").take(np.arange(acts.facts["frames"])).double().numpy()
-    clip, speaking = held.rows("encoder.0.resid").per_window(windows["clip"]), held.valid_kinds() == speech.SPEECH
+    clip, speaking = held.rows("encoder.0.resid").per_window(windows["clip"]), held.valid_kinds() == clip_table.SPEECH
     assert found.shape == (27, 32)
     assert np.isnan(found).any(axis=1).tolist() == [id == "audio/v00_1" for id in heard.id]
     for number in np.flatnonzero(np.isfinite(found[:, 0])):
@@ -331,7 +334,7 @@ def test_means_of_clips_are_over_their_frames_of_speech(made):
 
 def test_a_planted_voice_is_read_off_clips_of_unheard_speakers(made):
     """Women hum at 200 Hz and men at 110."""
-    step = store.make(instrument.label_probe(made[0], 0, {"gender": []}))
+    step = cache.make(sanity_checks.label_probe(made[0], 0, {"gender": []}))
     read = step.table("read.csv")
     assert list(read) == ["label", "site", "speaker", "told", "stratum", "right"]
     assert set(read.site) == {"log-mel", "encoder.0.resid", "encoder.1.resid"}

@@ -9,7 +9,8 @@ from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import profiles, sae
+from whisper_sae import profiles
+from whisper_sae.sae import architectures
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -127,8 +128,8 @@ def test_what_training_can_do_can_be_asked_for(toml):
 
 
 def test_the_variants_are_those_there_are():
-    assert set(profiles.CHOICES["variant"]) == set(sae.VARIANTS)
-    assert set(profiles.WEIGHED) == {name for name, kind in sae.VARIANTS.items() if kind.default_penalty > 0}
+    assert set(profiles.CHOICES["variant"]) == set(architectures.VARIANTS)
+    assert set(profiles.WEIGHED) == {name for name, kind in architectures.VARIANTS.items() if kind.default_penalty > 0}
 
 
 def test_a_single_string_is_a_list_of_one(toml):

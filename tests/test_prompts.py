@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from whisper_sae import prompts
+from whisper_sae.experiments import prompts
 
 
 @pytest.fixture(scope="module")

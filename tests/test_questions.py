@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_messages import ANY
 
-from whisper_sae import catalogue, media, questions, speech
+from whisper_sae.data import clip_table
+from whisper_sae.explorer import api, catalogue
+from whisper_sae.viz import media
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_by_share_what_is_rare_comes_before_what_is_loud(asked):
 def test_the_sound_and_the_picture_are_those_of_the_clip(asked):
     told = answer(asked, ask="media", clip=5)
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(told["sound"])), dtype="float32")
-    np.testing.assert_allclose(sound, speech.samples(asked.clips.path[5]), atol=1 / 32_000)
+    np.testing.assert_allclose(sound, clip_table.samples(asked.clips.path[5]), atol=1 / 32_000)
     image = Image.open(io.BytesIO(base64.b64decode(told["picture"])))
     assert rate == 16_000 and image.size == (2 * 41, 80) and told["seconds"] == pytest.approx(41 * 0.02)
 
@@ -138,7 +140,7 @@ def test_of_a_long_clip_thirty_seconds_around_the_peak_are_shown(tmp_path):
     assert late["first"] == 9 and answer(asked, ask="track", clip=0, feature=1, first=99.0)["first"] == 10
     part = answer(asked, ask="media", clip=0, first=9.0)
     sound, _ = soundfile.read(io.BytesIO(base64.b64decode(part["sound"])), dtype="float32")
-    np.testing.assert_allclose(sound, speech.samples(asked.clips.path[0])[144_000:624_000], atol=1 / 32_000)
+    np.testing.assert_allclose(sound, clip_table.samples(asked.clips.path[0])[144_000:624_000], atol=1 / 32_000)
 
 
 def test_clips_are_found_by_their_words(asked):
@@ -159,7 +161,7 @@ def test_a_sound_that_is_handed_over_is_a_clip_like_others(asked):
     for key in ("feature", "value", "track", "share"):
         assert [row[key] for row in mine["found"]] == [row[key] for row in theirs["found"]], key
     sound = answer(asked, ask="media", upload=told["upload"])["sound"]
-    assert base64.b64decode(sound) == media.wav(speech.samples(path)), "wav in, wav out"
+    assert base64.b64decode(sound) == media.wav(clip_table.samples(path)), "wav in, wav out"
     both = answer(asked, ask="compare", a={"clip": 1}, b={"upload": told["upload"]})
     assert all(row["difference"] == 0 for row in both["found"])
 
@@ -167,7 +169,7 @@ def test_a_sound_that_is_handed_over_is_a_clip_like_others(asked):
 def test_only_the_last_sounds_are_kept(tmp_path):
     asked = world(tmp_path)
     data = Path(asked.clips.path[0]).read_bytes()
-    numbers = [answer(asked, data, ask="upload", name="x")["upload"] for _ in range(questions.KEPT + 2)]
+    numbers = [answer(asked, data, ask="upload", name="x")["upload"] for _ in range(api.KEPT + 2)]
     assert len(set(numbers)) == len(numbers)
     assert "sound 0 is not here any more" in answer(asked, ask="clip", upload=numbers[0])["error"]
     assert answer(asked, ask="clip", upload=numbers[-1])["found"]
@@ -304,7 +306,7 @@ def test_a_note_is_kept_and_still_there_for_whoever_comes_next(tmp_path):
     asked = world(tmp_path)
     told = answer(asked, ask="note", feature=3, category="phone", description=NASTY, confidence=0.8, evidence="loud")
     assert told["label"] == NASTY and told["by"] == "note"
-    after = questions.Questions(
+    after = api.Questions(
         asked.drawn, asked.clips, filters=asked.sounds.filters, roots=[tmp_path], title="x", notes=asked.notes
     )
     note = answer(after, ask="feature", feature=3)["note"]
@@ -328,7 +330,7 @@ def test_a_note_that_cannot_be_kept_is_refused(asked, message):
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from(list(questions.FIELDS)),
+    st.sampled_from(list(api.FIELDS)),
     st.dictionaries(
         st.text()
         | st.sampled_from(
@@ -360,7 +362,7 @@ def test_no_question_opens_a_file_outside_of_the_corpus(tmp_path):
             opened.append(os.path.realpath(os.fsdecode(details[0])))
 
     sys.addaudithook(watch)
-    for ask, fields in questions.FIELDS.items():
+    for ask, fields in api.FIELDS.items():
         for place in [*PLACES, str(tmp_path / "secret.wav")]:
             for name in fields.replace(",", "").split():
                 told = asked.answer({"ask": ask, "feature": 0, "clip": 0, name: place} | {"path": place})

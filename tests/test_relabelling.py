@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from whisper_sae import crossing, effects, relabelling
+from whisper_sae.stats import effects, permutation, stratified
 
 
 def alike(rng, kind, icc, n, each, features):
@@ -27,7 +27,7 @@ def test_every_deal_of_a_small_design_is_as_scipy_has_it(seed, n1, n2):
     rng = np.random.default_rng(seed)
     x = np.round(10 * rng.normal(size=(n1 + n2, 3)))  # whole numbers: scipy's ties are then exact
     labels = np.repeat(["a", "b"], [n1, n2])
-    found = relabelling.relabelled(x, labels)
+    found = permutation.relabelled(x, labels)
     assert found.exact and found.deals == math.comb(n1 + n2, n1)
 
     def size(one, other, axis):
@@ -47,8 +47,8 @@ def test_d_is_that_of_effects(seed, crossed, missing):
     if missing:
         x[rng.random(x.shape) < 0.4] = np.nan
     strata = rng.integers(0, 4, 40).astype(str) if crossed else None
-    found = relabelling.relabelled(x, labels, strata=strata, deals=50)
-    theirs = crossing.within(x, labels, strata) if crossed else effects.between(x, labels)
+    found = permutation.relabelled(x, labels, strata=strata, deals=50)
+    theirs = stratified.within(x, labels, strata) if crossed else effects.between(x, labels)
     np.testing.assert_allclose(found.d, theirs.d, atol=1e-9)
     np.testing.assert_array_equal(found.nominal, (theirs.p <= 0.05).sum() if crossed else found.nominal)
 
@@ -56,21 +56,21 @@ def test_d_is_that_of_effects(seed, crossed, missing):
 def test_labels_change_places_within_strata_only():
     first, stratum = np.array([1, 1, 0, 0, 0, 1, 0, 1], bool), np.array([0, 0, 0, 1, 1, 1, 2, 2])
     for orders in (
-        relabelling._every(first, stratum),
-        relabelling._drawn(first, stratum, 600, np.random.default_rng(0)),
+        permutation._every(first, stratum),
+        permutation._drawn(first, stratum, 600, np.random.default_rng(0)),
     ):
         dealt = np.concatenate(list(orders))
         for one in range(3):
             assert (dealt[:, stratum == one].sum(axis=1) == first[stratum == one].sum()).all()
         assert len(np.unique(dealt, axis=0)) == 3 * 3 * 2
-    assert len(np.concatenate(list(relabelling._every(first, stratum)))) == 18
+    assert len(np.concatenate(list(permutation._every(first, stratum)))) == 18
     assert len(dealt) == 601 and (dealt[0] == first).all()
 
 
 def test_the_threshold_is_the_level_of_the_greatest_of_all():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(30, 80)), np.resize(["a", "b"], 30)
-    found = relabelling.relabelled(x, labels, deals=999)
+    found = permutation.relabelled(x, labels, deals=999)
     greatest = []
     for _ in range(400):
         greatest.append(np.abs(effects.between(x, rng.permutation(labels)).d).max())
@@ -90,7 +90,7 @@ def false_positives(kind, icc, n, each=20, repeats=2000, deals=999, seed=0):
     who = np.repeat([f"s{number:03d}" for number in range(2 * n)], each)
     cast = effects.voices(values, who)
     labels = rng.permutation(np.resize(["f", "m"], 2 * n))
-    found = relabelling.relabelled(cast.means, labels, deals=deals, seed=seed)
+    found = permutation.relabelled(cast.means, labels, deals=deals, seed=seed)
     clip_by_clip = stats.ttest_ind(*(values[np.isin(who, cast.labels.index[labels == one])] for one in "fm")).pvalue
     return (
         (found.p <= 0.05).mean(),
@@ -119,7 +119,7 @@ def share_of_families(kind, repeats, deals, seed=0, n=10, features=40):
     rng, labels, found = np.random.default_rng([seed, 1]), np.resize(["f", "m"], 2 * n), 0
     for _ in range(repeats):
         x = rng.permutation(alike(rng, kind, 0.3, n, 5, features))
-        found += relabelling.relabelled(x, labels, deals=deals, seed=int(rng.integers(2**31))).beyond.any()
+        found += permutation.relabelled(x, labels, deals=deals, seed=int(rng.integers(2**31))).beyond.any()
     return found / repeats
 
 
@@ -141,7 +141,7 @@ def false_discoveries(kind, repeats, deals, seed=0, n=15, features=60):
     for _ in range(repeats):
         x = alike(rng, kind, 0.3, n, 5, features)
         x[:n, true] += 1.2 * x[:, true].std(axis=0)
-        found = relabelling.relabelled(x, labels, deals=deals, seed=int(rng.integers(2**31))).found
+        found = permutation.relabelled(x, labels, deals=deals, seed=int(rng.integers(2**31))).found
         shares.append((found & ~true).sum() / max(found.sum(), 1))
         seen.append(found[true].mean())
     return np.mean(shares), np.mean(seen)
@@ -165,9 +165,9 @@ def test_a_planted_feature_is_found_within_accents_and_no_other():
     gender, accent = np.resize(["f", "m"], 48), np.repeat(["a", "b", "c", "d", "e", "f"], 8)
     x = rng.exponential(size=(48, 300)) * (1 + (np.arange(300) % 7 == 0) * (accent == "b")[:, None])
     x[:, 5] += 2.5 * (gender == "f")
-    found = relabelling.relabelled(x, gender, strata=accent, deals=8000)
+    found = permutation.relabelled(x, gender, strata=accent, deals=8000)
     assert np.flatnonzero(found.beyond).tolist() == [5] and found.found[5] and found.found.sum() <= 2
-    none = relabelling.relabelled(x, rng.permutation(gender), strata=None, deals=2000)
+    none = permutation.relabelled(x, rng.permutation(gender), strata=None, deals=2000)
     assert not none.beyond.any()
 
 
@@ -176,10 +176,10 @@ def test_speakers_who_change_places_are_asked_as_those_who_did_not():
     rng = np.random.default_rng(0)
     x, labels = rng.exponential(size=(20, 30)), np.resize(["a", "b"], 20)
     x[:, 3] += 5 * (labels == "a")  # found as it is, and by no lot
-    table = relabelling.nothing(x, labels, relabelings=100, deals=2_000)
+    table = permutation.nothing(x, labels, relabelings=100, deals=2_000)
     assert len(table) == 100 and (table.found > 0).mean() < 0.12 and (table.beyond > 0).mean() < 0.12
     assert ((table.beyond > 0) == (table.p_family <= 0.05)).mean() > 0.98
-    alone = relabelling.nothing(x[:, :1], labels, relabelings=400, deals=2_000)
+    alone = permutation.nothing(x[:, :1], labels, relabelings=400, deals=2_000)
     assert (alone.q == alone.p_family).all() and (alone.q <= 0.05).mean() == pytest.approx(0.05, abs=0.04)
 
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_tested_is_not():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(14, 5)), np.resize(["a", "b"], 14)
     x[:, 0], x[:, 1], x[:, 2] = 0.1, np.nan, labels == "a"
-    found = relabelling.relabelled(x, labels, tested=np.array([True, True, True, True, False]))
+    found = permutation.relabelled(x, labels, tested=np.array([True, True, True, True, False]))
     assert found.tested.tolist() == [False, False, True, True, False]
     assert found.d[2] == np.inf and found.p[2] == pytest.approx(2 / math.comb(14, 7)) and found.beyond[2]
     assert not found.found[[0, 1, 4]].any() and not found.beyond[[0, 1, 4]].any()
@@ -199,16 +199,16 @@ def test_what_cannot_be_tested_is_not():
 def test_too_few_deals_are_refused():
     x = np.random.default_rng(0).normal(size=(8, 3))
     with pytest.raises(ValueError, match=r"labels: a, b can be dealt in 6 ways, so p is never below 0\.17"):
-        relabelling.relabelled(x, ["a", "a", "b", "b", "", "", "", ""])
+        permutation.relabelled(x, ["a", "a", "b", "b", "", "", "", ""])
     with pytest.raises(ValueError, match="in 16 ways"):
-        relabelling.relabelled(x, ["a", "b"] * 4, strata=["w", "w", "x", "x", "y", "y", "z", "z"])
+        permutation.relabelled(x, ["a", "b"] * 4, strata=["w", "w", "x", "x", "y", "y", "z", "z"])
     with pytest.raises(ValueError, match="means: no feature can be tested"):
-        relabelling.relabelled(np.ones((8, 3)), ["a", "b"] * 4)
+        permutation.relabelled(np.ones((8, 3)), ["a", "b"] * 4)
 
 
 def test_how_many_have_to_be_found_together():
     x, labels = np.random.default_rng(0).normal(size=(30, 400)), np.resize(["a", "b"], 30)
     x[:, 0] += 4 * (labels == "a")
-    few, many = (relabelling.relabelled(x, labels, deals=deals) for deals in (99, 9999))
+    few, many = (permutation.relabelled(x, labels, deals=deals) for deals in (99, 9999))
     assert few.least_found == 80 and not few.found.any() and few.beyond[0]
     assert many.least_found == 1 and many.found[0]

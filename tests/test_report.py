@@ -12,8 +12,8 @@ import html5lib
 import pytest
 from bs4 import BeautifulSoup
 
-from whisper_sae import __main__ as cli
-from whisper_sae import pages, pairs, progress, provenance, readable, report
+from whisper_sae import __main__, progress
+from whisper_sae.report import pages, pairing, provenance, readable, runner
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror="alert(2)"> & "quoted"'
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -40,7 +40,8 @@ import json, os, sys, time, warnings
 from pathlib import Path
 from IPython.display import HTML, display
 from tqdm import tqdm
-from whisper_sae import findings, profiles
+from whisper_sae import profiles
+from whisper_sae.report import results
 
 # %% [markdown]
 # ## Same heading
@@ -86,7 +87,7 @@ pd.DataFrame({{"site": ["<i>"], "FVU": [0.5]}})
 (steps, rate, seed)
 
 # %% tags=["save"]
-findings.save("01_listen", profiles.choose(profile).name, {HOSTILE!r}, {{"sizes": pd.DataFrame({{"k": [1]}})}})
+results.save("01_listen", profiles.choose(profile).name, {HOSTILE!r}, {{"sizes": pd.DataFrame({{"k": [1]}})}})
 """
 
 FAIL = """
@@ -131,10 +132,10 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WHISPER_SAE_REPORTS", str(home / "reports"))
         mine = str(home / "mine.toml")
-        plan = report.plan(mine, ["1", "02"], seed=7, given=[("steps", "5"), ("rate", "2")], folder=home)
-        first = report.run(plan)
+        plan = runner.plan(mine, ["1", "02"], seed=7, given=[("steps", "5"), ("rate", "2")], folder=home)
+        first = runner.run(plan)
         before = (plan.where / "01_listen.html").read_text(encoding="utf-8")
-        later = report.run(report.plan(mine, ["03"], folder=home))
+        later = runner.run(runner.plan(mine, ["03"], folder=home))
         yield {"home": home, "where": plan.where, "first": first, "later": later, "before": before}
 
 
@@ -192,7 +193,7 @@ def test_what_came_from_data_is_escaped(made):
 
 
 def test_names_of_a_run_are_escaped_too(made):
-    node = pairs.read(made["home"] / "03_last.py")
+    node = pairing.read(made["home"] / "03_last.py")
     row = dict.fromkeys(["seed", "commit", "date", "device", "error", "headline"], HOSTILE)
     row |= {"name": "03_last", "title": "3 · <b>x</b>", "seconds": 1, "steps": {HOSTILE: HOSTILE}, "tables": []}
     run = {"profile": HOSTILE, "banner": HOSTILE, "about": HOSTILE, **row}
@@ -270,7 +271,7 @@ def test_running_one_notebook_keeps_what_is_known_of_the_others(made):
 def test_a_notebook_not_yet_run_is_named_in_the_index(made):
     shutil.copy(made["home"] / "03_last.py", made["home"] / "04_new.py")
     try:
-        report._publish_index(report.plan(str(made["home"] / "mine.toml"), folder=made["home"]))
+        runner._publish_index(runner.plan(str(made["home"] / "mine.toml"), folder=made["home"]))
         card = soup_of(made, "index.html").find(id="04_new")
         assert "not run" in card.get_text() and not card.find("a")
     finally:
@@ -289,7 +290,7 @@ def test_an_old_answer_is_not_taken_for_a_new_one(made):
     (made["home"] / "01_listen.py").write_text(
         LISTEN.lstrip().replace("findings.save(", "(lambda *gone: None)("), encoding="utf-8"
     )
-    row = report.run(report.plan(str(made["home"] / "mine.toml"), ["01"], folder=made["home"]))["01_listen"]
+    row = runner.run(runner.plan(str(made["home"] / "mine.toml"), ["01"], folder=made["home"]))["01_listen"]
     assert row["status"] == "done" and row["headline"] == "" and row["tables"] == []
 
 
@@ -305,26 +306,26 @@ def test_an_old_answer_is_not_taken_for_a_new_one(made):
 )
 def test_a_wrong_request_is_refused_before_anything_runs(made, asked, said):
     with pytest.raises(ValueError, match=re.escape(said)) as refusal:
-        report.plan(**{"folder": made["home"], **asked})
+        runner.plan(**{"folder": made["home"], **asked})
     assert "\n" not in str(refusal.value)
 
 
 def test_a_notebook_must_take_profile_and_seed(tmp_path):
     (tmp_path / "01_x.py").write_text('# %% tags=["parameters"]\nprofile = "demo"\n')
     with pytest.raises(ValueError, match="01_x has no parameter 'seed'"):
-        report.plan(folder=tmp_path)
+        runner.plan(folder=tmp_path)
 
 
 def test_the_command_ends_with_a_code_and_one_line(made, monkeypatch, capsys):
-    monkeypatch.setattr(report, "NOTEBOOKS", made["home"])
+    monkeypatch.setattr(runner, "NOTEBOOKS", made["home"])
     monkeypatch.setenv("WHISPER_SAE_REPORTS", str(made["home"] / "reports"))
-    assert cli.main(["03"]) == 0
+    assert __main__.main(["03"]) == 0
     assert capsys.readouterr().out.strip().endswith("demo/index.html")
-    assert cli.main(["demo", "02", "--seed", "1"]) == 1
+    assert __main__.main(["demo", "02", "--seed", "1"]) == 1
     assert "02_fail failed: ValueError: no <b>clips</b>" in capsys.readouterr().err
     for wrong in (["demo", "77"], ["nowhere"], ["demo", "-p", "x", "1"], ["demo", "--seed", "x"], ["--what"]):
         with pytest.raises(SystemExit) as stop:
-            cli.main(wrong)
+            __main__.main(wrong)
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.startswith("whisper_sae: ") and said.count("\n") == 1, said
 
@@ -352,7 +353,7 @@ def test_progress_goes_to_a_terminal_live_and_to_a_file_seldom(made):
         def flush(self):
             pass
 
-    node = pairs.read(made["home"] / "03_last.py")
+    node = pairing.read(made["home"] / "03_last.py")
     for live in (True, False):
         screen = Screen(live)
         line = progress.Line(progress.Terminal(screen), "03_last", node)
@@ -398,6 +399,6 @@ def test_a_browser_shows_the_page_with_no_network(made, tmp_path):
 def test_help_is_quick_and_needs_no_notebook():
     done = subprocess.run(
         [sys.executable, "-m", "whisper_sae", "--help"],
-        capture_output=True, text=True, timeout=60, cwd=Path(report.PROJECT),
+        capture_output=True, text=True, timeout=60, cwd=Path(runner.PROJECT),
     )  # fmt: skip
     assert done.returncode == 0 and "pair --check" in done.stdout

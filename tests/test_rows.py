@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae.rows import Source
+from whisper_sae.activations.dataset import Source
 
 
 class Numbers(Source):

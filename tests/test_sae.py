@@ -7,9 +7,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import devices, sae
+from whisper_sae import devices
+from whisper_sae.sae import architectures
 
-VARIANTS = list(sae.VARIANTS)
+VARIANTS = list(architectures.VARIANTS)
 
 
 def frames(n=64, d=16, seed=0):
@@ -19,12 +20,12 @@ def frames(n=64, d=16, seed=0):
 @pytest.fixture
 def exactly(monkeypatch):
     """Calls are chosen in float32, as the dense path does."""
-    monkeypatch.setattr(sae, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(architectures, "multiplies_bfloat16", lambda device: False)
 
 
 def some(variant, d=16, latents=64, k=5, seed=0):
     """An SAE in no special state: biases and thresholds are drawn at random."""
-    coder, draw = sae.create(variant, d, latents, k, seed), torch.Generator().manual_seed(seed)
+    coder, draw = architectures.create(variant, d, latents, k, seed), torch.Generator().manual_seed(seed)
     torch.nn.init.normal_(coder.b_enc, std=0.1, generator=draw)
     torch.nn.init.normal_(coder.b_dec, generator=draw)
     if variant == "jumprelu":
@@ -55,9 +56,9 @@ def test_formula(variant):
 @given(st.integers(1, 40), st.integers(2, 12), st.integers(1, 12), st.integers(0, 5))
 def test_l0_in_training(n, d, k, seed):
     x = frames(n, d, seed)
-    topk = sae.create("topk", d, 24, k, seed).train()
+    topk = architectures.create("topk", d, 24, k, seed).train()
     assert ((topk.encode(x) > 0).sum(dim=1) <= k).all()
-    batch = sae.create("batchtopk", d, 24, k, seed).train()
+    batch = architectures.create("batchtopk", d, 24, k, seed).train()
     for _ in range(2):  # the second time the last threshold is the guess
         assert (batch.encode(x) > 0).sum() <= k * n
     positive = (batch.pre(x) > 0).sum()
@@ -94,11 +95,11 @@ def densely(coder, x):
     rough = coder.rough_pre(
         centred
     ).detach()  # chosen by the same sums: which of two equal frames is higher is rounding
-    calls = sae.Calls(*coder.chosen(rough), len(x), coder.d_sae)
+    calls = architectures.Calls(*coder.chosen(rough), len(x), coder.d_sae)
     at = pre[calls.frame, calls.latent]
     f = coder.answer(at, calls.latent)
     full = torch.zeros_like(pre).index_put((calls.frame, calls.latent), f)
-    return sae.Resaid(pre.detach(), calls, at, f, centred, centred - full @ coder.W_dec)
+    return architectures.Resaid(pre.detach(), calls, at, f, centred, centred - full @ coder.W_dec)
 
 
 def test_nested_dictionaries_are_what_matryoshka_is_judged_by(exactly):
@@ -113,7 +114,7 @@ def test_nested_dictionaries_are_what_matryoshka_is_judged_by(exactly):
 def test_choosing_in_half_precision_says_what_is_chosen_exactly(variant, monkeypatch):
     if not devices.multiplies_bfloat16(torch.device("cpu")):
         pytest.skip("this processor has no products of bfloat16 matrices")
-    monkeypatch.setattr(sae, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(architectures, "multiplies_bfloat16", lambda device: True)
     coder, x = some(variant, 32, 256, 8).train(), frames(128, 32)
     said = coder.resay(x)
     exact = coder.pre(x)[said.calls.frame, said.calls.latent]
@@ -124,10 +125,10 @@ def test_choosing_in_half_precision_says_what_is_chosen_exactly(variant, monkeyp
 
 def test_geometric_median_is_not_moved_by_an_outlier():
     x = torch.cat([frames(200, 8), torch.full((20, 8), 1e4)])
-    assert sae.geometric_median(x).norm() < 1 < x.mean(dim=0).norm()
-    coder = sae.create("topk", 8, 16, 2)
+    assert architectures.geometric_median(x).norm() < 1 < x.mean(dim=0).norm()
+    coder = architectures.create("topk", 8, 16, 2)
     coder.start_on(x, centre="median")
-    torch.testing.assert_close(coder.b_dec.detach(), sae.geometric_median(x))
+    torch.testing.assert_close(coder.b_dec.detach(), architectures.geometric_median(x))
 
 
 def test_a_latent_can_begin_anew():
@@ -142,7 +143,7 @@ def test_a_latent_can_begin_anew():
 
 @pytest.mark.parametrize("variant", ["topk", "batchtopk", "matryoshka", "jumprelu", "relu"])
 def test_a_latent_that_was_reset_is_active_on_its_frame_again(variant):
-    coder, x = sae.create(variant, 16, 64, 4, 0), frames(512, 16)
+    coder, x = architectures.create(variant, 16, 64, 4, 0), frames(512, 16)
     coder.start_on(x)
     coder.b_enc.data[32:] = -100.0
     if variant == "jumprelu":
@@ -157,17 +158,17 @@ def test_a_latent_that_was_reset_is_active_on_its_frame_again(variant):
 @pytest.mark.parametrize("variant, penalty", [("relu", 0.0), ("topk", 1.0), ("jumprelu", -1.0)])
 def test_a_penalty_must_suit_the_variant(variant, penalty):
     with pytest.raises(ValueError, match=f"penalty: {variant} takes"):
-        sae.create(variant, 8, 16, 2, penalty=penalty)
+        architectures.create(variant, 8, 16, 2, penalty=penalty)
 
 
 def test_frames_may_come_in_any_shape():
-    coder, x = sae.create("topk", 16, 64, 5).eval(), frames(12)
+    coder, x = architectures.create("topk", 16, 64, 5).eval(), frames(12)
     torch.testing.assert_close(coder(x.view(3, 4, 16)), coder(x).view(3, 4, 16))
     assert coder.encode(x.view(3, 4, 16)).shape == (3, 4, 64) and coder.encode(x[0]).shape == (64,)
 
 
 def test_batchtopk_finds_the_same_weakest_call_with_any_guess():
-    coder, x = sae.create("batchtopk", 16, 64, 5).train(), frames(256)
+    coder, x = architectures.create("batchtopk", 16, 64, 5).train(), frames(256)
     exact = coder.pre(x).flatten().topk(5 * 256).values.min().item()
     for guess in (0.0, 0.5 * exact, exact, 3 * exact, 1e9):
         coder.threshold.fill_(guess)
@@ -176,14 +177,14 @@ def test_batchtopk_finds_the_same_weakest_call_with_any_guess():
 
 
 def test_calibrated_threshold_keeps_l0_on_new_frames():
-    coder = sae.create("batchtopk", 32, 256, 8)
+    coder = architectures.create("batchtopk", 32, 256, 8)
     coder.calibrate(frames(2048, 32, seed) for seed in range(4))
     l0 = (coder.eval().encode(frames(4096, 32, 99)) > 0).sum(dim=1).float().mean()
     assert abs(l0 / 8 - 1) < 0.1
 
 
 def test_outside_training_a_frame_does_not_depend_on_its_batch():
-    coder = sae.create("batchtopk", 16, 64, 5)
+    coder = architectures.create("batchtopk", 16, 64, 5)
     coder.calibrate([frames(512)])
     coder.eval()
     x = frames(50, seed=3)
@@ -195,7 +196,7 @@ def test_outside_training_a_frame_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("scale", [0.03, 40.0])
 def test_scale_is_folded_back_exactly(variant, scale):
     """An SAE of scale·x becomes an SAE of x: the same features fire, in the units of x."""
-    coder = sae.create(variant, 16, 64, 5)
+    coder = architectures.create(variant, 16, 64, 5)
     x = frames(128) / scale
     coder.start_on(x * scale)
     if variant in ("batchtopk", "matryoshka"):
@@ -210,7 +211,7 @@ def test_scale_is_folded_back_exactly(variant, scale):
 
 
 def test_parallel_gradient_is_gone():
-    coder = sae.create("topk", 16, 64, 5)
+    coder = architectures.create("topk", 16, 64, 5)
     coder(frames()).square().sum().backward()
     before = (coder.W_dec.grad * coder.W_dec).sum(dim=1).abs().max()
     coder.drop_parallel_gradient()
@@ -219,24 +220,24 @@ def test_parallel_gradient_is_gone():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_file_round_trip(variant, tmp_path):
-    coder = sae.create(variant, 16, 64, 5, seed=3)
+    coder = architectures.create(variant, 16, 64, 5, seed=3)
     torch.nn.init.constant_(coder.threshold, 0.7)
-    sae.save(coder, tmp_path, site="encoder.1.resid")
-    again = sae.load(tmp_path)
+    architectures.save(coder, tmp_path, site="encoder.1.resid")
+    again = architectures.load(tmp_path)
     assert torch.equal(again(frames()), coder.eval()(frames())) and type(again) is type(coder)
     told = json.loads((tmp_path / "sae.json").read_text())
     assert told["site"] == "encoder.1.resid" and told["d_sae"] == 64
     (tmp_path / "sae.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="not a saved SAE"):
-        sae.load(tmp_path)
+        architectures.load(tmp_path)
 
 
 @pytest.mark.parametrize("k", [0, 65])
 def test_k_must_fit(k):
     with pytest.raises(ValueError, match="k: must lie between 1 and d_sae = 64"):
-        sae.create("topk", 16, 64, k)
+        architectures.create("topk", 16, 64, k)
 
 
 def test_unknown_variant():
     with pytest.raises(ValueError, match="known: batchtopk, topk, multitopk"):
-        sae.create("gelu", 16, 64, 5)
+        architectures.create("gelu", 16, 64, 5)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import model, profiles, scoring
+from whisper_sae import profiles
+from whisper_sae.model import scoring, whisper_model
 
 WORDS = st.lists(st.sampled_from(["a", "bee", "sea", "dee"]), max_size=6).map(" ".join)
 
@@ -50,7 +51,7 @@ def test_counts_are_the_same_when_they_come_from_a_stored_table(tmp_path):
 
 def test_hallucinated_words_are_judged_on_the_raw_transcript():
     """Whisper's normaliser drops `Hmm.` and keeps the words of ♪ music ♪; the rule is that of `nonspeech`."""
-    english = scoring.normalisers(model.load(str(profiles.DEMO / "whisper"), "cpu"))["english"]
+    english = scoring.normalisers(whisper_model.load(str(profiles.DEMO / "whisper"), "cpu"))["english"]
     wrote = ["...", ".", "[Music]", "(upbeat music)", "♪", "-", "Hmm.", "♪ la la ♪", "you"]
     counts = scoring.Scorer([""] * len(wrote), english).count(wrote)
     assert counts.hallucinated.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1]
@@ -66,7 +67,7 @@ def test_a_pair_is_counted_once_and_some_clips_can_be_asked_alone():
 
 
 def test_full_stops_and_capitals_are_no_errors():
-    whisper = model.load(str(profiles.DEMO / "whisper"), "cpu")
+    whisper = whisper_model.load(str(profiles.DEMO / "whisper"), "cpu")
     ways = scoring.normalisers(whisper)
     said, wrote = ["the colour is grey and mr. smith can't"], ["The color is gray, and Mister Smith cannot."]
     wrong = {name: int(scoring.Scorer(said, way).count(wrote).errors[0]) for name, way in ways.items()}

@@ -13,7 +13,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from whisper_sae import codes, selectivity
+from whisper_sae.features import selectivity, sparse_acts
 
 
 @st.composite
@@ -31,8 +31,10 @@ def worlds(draw):
 
 def prepared(dense, label, speaker=None, clip=None):
     none = np.zeros(len(label), int)
-    made = codes.of_chunks([dense])
-    return codes.known(made, label.astype(str), none if speaker is None else speaker, none if clip is None else clip)
+    made = sparse_acts.of_chunks([dense])
+    return sparse_acts.known(
+        made, label.astype(str), none if speaker is None else speaker, none if clip is None else clip
+    )
 
 
 def each(dense, frames):
@@ -53,7 +55,7 @@ def test_auc_is_that_of_scikit_learn(world):
 @given(worlds())
 def test_information_is_that_of_scikit_learn(world):
     made, frames = prepared(*world)
-    fires = codes.coincidences(made, frames.label, len(frames.names))
+    fires = sparse_acts.coincidences(made, frames.label, len(frames.names))
     ours = selectivity.information(fires, frames.count)
     for feature, label, value, there in each(world[0], frames):
         assert ours[feature, label] == pytest.approx(mutual_info_score(there, value > 0) / np.log(2), abs=1e-12)
@@ -110,7 +112,7 @@ def test_purity_is_that_of_the_top_clips(world, clips, top):
 @given(worlds())
 def test_lift_is_a_ratio_of_rates(world):
     made, frames = prepared(*world)
-    found = selectivity.lift(codes.coincidences(made, frames.label, len(frames.names)), frames.count)
+    found = selectivity.lift(sparse_acts.coincidences(made, frames.label, len(frames.names)), frames.count)
     for feature, label, value, there in each(world[0], frames):
         wanted = (value[there] > 0).mean() / (value > 0).mean() if (value > 0).any() else np.nan
         assert found[feature, label] == pytest.approx(wanted, nan_ok=True)
@@ -121,12 +123,12 @@ def test_blocks_of_features_change_nothing(world, most):
     made, frames = prepared(*world)
     choosing = np.arange(len(frames.label)) % 2 == 0
     whole = selectivity.scores(made, frames, choosing)
-    was = codes.blocks.__defaults__
+    was = sparse_acts.blocks.__defaults__
     try:
-        codes.blocks.__defaults__ = (most,)
+        sparse_acts.blocks.__defaults__ = (most,)
         apart = selectivity.scores(made, frames, choosing)
     finally:
-        codes.blocks.__defaults__ = was
+        sparse_acts.blocks.__defaults__ = was
     for name, one, other in zip(whole._fields, whole, apart, strict=True):
         if name != "names":
             np.testing.assert_array_equal(one, other, name)
@@ -155,12 +157,12 @@ def planted(seed=0, speakers=6, frames=400):
     dense[:, 1], dense[:, 2] = 0, 1
     dense[:, 3] = np.where(np.isin(label, ["s", "t"]), rng.uniform(2, 3, rows), dense[:, 3])
     speaker, clip = np.repeat(np.arange(speakers), frames), np.repeat(np.arange(rows // 100), 100)
-    return codes.known(codes.of_chunks([dense]), label, speaker, clip)
+    return sparse_acts.known(sparse_acts.of_chunks([dense]), label, speaker, clip)
 
 
 def test_a_planted_detector_is_found_by_every_score():
     made, frames = planted()
-    found = selectivity.scores(made, frames, codes.half_of(frames.speaker))
+    found = selectivity.scores(made, frames, sparse_acts.half_of(frames.speaker))
     s = frames.names.tolist().index("s")
     for name in ("lift", "auc", "information", "purity", "precision", "f1", "f1_chosen"):
         score = getattr(found, name).copy()
@@ -175,7 +177,7 @@ def test_a_planted_detector_is_found_by_every_score():
 
 def test_odd_features_have_sensible_scores():
     made, frames = planted()
-    found = selectivity.scores(made, frames, codes.half_of(frames.speaker))
+    found = selectivity.scores(made, frames, sparse_acts.half_of(frames.speaker))
     never, always = 1, 2
     assert np.isnan(found.lift[never]).all() and (found.auc[never] == 0.5).all() and found.fires[never] == 0
     assert (found.f1[never] == 0).all() and (found.recall[never] == 0).all() and np.isnan(found.precision[never]).all()
@@ -191,7 +193,7 @@ def test_a_label_that_one_side_lacks():
     choosing = frames.speaker < 3
     e, t = (frames.names.tolist().index(name) for name in "et")
     keep = ~((frames.label == e) & choosing) & ~((frames.label == t) & ~choosing)
-    made, frames = codes.part(made, frames, keep)
+    made, frames = sparse_acts.part(made, frames, keep)
     found = selectivity.scores(made, frames, frames.speaker < 3)
     assert (
         (found.threshold[:, e] == np.inf).all() and (found.f1_chosen[:, e] == 0).all() and (found.f1[:, e] == 0).all()
@@ -205,7 +207,7 @@ def test_one_speaker_and_one_clip():
     """Nobody else can be asked: what was not chosen is told, what was is NaN."""
     made, frames = planted(speakers=1)
     frames = frames._replace(clip=np.zeros_like(frames.clip))
-    found = selectivity.scores(made, frames, codes.half_of(frames.speaker))
+    found = selectivity.scores(made, frames, sparse_acts.half_of(frames.speaker))
     assert np.isnan(found.f1).all() and found.f1_chosen[0].max() > 0.9 and found.auc[0].max() > 0.9
     assert set(np.unique(found.purity[0])) == {0, 1}, "one clip has one peak"
     assert selectivity.purity(made, frames)[1].max() == 1
@@ -226,5 +228,5 @@ def test_what_was_chosen_is_not_what_is_told():
     made, frames = prepared(
         dense, rng.integers(0, 6, 600), speaker=np.repeat(np.arange(6), 100), clip=np.arange(600) // 20
     )
-    best = selectivity.scores(made, frames, codes.half_of(frames.speaker)).best()
+    best = selectivity.scores(made, frames, sparse_acts.half_of(frames.speaker)).best()
     assert best.f1_chosen.mean() > 1.5 * best.f1.mean()

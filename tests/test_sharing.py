@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from whisper_sae import interchange, sae, sharing
-from whisper_sae.interchange import BadSAE
+from whisper_sae.sae import architectures, hub_upload, io
+from whisper_sae.sae.io import BadSAE
 
 
 def parts_of(card: str) -> tuple[dict, str]:
@@ -24,18 +24,18 @@ def parts_of(card: str) -> tuple[dict, str]:
 
 def test_the_card_says_what_it_is_and_how_to_load_it(saved):
     about = {"model": "openai/whisper-tiny", "fvu": 0.12345678, "l0": 6.02, "penalty": None}
-    head, text = parts_of(sharing.card(interchange.read(saved("batchtopk", **about)), "me/my-sae", "apache-2.0"))
+    head, text = parts_of(hub_upload.card(io.read(saved("batchtopk", **about)), "me/my-sae", "apache-2.0"))
     assert head["license"] == "apache-2.0" and head["base_model"] == "openai/whisper-tiny"
     assert "sparse-autoencoder" in head["tags"]
     assert "# A sparse autoencoder of encoder.2.resid of openai&#47;whisper-tiny" in text
     for row in ("| variant | batchtopk |", "| width | 24 |", "| latents | 96 |", "| k | 6 |", "| 0.1235 |", "| 6.02 |"):
         assert row in text
     assert "penalty" not in text and "No scores" not in text
-    assert 'sharing.pull("me/my-sae", "the_sae")' in text
+    assert 'hub_upload.pull("me/my-sae", "the_sae")' in text
 
 
 def test_the_card_of_an_sae_without_scores_says_so(saved):
-    head, text = parts_of(sharing.card(interchange.read(saved("relu")), "me/my-sae"))
+    head, text = parts_of(hub_upload.card(io.read(saved("relu")), "me/my-sae"))
     assert "No scores came with it" in text and "base_model" not in head and "| k |" not in text
 
 
@@ -45,13 +45,13 @@ HOSTILE += " \"h' \\i"
 
 @pytest.mark.parametrize("key", ["model", "site", "note", HOSTILE])
 def test_words_of_others_are_words_on_the_card(key, saved):
-    said = interchange.read(saved("topk", **{key: HOSTILE}))
-    plain = interchange.read(saved("topk", "other", **{key: "x"}))
+    said = io.read(saved("topk", **{key: HOSTILE}))
+    plain = io.read(saved("topk", "other", **{key: "x"}))
     for license in ("mit", HOSTILE):
-        head, text = parts_of(sharing.card(said, 'me/"\n```\n', license))
+        head, text = parts_of(hub_upload.card(said, 'me/"\n```\n', license))
         assert head["license"] == license and set(head) == {"license", "library_name", "tags"}
     assert "\u202e" not in text
-    text, bare = sharing.card(said, "me/my-sae"), sharing.card(plain, "me/my-sae")
+    text, bare = hub_upload.card(said, "me/my-sae"), hub_upload.card(plain, "me/my-sae")
     for sign in '<>[]()`*_!"\\:#|\n':
         if sign not in "#":  # which is in &#60;
             assert text.count(sign) == bare.count(sign), sign
@@ -146,7 +146,7 @@ def hub(tmp_path, monkeypatch):
 def test_what_is_pushed_can_be_pulled(hub, saved, frames, tmp_path):
     folder = saved("batchtopk")
     (folder / "secret.txt").write_text("not for others")
-    where = sharing.push(
+    where = hub_upload.push(
         folder,
         "me/my-sae",
         license="apache-2.0",
@@ -162,29 +162,29 @@ def test_what_is_pushed_can_be_pulled(hub, saved, frames, tmp_path):
     assert head["license"] == "apache-2.0" and head["base_model"] == "openai/whisper-tiny" and "| 0.25 |" in text
     assert sorted(path.name for path in folder.iterdir()) == ["sae.json", "sae.safetensors", "secret.txt"]
 
-    told = sharing.pull("me/my-sae", tmp_path / "back", token="t", endpoint=hub.endpoint)
+    told = hub_upload.pull("me/my-sae", tmp_path / "back", token="t", endpoint=hub.endpoint)
     assert told.about["fvu"] == 0.25
-    assert torch.equal(sae.load(tmp_path / "back").encode(frames), sae.load(folder).encode(frames))
+    assert torch.equal(architectures.load(tmp_path / "back").encode(frames), architectures.load(folder).encode(frames))
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["sae.json", "sae.safetensors"]
 
 
 def test_what_the_card_says_to_run_runs(hub, saved, frames, tmp_path, monkeypatch):
     folder = saved("topk")
-    sharing.push(folder, "me/my-sae", token="t", endpoint=hub.endpoint)
+    hub_upload.push(folder, "me/my-sae", token="t", endpoint=hub.endpoint)
     (code,) = re.findall(r"```python\n(.*?)```", hub.files["README.md"].decode(), re.S)
     told = '"me/my-sae", "the_sae"'
     assert code.count(told) == 1
     monkeypatch.chdir(tmp_path)
     names = {"x": frames}
     exec(code.replace(told, f"{told}, token='t', endpoint={hub.endpoint!r}"), names)
-    assert torch.equal(names["f"], sae.load(folder).encode(frames))
+    assert torch.equal(names["f"], architectures.load(folder).encode(frames))
     assert (tmp_path / "for_saelens/cfg.json").exists()
 
 
 def test_what_would_be_pushed_can_be_looked_at(saved, tmp_path):
-    out = sharing.prepare(saved("topk"), tmp_path / "look", "me/my-sae", l0=5.9)
+    out = hub_upload.prepare(saved("topk"), tmp_path / "look", "me/my-sae", l0=5.9)
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "sae.json", "sae.safetensors"]
-    assert interchange.read(out).about["l0"] == 5.9
+    assert io.read(out).about["l0"] == 5.9
     assert huggingface_hub.ModelCard.load(out / "README.md").data.license == "mit"
 
 
@@ -193,7 +193,7 @@ def test_what_comes_from_the_hub_is_checked(hub, saved, tmp_path):
     hub.files |= {"sae.json": b'{"variant": "topk", "k": 10000}'}
     hub.files |= {"sae.safetensors": (folder / "sae.safetensors").read_bytes(), "evil.py": b"import os"}
     with pytest.raises(BadSAE, match=r"^me/my-sae: .*k must be a whole number"):
-        sharing.pull("me/my-sae", tmp_path / "back", token="t", endpoint=hub.endpoint)
+        hub_upload.pull("me/my-sae", tmp_path / "back", token="t", endpoint=hub.endpoint)
     assert not (tmp_path / "back").exists()
     assert not list((tmp_path / "cache").rglob("evil.py"))
 
@@ -201,14 +201,14 @@ def test_what_comes_from_the_hub_is_checked(hub, saved, tmp_path):
 @pytest.mark.parametrize("repo_id", ["me/other", "me/my sae", "a/b/c", "../up"])
 def test_a_repository_that_is_not_there_is_named(hub, repo_id, tmp_path):
     with pytest.raises(BadSAE, match=f"^{re.escape(repo_id)}: cannot be pulled; ") as caught:
-        sharing.pull(repo_id, tmp_path / "back", token="t", endpoint=hub.endpoint)
+        hub_upload.pull(repo_id, tmp_path / "back", token="t", endpoint=hub.endpoint)
     assert "\n" not in str(caught.value)
 
 
 def test_a_refusal_is_one_line_without_the_token(hub, saved):
     hub.refuse = True
     with pytest.raises(BadSAE, match=r"^me/my-sae: cannot be pushed; ") as caught:
-        sharing.push(saved("topk"), "me/my-sae", token="hf_veryverysecret", endpoint=hub.endpoint)
+        hub_upload.push(saved("topk"), "me/my-sae", token="hf_veryverysecret", endpoint=hub.endpoint)
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
@@ -222,7 +222,7 @@ def test_without_a_network_there_is_one_line(way, trouble, hub, saved, tmp_path,
         # port 9 is `discard`, where nobody listens
         options = {"token": "t", "endpoint": "http://127.0.0.1:9"}
         if way == "push":
-            sharing.push(folder, "me/my-sae", **options)
+            hub_upload.push(folder, "me/my-sae", **options)
         else:
-            sharing.pull("me/my-sae", folder, **options)
+            hub_upload.pull("me/my-sae", folder, **options)
     assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from whisper_sae import sites
+from whisper_sae.model import sites
 
 CONFIG = types.SimpleNamespace(
     d_model=8, encoder_layers=2, decoder_layers=3, encoder_ffn_dim=16, decoder_ffn_dim=32

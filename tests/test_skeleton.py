@@ -12,155 +12,11 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9]*.py"))
-MODULES = {path.stem: path for path in (PROJECT / "whisper_sae").glob("*.py") if path.stem != "__init__"}
+PACKAGE = PROJECT / "whisper_sae"
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 TAGS = {"parameters", "setup", "show-code", "hide-input", "figure", "checks", "nbval-check-output", "save"}
 OPENING = ("You will", "You will learn", "You need", "Time")
-
-ON_RECIPES = {"feeding", "dictionaries", "padding", "elsewhere", "emotions", "restoring"}
-ON_RECIPES |= {"spoken", "instrument", "meaning", "phonetics", "wording", "explained", "galleries", "atlas"}
-ON_RECIPES |= {"voices", "voice_probes", "contrasts", "trials"}
-ON_RECIPES |= {"causal", "faithfulness", "targeted", "erasing", "hallucination", "punctuation", "explorer"}
-
-# Leaves import no sibling. These stand on top of them:
-ANYONE = {"durable"}  # how a file is written is said once
-MAY_IMPORT = {
-    "devices": {"memory"},
-    "sae": {"devices",
-                "interchange", "sparse"},  # what a saved one must be is said there
-    "corpora": {"tables"},
-    "speech": {"containers", "corpora", "tables"},  # a corpus is read by its layout; the sound is read here
-    "sparse": {"kernels"},
-    "alignments": {"corpora", "tables"},  # which files are sounds
-    "selectivity": {"codes"},  # their entries, and what is known of the frames
-    "detectors": {"codes", "intervals", "selectivity"},  # the best thresholds of each feature
-    "timing": {"codes", "intervals"},
-    "examples": {"speech"},  # the moment of a frame
-    "edits": {"speech"},
-    "acoustics": {"speech"},  # what is silence, and how samples are read, is said there
-    "sounds": {"codes", "intervals"},
-    "encoders": {"devices",
-                "model_files"},
-    "classes": {"chance"},  # what dealing gives
-    "correlates": {"chance", "codes", "intervals", "selectivity"},  # ranks of entries, and what chance gives
-    "phones": {"alignments"},  # what sounds when; how a file tells it is read there
-    "tables": {"effects"},  # how a label is spelt
-    "intervals": {"effects"},  # of the effect sizes there
-    "forest": {"intervals"},  # what a bootstrap over units needs; from how many units on
-    "probes": {"intervals"},
-    "measure": {"intervals"},  # how few units are too few
-    "by_label": {"intervals"},
-    "controls": {"intervals"},
-    "relabelling": {"effects"},
-    "crossing": {"effects"},
-    "confounds": {"crossing", "effects"},  # partial d is the same there
-    "held_fixed": {"confounds", "effects", "relabelling"},
-    "power": {"effects"},  # tidy labels
-    "model": {"attention", "devices", "faster_whisper", "model_files", "model_wheels", "sites", "hooks", "logmel"},
-    "faster_whisper": {"ctranslate2"},  # how its file is read
-    "model_wheels": {"store"},  # a download is a result that is kept
-    "modules": {"activations", "hooks"},  # the same store, the same hooks, any model
-    "activations": {"narrow", "rows", "shards"},
-    "transpose": {"kernels", "shards"},  # how loops are compiled
-    "live": {"narrow", "rows", "shards"},  # the other source of rows
-    "store": {"fingerprints", "memory"},  # a key names the code that makes a result
-    "cluster": {"store", "cluster", "fingerprints"},  # one folder and one code for all; in a worker it imports itself
-    "foreign": {"interchange"},  # what a folder of ours is, is said once
-    "sharing": {"interchange"},
-    "calibrations": {"figures"},  # how a table and a number are shown
-    "labels": {"findings", "toml_files"},  # which writes a file whole or not at all
-    "excerpts": {"speech"},  # a part of what it reads whole
-    "listening": {"activations", "decoding", "excerpts", "model", "packing", "profiles", "speech", "text"},
-    "selection": {"corpora", "hub", "languages", "profiles", "speech", "store"},
-    "recording": {"devices",
-                "activations", "cluster", "decoding", "languages", "listening", "model", "profiles", "selection",
-                  "shards", "speech", "store", "text"},
-    "profiles": {"languages", "sites", "toml_files"},  # names only: a profile may give a site OpenAI's name
-    "private_paths": {"findings"},  # where reports go
-    "report": {"forkserver", "private_paths", "profiles", "store", "findings", "pages", "pairs", "progress",
-               "provenance", "readable"},
-    "__main__": {"report"},
-    "recipes": set(MODULES) - {"report", "__main__", "recipes", *ON_RECIPES},  # names the steps: knows every leaf
-    "feeding": {"activations", "listening", "live", "model", "profiles", "recipes", "rows", "store"},
-    "fitting": {"devices",
-                "measure", "rows", "sae", "train"},
-    "elsewhere": {"activations", "fitting", "interchange", "measure", "modules", "rows", "sae", "store", "transpose"},
-    "restoring": {"activations", "codes", "detectors", "elsewhere", "fragments", "measure", "profiles", "sae", "store"},
-    "interventions": {"controls"},
-    "emotions": {"activations", "classes", "controls", "elsewhere", "encoders", "index", "interventions", "probes",
-                 "profiles", "sae", "store", "verdicts"},
-    "dictionaries": {"classes", "cluster", "feeding", "fitting", "interchange", "measure", "model", "profiles",
-                     "recipes", "rows", "sae",
-                     "store"},
-    "padding": {"dictionaries", "feeding", "fitting", "measure", "profiles", "recipes", "rows", "sae", "store"},
-    "spoken": {"alignments", "articulation", "phones", "profiles", "recipes"},
-    "instrument": {"activations", "effects", "excerpts", "languages", "listening", "measure", "model", "phones",
-                   "probes", "profiles", "recipes", "recording", "speaker_labels", "speech", "spoken", "store", "text"},
-    "meaning": {"recipes", "dictionaries", "profiles", "store", "activations", "model", "measure", "sae", "spoken",
-                "transpose", "index", "examples", "speech"},
-    "phonetics": {"activations", "articulation", "by_label", "chance", "codes", "detectors", "index", "intervals",
-                  "meaning", "phones", "profiles", "recipes", "selectivity", "speech", "spoken", "store", "timing"},
-    "figures_of_meaning": {"by_label", "figures"},
-    "scoring": {"intervals", "nonspeech", "text"},  # which transcripts have words; how errors are named
-    "text": {"decoding", "languages", "model"},
-    "decoding": {"hooks"},  # a layer norm that can be undone
-    "losses": {"patching", "text"},
-    "causal": {"decoding", "dictionaries", "edits", "interchange", "languages", "model", "nonspeech", "patching",
-               "profiles",
-               "recipes", "sae", "scoring", "speech", "store", "text"},
-    "targeted": {"devices",
-                 "causal", "controls", "edits", "intervals", "losses", "meaning", "patching", "phonetics", "profiles",
-                 "recipes", "spoken", "store", "targets"},
-    "erasing": {"devices",
-                "activations", "causal", "controls", "dictionaries", "edits", "erasure", "patching", "phonetics",
-                "probes", "profiles", "recipes", "scoring", "store"},
-    "hallucination": {"devices",
-                "causal", "dictionaries", "intervals", "languages", "model", "nonspeech", "patching", "probes",
-                      "profiles", "recipes", "scoring", "speech", "store"},
-    "steering": {"edits", "patching"},
-    "token_features": {"intervals", "patching"},
-    "punctuation": {"devices",
-                "causal", "controls", "dictionaries", "edits", "intervals", "patching", "profiles", "recipes",
-                    "sae", "store", "token_features", "train"},
-    "figures_of_patching": {"figures", "speech"},
-    "faithfulness": {"devices",
-                "causal", "dictionaries", "intervals", "losses", "model", "patching", "profiles",
-                     "recipes", "sae", "scoring", "store"},
-    "patching": {"decoding", "devices", "edits", "model", "text"},
-    "wording": {"activations", "chance", "codes", "index", "meaning", "profiles", "recipes", "speech", "store",
-                "untimed"},
-    "explained": {"acoustics", "activations", "chance", "codes", "correlates", "excerpts", "index", "intervals",
-                  "listening", "meaning", "nonspeech", "profiles", "recipes", "selectivity", "sounds", "speech",
-                  "spoken", "store"},
-    "uploads": {"speech"},  # what is sound, and how it is read, is said there
-    "comparisons": {"crossing", "effects"},
-    "catalogue": {"excerpts", "logmel", "media", "speaker_labels", "speech"},
-    "questions": {"catalogue", "comparisons", "effects", "labels", "media", "messages", "speech",
-                  "uploads"},  # no model
-    "explorer": {"controls", "galleries", "interchange", "languages", "media", "meaning", "messages", "model",
-                 "profiles", "questions",
-                 "recipes", "sae", "steering", "stills", "store", "template", "uploads"},
-    "stills": {"media"},
-    "gallery": {"findings", "media", "template"},  # how a page is written, what its browser may do, its template
-    "pages": {"template"},
-    "galleries": {"recipes", "dictionaries", "meaning", "phonetics", "profiles", "store", "codes", "examples",
-                  "excerpts", "findings", "gallery", "index", "labels", "logmel", "media", "phones", "selectivity",
-                  "speech", "spoken", "timing"},
-    "atlas": {"activations", "clusters", "codes", "dictionaries", "effects", "excerpts", "families", "forest",
-              "index", "intervals", "maps", "meaning", "profiles", "recipes", "sae", "speaker_labels", "speech",
-              "store", "trees"},
-    "speaker_labels": {"effects", "intervals"},
-    "voices": {"activations", "codes", "confounds", "effects", "examples", "index", "intervals", "meaning", "power",
-               "profiles", "recipes", "speaker_labels", "speech", "store"},
-    "voice_probes": {"effects", "instrument", "intervals", "probes", "profiles", "recipes", "speaker_labels", "store",
-                     "voices"},
-    "contrasts": {"confounds", "crossing", "effects", "held_fixed", "intervals", "power", "relabelling", "voices"},
-    "trials": {"contrasts", "crossing", "effects", "intervals", "profiles", "recipes", "relabelling", "speaker_labels",
-               "store", "voices"},
-    "figures_of_voices": {"figures"},
-    "figures_of_clusters": {"figures"},  # the same inks
-    "figures_of_classes": {"figures"},
-}  # fmt: skip
 
 
 def faults(path: Path) -> list[str]:
@@ -305,32 +161,25 @@ def test_each_departure_is_noticed(tmp_path, old, new, fault):
 # --- who imports whom
 
 
-def siblings(source: str) -> set[str]:
-    """The modules of this package that a module imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = ("whisper_sae." if node.level else "") + (node.module or "")
-            found |= {f"{base.rstrip('.')}.{alias.name}" for alias in node.names}
-    parts = [name.split(".") for name in found if name.split(".")[0] == "whisper_sae"]
-    return {part[1] if len(part) > 1 else part[0] for part in parts} - {"__version__"}
+def test_each_layer_imports_from_those_below_it():
+    """The contracts stand in pyproject.toml: layers, what knows nothing of torch, and what knows nothing of speech."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_leaves_import_no_sibling(name):
-    imported = siblings(MODULES[name].read_text(encoding="utf-8"))
-    assert imported <= MAY_IMPORT.get(name, set()) | ANYONE, f"{name} imports {', '.join(sorted(imported))}"
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["from whisper_sae import sae", "from . import sae", "from .sae import SAE", "import whisper_sae.sae",
-     "from whisper_sae.sae import SAE", "def f():\n    from whisper_sae import sae"],
-)  # fmt: skip
-def test_every_way_to_import_a_sibling_is_seen(line):
-    assert siblings(line) == {"sae"}
+def test_no_module_of_the_package_is_imported_under_another_name():
+    for path in [*MODULES.values(), *NOTEBOOKS, *(PROJECT / "tests").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "whisper_sae":
+                base = node.module.removeprefix("whisper_sae").lstrip(".")
+                renamed = [
+                    one.name
+                    for one in node.names
+                    if one.asname and f"{base}.{one.name}".lstrip(".") in set(MODULES) - {"__main__"}
+                ]
+                assert not renamed, f"{path.name}: {renamed}"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -361,7 +210,7 @@ for name in sys.argv[1:]:
 assert "dask" not in sys.modules and "distributed" not in sys.modules  # only where there is a cluster
 assert states == (repr(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist())
 """
-    names = sorted(set(MODULES) - {"__main__"})
+    names = sorted(name for name in MODULES if name.rpartition(".")[2] not in ("__main__", "__init__"))
     done = subprocess.run(
         [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=PROJECT, timeout=120
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from whisper_sae import codes, sounds
+from whisper_sae.features import sound_classes, sparse_acts
 
 LABELS = np.repeat(["bark", "bell", "rain", "wind"], 12)
 FOLD = np.tile([1, 2, 3, 4], 12)
@@ -20,7 +20,7 @@ def test_what_is_planted_is_found_and_nothing_else():
     values = noise(400)
     values[LABELS == "rain", 7] += 2
     values[LABELS == "bell", 9] += 0.6
-    found = sounds.score(values, LABELS, FOLD, shuffles=99)
+    found = sound_classes.score(values, LABELS, FOLD, shuffles=99)
     told = found.table.set_index("label")
     assert told.loc["rain", ["feature", "chosen", "folds", "auc", "clips"]].tolist() == [7, 4, 4, 1, 12]
     assert told.high["rain"] == 1 and told.low["rain"] == pytest.approx(0.888, abs=1e-3), "by Newcombe: 12 against 36"
@@ -31,18 +31,18 @@ def test_what_is_planted_is_found_and_nothing_else():
 
 def test_thousands_to_choose_from_gain_nothing():
     """Chosen and scored on the same clips, the best of 5,000 features that mean nothing looks nearly perfect."""
-    found = [sounds.score(noise(5000, seed), LABELS, FOLD, shuffles=0, draws=10, seed=seed) for seed in range(8)]
+    found = [sound_classes.score(noise(5000, seed), LABELS, FOLD, shuffles=0, draws=10, seed=seed) for seed in range(8)]
     assert np.mean([one.table.best_auc.mean() for one in found]) > 0.8
     assert np.mean([one.auc for one in found]) == pytest.approx(0.5, abs=0.04)
 
 
 def test_labels_dealt_anew_give_even_p():
-    p = [sounds.score(noise(30, seed), LABELS, FOLD, shuffles=49, draws=2, seed=seed).p for seed in range(40)]
+    p = [sound_classes.score(noise(30, seed), LABELS, FOLD, shuffles=49, draws=2, seed=seed).p for seed in range(40)]
     assert 0.4 < np.mean(p) < 0.6 and np.mean(np.array(p) <= 0.1) < 0.22
 
 
 def test_what_chance_gives_is_told():
-    found = sounds.score(noise(100), LABELS, FOLD, shuffles=60)
+    found = sound_classes.score(noise(100), LABELS, FOLD, shuffles=60)
     assert found.by_chance == pytest.approx(0.5, abs=0.03)
 
 
@@ -50,7 +50,7 @@ def test_what_chance_gives_is_told():
 @given(st.integers(0, 2**32), st.booleans())
 def test_the_auc_of_one_feature_is_that_of_scikit_learn(seed, ties):
     values = np.round(noise(1, seed), 1 if ties else 8)
-    told = sounds.score(values, LABELS, FOLD, shuffles=0, draws=2).table
+    told = sound_classes.score(values, LABELS, FOLD, shuffles=0, draws=2).table
     for row in told.itertuples():
         is_it = row.label == LABELS
         each = [roc_auc_score(is_it[f == FOLD], values[f == FOLD, 0]) for f in range(1, 5)]
@@ -61,7 +61,7 @@ def test_the_auc_of_one_feature_is_that_of_scikit_learn(seed, ties):
 def test_of_equally_good_features_the_clearer_one_is_chosen():
     values = noise(6)
     values[:, 1:4] = (LABELS == "wind")[:, None] + [[0.9, 0.0, 0.5]]
-    found = sounds.score(values, LABELS, FOLD, shuffles=0).table.set_index("label")
+    found = sound_classes.score(values, LABELS, FOLD, shuffles=0).table.set_index("label")
     assert found.loc["wind", ["feature", "chosen"]].tolist() == [2, 4]
 
 
@@ -75,7 +75,7 @@ def test_clips_of_one_recording_count_once():
         values = (rng.normal(size=(24, 3))[source] + 0.1 * rng.normal(size=(96, 3))).astype(np.float32)
         for known in p:
             asked = {"source": source} if known else {}
-            p[known].append(sounds.score(values, labels, fold, shuffles=39, draws=2, seed=seed, **asked).p)
+            p[known].append(sound_classes.score(values, labels, fold, shuffles=39, draws=2, seed=seed, **asked).p)
     small = {known: np.mean(np.array(each) <= 0.05) for known, each in p.items()}
     assert small[True] <= 0.15 < small[False]
 
@@ -83,15 +83,15 @@ def test_clips_of_one_recording_count_once():
 def test_a_class_that_is_in_one_fold_alone_cannot_be_asked():
     labels = LABELS.copy()
     labels[(labels == "wind") & (FOLD != 2)] = ""
-    told = sounds.score(noise(20), labels, FOLD, shuffles=20).table.set_index("label")
+    told = sound_classes.score(noise(20), labels, FOLD, shuffles=20).table.set_index("label")
     assert np.isnan(told.loc["wind", ["auc", "low", "high", "p", "q"]].astype(float)).all() and told.clips["wind"] == 0
     assert told.auc.drop("wind").notna().all()
-    nothing = sounds.score(noise(5)[:4], ["a", "a", "b", "b"], [1, 1, 2, 2], shuffles=5)
+    nothing = sound_classes.score(noise(5)[:4], ["a", "a", "b", "b"], [1, 1, 2, 2], shuffles=5)
     assert np.isnan([nothing.auc, nothing.low, nothing.p]).all() and len(nothing.table) == 2
 
 
 def test_features_that_never_fire_are_worth_nothing():
-    told = sounds.score(np.zeros((48, 10)), LABELS, FOLD, shuffles=20)
+    told = sound_classes.score(np.zeros((48, 10)), LABELS, FOLD, shuffles=20)
     assert told.auc == 0.5 and told.p == 1 and (told.table.auc == 0.5).all()
 
 
@@ -109,19 +109,21 @@ def test_features_that_never_fire_are_worth_nothing():
 def test_what_makes_no_sense_is_refused(given_, message):
     asked = {"labels": LABELS, "fold": FOLD} | given_
     with pytest.raises(ValueError, match=message):
-        sounds.score(noise(3), **asked)
+        sound_classes.score(noise(3), **asked)
 
 
 def test_two_scores_are_compared_draw_by_draw():
     values = noise(50)
     better = values.copy()
     better[LABELS == "rain", 3] += 3
-    one, other = (sounds.score(each, LABELS, FOLD, shuffles=0) for each in (better, values))
-    mean, low, high = sounds.difference(one, other)
+    one, other = (sound_classes.score(each, LABELS, FOLD, shuffles=0) for each in (better, values))
+    mean, low, high = sound_classes.difference(one, other)
     assert mean == pytest.approx(one.auc - other.auc) and 0 < low < mean < high
-    assert sounds.difference(one, one) == (0, 0, 0)
+    assert sound_classes.difference(one, one) == (0, 0, 0)
     with pytest.raises(ValueError, match="labels: the two scores"):
-        sounds.difference(one, sounds.score(values, np.where(LABELS == "rain", "", LABELS), FOLD, shuffles=0))
+        sound_classes.difference(
+            one, sound_classes.score(values, np.where(LABELS == "rain", "", LABELS), FOLD, shuffles=0)
+        )
 
 
 def test_the_interval_is_over_clips():
@@ -129,7 +131,7 @@ def test_the_interval_is_over_clips():
     rng, inside = np.random.default_rng(3), 0
     for _ in range(80):
         values = (rng.normal(size=48) + 1.0 * (LABELS == "rain")).astype(np.float32)[:, None]
-        told = sounds.score(values, LABELS, FOLD, shuffles=0, draws=200).table.set_index("label").loc["rain"]
+        told = sound_classes.score(values, LABELS, FOLD, shuffles=0, draws=200).table.set_index("label").loc["rain"]
         inside += told.low <= 0.760 <= told.high  # Φ(1 / √2)
     assert 68 <= inside <= 80
 
@@ -143,7 +145,7 @@ def test_the_values_of_a_clip_are_those_of_its_frames(seed):
     dense = (rng.random((30, 5)) * (rng.random((30, 5)) < 0.3)).astype(np.float32)
     clip = np.sort(rng.integers(0, 4, 30))
     for way, right in (("mean", np.mean), ("maximum", np.max)):
-        found = sounds.by_clip(codes.of_chunks([dense]), clip, 5, way)
+        found = sound_classes.by_clip(sparse_acts.of_chunks([dense]), clip, 5, way)
         for one in range(5):
             there = dense[clip == one]
             np.testing.assert_allclose(found[one], right(there, axis=0) if len(there) else 0, rtol=1e-6)
@@ -151,12 +153,12 @@ def test_the_values_of_a_clip_are_those_of_its_frames(seed):
 
 def test_there_are_two_ways():
     with pytest.raises(ValueError, match="way: 'median' is not one of mean, maximum"):
-        sounds.by_clip(codes.of_chunks([np.ones((2, 2))]), np.zeros(2, int), 1, "median")
+        sound_classes.by_clip(sparse_acts.of_chunks([np.ones((2, 2))]), np.zeros(2, int), 1, "median")
 
 
 def test_folds_have_each_label_alike():
-    found = sounds.folds(np.repeat(["a", "b", "c"], [8, 5, 4]), seed=1)
+    found = sound_classes.folds(np.repeat(["a", "b", "c"], [8, 5, 4]), seed=1)
     for first, last in ((0, 8), (8, 13), (13, 17)):
         count = np.bincount(found[first:last], minlength=4)
         assert count.max() - count.min() <= 1
-    assert (found == sounds.folds(np.repeat(["a", "b", "c"], [8, 5, 4]), seed=1)).all()
+    assert (found == sound_classes.folds(np.repeat(["a", "b", "c"], [8, 5, 4]), seed=1)).all()

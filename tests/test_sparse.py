@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import kernels, sparse
+from whisper_sae.sae import kernels, sparse
 
 KINDS = st.sampled_from([torch.bfloat16, torch.float32, torch.float64])
 SIZES = (st.integers(1, 150), st.integers(1, 40), st.integers(0, 9), KINDS)
@@ -106,21 +106,21 @@ def test_other_devices_say_the_same(monkeypatch):
 def test_the_loops_leave_torch_the_number_of_threads_it_was_told():
     """Numba tells torch another one where it starts its own, once a process: so in a process of its own."""
     code = (
-        "import torch; torch.set_num_threads(1); from whisper_sae import sparse;"
+        "import torch; torch.set_num_threads(1); from whisper_sae.sae import sparse;"
         "sparse.keep_unit_rows(torch.ones(2, 3)); print(torch.get_num_threads())"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 def test_without_a_folder_to_keep_compiled_code_in_it_is_compiled_each_time(tmp_path):
-    package = shutil.copytree(Path(kernels.__file__).parent, tmp_path / "whisper_sae",
+    package = shutil.copytree(Path(kernels.__file__).parents[1], tmp_path / "whisper_sae",
                               ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
     code = """
 from numba.core import caching
 for one in caching.CacheImpl._locator_classes:
     one.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
 import numpy as np
-from whisper_sae import kernels
+from whisper_sae.sae import kernels
 assert kernels.how_many_above(np.arange(5, dtype=np.int32), 2) == 2
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True)
@@ -130,10 +130,11 @@ assert kernels.how_many_above(np.arange(5, dtype=np.int32), 2) == 2
 
 @pytest.mark.slow
 def test_compiled_code_that_a_power_cut_left_empty_is_removed(tmp_path):
-    package = shutil.copytree(Path(kernels.__file__).parent, tmp_path / "whisper_sae",
+    package = shutil.copytree(Path(kernels.__file__).parents[1], tmp_path / "whisper_sae",
                               ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
     code = (
-        "import numpy as np; from whisper_sae import kernels; kernels.how_many_above(np.arange(5, dtype=np.int32), 2)"
+        "import numpy as np; from whisper_sae.sae import kernels;"
+        "kernels.how_many_above(np.arange(5, dtype=np.int32), 2)"
     )
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True)

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whisper_sae import contrasts, corpora, effects, intervals, relabelling, speaker_labels, voices
+from whisper_sae.data import corpora, speaker_labels
+from whisper_sae.experiments import speaker_effects, speakers
+from whisper_sae.stats import effects, intervals, permutation
 
 
 def clips(speakers=20, each=4, **labels) -> pd.DataFrame:
@@ -95,25 +97,25 @@ def two_corpora(planted=0.0, seed=0):
     heard = clips(40, 1, gender=gender, accent=np.where(corpus == "A", "us", "uk"), corpus=corpus)
     x = (corpus == "A")[:, None] * 2.0 + rng.standard_normal((40, 30))
     x[:, 0] += planted * (gender == "female")
-    return effects.voices(x, heard.speaker, heard[voices.labels_of(heard)]), heard
+    return effects.voices(x, heard.speaker, heard[speakers.labels_of(heard)]), heard
 
 
 def test_what_a_corpus_alone_tells_is_not_found_for_gender():
     cast, _ = two_corpora()
     assert list(cast.labels) == ["gender"] and set(cast.corpus) == {"a", "b"}
-    found = contrasts.two(cast, "gender", deals=4_000)
+    found = speaker_effects.two(cast, "gender", deals=4_000)
     assert found.chance.found.sum() == 0 and not found.chance.beyond.any()
     assert (found.table.auc - 0.5).abs().max() < 0.35 and found.table[["n_one", "n_other"]].eq(20).all(axis=None)
-    assert contrasts.two(cast._replace(corpus=None), "gender", deals=2_000).chance.found.sum() > 20  # the fault
-    assert contrasts.two(cast, "gender", "corpus", deals=500).chance.found.sum() == 0
-    assert contrasts.many(cast, "gender", deals=500).chance.found.sum() == 0
-    held = contrasts.held(cast, ["gender"], pd.DataFrame({"level": np.arange(40) % 7.0}), deals=500)
+    assert speaker_effects.two(cast._replace(corpus=None), "gender", deals=2_000).chance.found.sum() > 20  # the fault
+    assert speaker_effects.two(cast, "gender", "corpus", deals=500).chance.found.sum() == 0
+    assert speaker_effects.many(cast, "gender", deals=500).chance.found.sum() == 0
+    held = speaker_effects.held(cast, ["gender"], pd.DataFrame({"level": np.arange(40) % 7.0}), deals=500)
     assert held.found.fillna(0).eq(0).all() and held.why.eq("").all()
 
 
 def test_what_gender_tells_is_found_within_corpora():
     cast, _ = two_corpora(planted=4.0)
-    found = contrasts.two(cast, "gender", deals=2_000)
+    found = speaker_effects.two(cast, "gender", deals=2_000)
     assert found.table.feature[0] == 0 and found.chance.beyond.sum() == 1
     assert found.table.low[0] < found.table.d[0] < found.table.high[0] and found.table.auc[0] > 0.95
     assert abs(found.table.g[0]) < abs(found.table.d[0])
@@ -122,10 +124,10 @@ def test_what_gender_tells_is_found_within_corpora():
 def test_pairs_that_share_no_corpus_are_not_compared():
     cast, _ = two_corpora()
     cast.labels["accent"] = np.where(cast.corpus == "a", ["us", "uk"] * 20, ["uk", "in"] * 20)
-    table = contrasts.pairs(cast, "accent", 0, deals=500).set_index(["one", "other"])
+    table = speaker_effects.pairs(cast, "accent", 0, deals=500).set_index(["one", "other"])
     assert "none has both" in table.why["in", "us"] or "0 speakers" in table.why["in", "us"]
     assert table.why["uk", "us"] == "" and table.n_one["uk", "us"] == 10
-    names, d = contrasts.matrix(table.reset_index())
+    names, d = speaker_effects.matrix(table.reset_index())
     assert names == ("in", "uk", "us") and np.isnan(d[0, 2]) and np.isfinite(d[1, 2])
 
 
@@ -135,8 +137,8 @@ def test_found_is_over_all_pairs_together():
     for seed in range(20):
         x, told = np.random.default_rng(seed).normal(size=(42, 8)), np.repeat([*"abcdef"], 7)
         pairs = itertools.combinations("abcdef", 2)
-        chances = [relabelling.relabelled(x, told, pair, seed=seed, deals=300) for pair in pairs]
-        counts = np.array(contrasts._over_all(chances))
+        chances = [permutation.relabelled(x, told, pair, seed=seed, deals=300) for pair in pairs]
+        counts = np.array(speaker_effects._over_all(chances))
         hits += counts[:, 1].any()
         within += any(chance.beyond.any() for chance in chances)
     assert hits <= 4 < within
@@ -145,7 +147,7 @@ def test_found_is_over_all_pairs_together():
 def test_few_speakers_have_no_interval_within_corpora():
     cast, _ = two_corpora()
     few = cast._replace(labels=cast.labels.assign(gender=np.where(cast.corpus == "a", cast.labels.gender, "")))
-    assert not voices.answerable(few, "gender")  # four men
+    assert not speakers.answerable(few, "gender")  # four men
     with pytest.raises(ValueError, match="4 speakers are 'male'"):
         intervals.enough(("female", "male"), [16, 4])
 

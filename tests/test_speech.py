@@ -12,7 +12,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import corpora, recipes, speech, store
+from whisper_sae import cache
+from whisper_sae.data import clip_table, corpora
+from whisper_sae.experiments import pipeline
 
 
 def tone(frequency: float, rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -27,7 +29,7 @@ def level(sound: np.ndarray) -> float:
 
 def pitch(sound: np.ndarray) -> float:
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), n=1 << 18))
-    return float(spectrum.argmax() * speech.RATE / (1 << 18))
+    return float(spectrum.argmax() * clip_table.RATE / (1 << 18))
 
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -41,14 +43,14 @@ def table_of(tmp_path):
         (tmp_path / "metadata.csv").write_text(text, encoding=encoding)
         for line in text.splitlines()[1:]:
             soundfile.write(tmp_path / line.split(",")[0].strip('"'), tone(440, 16_000), 16_000)
-        return speech.read(tmp_path)
+        return clip_table.read(tmp_path)
 
     return write
 
 
 def test_the_table_has_its_columns_whatever_the_corpus_has(table_of, tmp_path):
     clips = table_of("file_name\na.flac\nb.wav\n")
-    assert list(clips.columns) == speech.COLUMNS
+    assert list(clips.columns) == clip_table.COLUMNS
     assert clips.id.tolist() == ["a", "b"]
     assert clips.path.tolist() == [str(tmp_path / "a.flac"), str(tmp_path / "b.wav")]
     assert clips.duration.tolist() == [0.5, 0.5]
@@ -61,13 +63,13 @@ def test_the_table_has_its_columns_whatever_the_corpus_has(table_of, tmp_path):
 def test_aliases(table_of, column, alias):
     value = "test" if column == "split" else "Ünder"
     clips = table_of(f"file_name,{alias}\na.flac,{value}\n")
-    assert list(clips.columns) == speech.COLUMNS
+    assert list(clips.columns) == clip_table.COLUMNS
     assert clips[column].tolist() == [value]
 
 
 def test_columns_of_ones_own_are_kept(table_of):
     clips = table_of("file_name,duration,speaker_id,id,sentence,text\na.flac,9,s,7,x,y\n")
-    assert list(clips.columns) == [*speech.COLUMNS, "duration_given", "id_given", "sentence"]
+    assert list(clips.columns) == [*clip_table.COLUMNS, "duration_given", "id_given", "sentence"]
     assert clips.loc[0, ["id", "duration", "speaker", "text"]].tolist() == ["a", 0.5, "s", "y"]
     assert clips.loc[0, ["duration_given", "id_given", "sentence"]].tolist() == ["9", "7", "x"]
 
@@ -93,12 +95,12 @@ def test_files_in_folders(table_of, tmp_path):
 
 def test_join_keeps_corpora_apart(corpus):
     one, two = corpus("one", voices=2, clips=1, extra=True), corpus("two", voices=2, clips=2, splits=False)
-    alone = speech.join({"one": speech.read(one)})
+    alone = clip_table.join({"one": clip_table.read(one)})
     assert alone.id.tolist() == ["audio/v00_0", "audio/v01_0"]
     assert alone.speaker.tolist() == ["v00", "v01"]
-    both = speech.read(two)
+    both = clip_table.read(two)
     both.loc[0, "speaker"] = ""
-    joined = speech.join({"one": speech.read(one), "two": both})
+    joined = clip_table.join({"one": clip_table.read(one), "two": both})
     assert joined.corpus.tolist() == ["one"] * 2 + ["two"] * 4
     assert joined.id.tolist()[:3] == ["one/audio/v00_0", "one/audio/v01_0", "two/audio/v00_0"]
     assert joined.id.is_unique
@@ -110,30 +112,30 @@ def test_join_keeps_corpora_apart(corpus):
 
 def test_digest_sees_every_byte(corpus, tmp_path):
     folder = corpus(voices=2, clips=2)
-    before = speech.digest(folder)
-    assert speech.digest(shutil.copytree(folder, tmp_path / "moved")) == before
+    before = clip_table.digest(folder)
+    assert clip_table.digest(shutil.copytree(folder, tmp_path / "moved")) == before
     (folder / "notes.txt").write_text("not of the corpus")
-    assert speech.digest(folder) == before
+    assert clip_table.digest(folder) == before
     path = folder / "audio" / "v01_1.flac"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    changed = speech.digest(folder)
+    changed = clip_table.digest(folder)
     assert changed != before
     table = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_text(table.replace("clip 1", "clip one"))
-    assert speech.digest(folder) not in (before, changed)
+    assert clip_table.digest(folder) not in (before, changed)
 
 
 def test_balance(corpus):
-    clips = speech.read(corpus(voices=3, clips=2))
+    clips = clip_table.read(corpus(voices=3, clips=2))
     clips.loc[0, "speaker"] = ""
-    found = speech.balance(clips, "gender")
+    found = clip_table.balance(clips, "gender")
     assert found.gender.tolist() == ["female", "male"]
     assert found.clips.tolist() == [4, 2]
     assert found.speakers.tolist() == [2, 1]
     assert found.minutes.sum() * 60 == pytest.approx(clips.duration.sum())
-    assert speech.balance(clips, "gender", "split").clips.sum() == 6
+    assert clip_table.balance(clips, "gender", "split").clips.sum() == 6
 
 
 # ------------------------------------------------------------------------------------- splitting and drawing
@@ -162,11 +164,11 @@ def tables(draw):
 
 @given(tables(), st.integers(0, 5))
 def test_splits_share_no_speaker(clips, seed):
-    found = speech.split(clips, seed)
+    found = clip_table.split(clips, seed)
     assert set(found.split) <= set(corpora.SPLITS)
     units = clips.speaker.where(clips.speaker != "", clips.id).nunique()
     if units > 2 or (clips.split != "").any():
-        assert not speech.parts_share_speakers(found)
+        assert not clip_table.parts_share_speakers(found)
     elif len(clips) > 2:
         assert set(found.split) == set(corpora.SPLITS), "one or two speakers are in all parts"
     placed = clips.split != ""
@@ -176,11 +178,11 @@ def test_splits_share_no_speaker(clips, seed):
 
 @given(tables(), st.integers(0, 5), st.randoms(use_true_random=False))
 def test_a_split_depends_on_the_seed_and_on_nothing_else(clips, seed, random):
-    found = speech.split(clips, seed)
-    pd.testing.assert_frame_equal(found, speech.split(clips.copy(), seed))
+    found = clip_table.split(clips, seed)
+    pd.testing.assert_frame_equal(found, clip_table.split(clips.copy(), seed))
     order = list(clips.index)
     random.shuffle(order)
-    again = speech.split(clips.loc[order].reset_index(drop=True), seed)
+    again = clip_table.split(clips.loc[order].reset_index(drop=True), seed)
     assert dict(zip(again.id, again.split, strict=True)) == dict(zip(found.id, found.split, strict=True))
 
 
@@ -192,24 +194,28 @@ def many(speakers: int) -> pd.DataFrame:
 
 
 def test_splits_have_their_shares_in_each_gender():
-    found = speech.split(many(200), seed=0).groupby(["gender", "split"]).speaker.nunique()
+    found = clip_table.split(many(200), seed=0).groupby(["gender", "split"]).speaker.nunique()
     for gender in ("female", "male"):
         assert found[gender].to_dict() == {"train": 80, "validation": 10, "test": 10}
 
 
 def test_another_seed_draws_others():
-    drawn = [tuple(speech.split(many(50), seed).split) for seed in range(4)]
+    drawn = [tuple(clip_table.split(many(50), seed).split) for seed in range(4)]
     assert len(set(drawn)) == 4
 
 
 def test_clips_without_speakers_are_split_too():
     clips = many(60).assign(speaker="")
-    assert speech.split(clips, seed=0).split.value_counts().to_dict() == {"train": 144, "validation": 18, "test": 18}
+    assert clip_table.split(clips, seed=0).split.value_counts().to_dict() == {
+        "train": 144,
+        "validation": 18,
+        "test": 18,
+    }
 
 
 @given(tables(), st.integers(1, 40), st.integers(0, 5))
 def test_nobody_is_drawn_twice_before_all_were_once(clips, most, seed):
-    drawn = speech.draw(clips, most, seed)
+    drawn = clip_table.draw(clips, most, seed)
     assert len(drawn) == min(most, len(clips))
     assert drawn.id.is_unique
     assert set(drawn.id) <= set(clips.id)
@@ -222,10 +228,10 @@ def test_nobody_is_drawn_twice_before_all_were_once(clips, most, seed):
 
 def test_drawing_is_repeatable_and_takes_all_if_asked():
     clips = many(20)
-    assert speech.draw(clips, 7, 0).equals(speech.draw(clips, 7, 0))
-    assert not speech.draw(clips, 7, 0).equals(speech.draw(clips, 7, 1))
-    assert speech.draw(clips, 0, 0).equals(clips)
-    assert speech.draw(clips, 10**6, 0).equals(clips)
+    assert clip_table.draw(clips, 7, 0).equals(clip_table.draw(clips, 7, 0))
+    assert not clip_table.draw(clips, 7, 0).equals(clip_table.draw(clips, 7, 1))
+    assert clip_table.draw(clips, 0, 0).equals(clips)
+    assert clip_table.draw(clips, 10**6, 0).equals(clips)
 
 
 # ------------------------------------------------------------------------------------------------ the sound
@@ -234,7 +240,7 @@ def test_drawing_is_repeatable_and_takes_all_if_asked():
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000])
 def test_a_tone_stays_as_high_and_as_loud(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(440, rate), rate, subtype="FLOAT")
-    sound = speech.samples(tmp_path / "a.wav")
+    sound = clip_table.samples(tmp_path / "a.wav")
     assert sound.dtype == np.float32
     assert len(sound) == 8_000
     assert pitch(sound) == pytest.approx(440, abs=0.5)
@@ -247,14 +253,14 @@ def test_a_tone_stays_as_high_and_as_loud(tmp_path, rate):
 def test_what_lies_too_high_vanishes_and_does_not_fold_back(tmp_path, rate, frequency):
     high = tone(frequency, rate)
     soundfile.write(tmp_path / "a.wav", high, rate, subtype="FLOAT")
-    assert 20 * math.log10(level(speech.samples(tmp_path / "a.wav")) / level(high)) < -100
+    assert 20 * math.log10(level(clip_table.samples(tmp_path / "a.wav")) / level(high)) < -100
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
 def test_speech_band_is_flat(tmp_path, rate):
     for frequency in (100, 1_000, 3_000, 3_600) if rate == 8_000 else (100, 1_000, 3_000, 7_000, 7_200):
         soundfile.write(tmp_path / "a.wav", tone(frequency, rate), rate, subtype="FLOAT")
-        assert 20 * math.log10(level(speech.samples(tmp_path / "a.wav")) / 0.5 * math.sqrt(2)) == pytest.approx(
+        assert 20 * math.log10(level(clip_table.samples(tmp_path / "a.wav")) / 0.5 * math.sqrt(2)) == pytest.approx(
             0, abs=0.05
         )
 
@@ -262,7 +268,7 @@ def test_speech_band_is_flat(tmp_path, rate):
 def test_16_khz_is_left_alone(tmp_path):
     sound = tone(440, 16_000).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="FLOAT")
-    np.testing.assert_array_equal(speech.samples(tmp_path / "a.wav"), sound)
+    np.testing.assert_array_equal(clip_table.samples(tmp_path / "a.wav"), sound)
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
@@ -270,7 +276,7 @@ def test_stereo_is_averaged_and_as_long_as_mono(tmp_path, rate):
     left, right = tone(440, rate), tone(1_000, rate)
     soundfile.write(tmp_path / "two.wav", np.stack([left, right], axis=1), rate, subtype="FLOAT")
     soundfile.write(tmp_path / "one.wav", (left + right) / 2, rate, subtype="FLOAT")
-    two, one = speech.samples(tmp_path / "two.wav"), speech.samples(tmp_path / "one.wav")
+    two, one = clip_table.samples(tmp_path / "two.wav"), clip_table.samples(tmp_path / "one.wav")
     assert len(two) == len(one)
     np.testing.assert_allclose(two, one, atol=1e-6)
 
@@ -279,10 +285,10 @@ def test_stereo_is_averaged_and_as_long_as_mono(tmp_path, rate):
 def test_a_sound_longer_than_a_block_is_read_as_a_whole(tmp_path, monkeypatch, rate):
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.flac", rng.normal(0, 0.1, (20_001, 2)), rate)
-    whole = speech.samples(tmp_path / "a.flac")
-    monkeypatch.setattr(speech, "BLOCK", 1_000)
-    np.testing.assert_array_equal(speech.samples(tmp_path / "a.flac"), whole)
-    assert speech.decoded(tmp_path / "a.flac") == 20_001 / rate
+    whole = clip_table.samples(tmp_path / "a.flac")
+    monkeypatch.setattr(clip_table, "BLOCK", 1_000)
+    np.testing.assert_array_equal(clip_table.samples(tmp_path / "a.flac"), whole)
+    assert clip_table.decoded(tmp_path / "a.flac") == 20_001 / rate
 
 
 @pytest.mark.parametrize(("length", "why"), [(0xFFFFFFFF, "a stream"), (0x7FFFFFFF, "a stream"), (0, "off by 8")])
@@ -293,7 +299,7 @@ def test_a_wav_that_is_whole_and_says_something_else(tmp_path, length, why):
     content = bytearray(path.read_bytes())
     content[4:8] = (length if length > 0 else len(content)).to_bytes(4, "little")
     path.write_bytes(content)
-    assert len(speech.samples(path)) == 8_000, why
+    assert len(clip_table.samples(path)) == 8_000, why
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 22_255, 44_100, 48_000, 48_001])
@@ -305,8 +311,8 @@ def test_what_is_heard_is_as_long_as_its_windows_say(tmp_path, rate):
         soundfile.write(tmp_path / "a.wav", np.zeros(n), rate)
         (tmp_path / "metadata.csv").write_text("file_name\na.wav\n")
         right = math.ceil(Fraction(int(n) * 16_000, rate))
-        assert speech.windows(speech.read(tmp_path), 7_000).samples.sum() == right
-        assert len(speech.samples(tmp_path / "a.wav")) == right
+        assert clip_table.windows(clip_table.read(tmp_path), 7_000).samples.sum() == right
+        assert len(clip_table.samples(tmp_path / "a.wav")) == right
 
 
 CLIPS = st.lists(
@@ -317,7 +323,7 @@ CLIPS = st.lists(
 @given(CLIPS, st.integers(1_000, 100_000))
 def test_windows_hold_every_sample_once(lengths, window):
     table = pd.DataFrame({"duration": [n / rate for n, rate in lengths]})
-    found = speech.windows(table, window)
+    found = clip_table.windows(table, window)
     assert list(found["clip"].unique()) == list(range(len(lengths)))
     for row, (n, rate) in enumerate(lengths):
         mine = found[found["clip"] == row]
@@ -334,39 +340,42 @@ def test_windows_hold_every_sample_once(lengths, window):
     ("samples", "valid"), [(1, 1), (320, 1), (321, 2), (36_800, 115), (36_801, 116), (480_000, 1_500)]
 )
 def test_a_frame_begun_is_a_frame(samples, valid):
-    found = speech.kinds(np.ones(samples), 320, 1_500)
+    found = clip_table.kinds(np.ones(samples), 320, 1_500)
     assert found.dtype == np.uint8
     assert found.shape == (1_500,)
-    assert (found[:valid] != speech.PADDING).all()
-    assert (found[valid:] == speech.PADDING).all()
+    assert (found[:valid] != clip_table.PADDING).all()
+    assert (found[valid:] == clip_table.PADDING).all()
 
 
 def test_more_than_a_window_is_refused():
     with pytest.raises(ValueError, match="480,001 samples need 1501 frames, the window has 1500"):
-        speech.kinds(np.zeros(480_001), 320, 1_500)
+        clip_table.kinds(np.zeros(480_001), 320, 1_500)
 
 
 def test_speech_silence_padding():
     rng = np.random.default_rng(0)
     loud, pause = rng.normal(0, 0.1, 16_000), np.zeros(8_000)
-    found = speech.kinds(np.concatenate([loud, pause, loud[:12_800]]), 320, 200)
-    assert found.tolist() == [speech.SPEECH] * 50 + [speech.SILENCE] * 25 + [speech.SPEECH] * 40 + [speech.PADDING] * 85
+    found = clip_table.kinds(np.concatenate([loud, pause, loud[:12_800]]), 320, 200)
+    assert (
+        found.tolist()
+        == [clip_table.SPEECH] * 50 + [clip_table.SILENCE] * 25 + [clip_table.SPEECH] * 40 + [clip_table.PADDING] * 85
+    )
 
 
-@pytest.mark.parametrize(("below", "kind"), [(30, speech.SPEECH), (40, speech.SILENCE)])
+@pytest.mark.parametrize(("below", "kind"), [(30, clip_table.SPEECH), (40, clip_table.SILENCE)])
 def test_silence_is_35_db_below_the_loud_frames(below, kind):
     rng = np.random.default_rng(0)
     loud = rng.normal(0, 0.3, 16_000)
     quiet = rng.normal(0, 0.3 * 10 ** (-below / 20), 16_000)
-    found = speech.kinds(np.concatenate([loud, quiet]), 320, 100)
-    assert set(found[:50]) == {speech.SPEECH}
+    found = clip_table.kinds(np.concatenate([loud, quiet]), 320, 100)
+    assert set(found[:50]) == {clip_table.SPEECH}
     assert set(found[50:]) == {kind}
 
 
 def test_next_to_nothing_is_silence_however_alone():
-    assert set(speech.kinds(np.zeros(3_200), 320, 10)) == {speech.SILENCE}
+    assert set(clip_table.kinds(np.zeros(3_200), 320, 10)) == {clip_table.SILENCE}
     hum = np.random.default_rng(0).normal(0, 10 ** (-80 / 20), 3_200)
-    assert set(speech.kinds(hum, 320, 10)) == {speech.SILENCE}
+    assert set(clip_table.kinds(hum, 320, 10)) == {clip_table.SILENCE}
 
 
 def test_every_real_corpus_can_be_read(shared):
@@ -374,15 +383,15 @@ def test_every_real_corpus_can_be_read(shared):
     folders = sorted(path.parent for path in (shared / "speech").glob("*/metadata.csv"))
     assert folders
     for folder in folders:
-        clips = speech.read(folder)
-        assert list(clips.columns[:8]) == speech.COLUMNS
+        clips = clip_table.read(folder)
+        assert list(clips.columns[:8]) == clip_table.COLUMNS
         given = clips["duration_s"].astype(float)
         assert (clips.duration - given).abs().max() < 0.02, folder
 
 
 def test_means_by_group_are_of_the_clips_that_have_the_label():
     clips = pd.DataFrame({"gender": ["female", "male", "", "male"], "room": list("aabb"), "f0": ["200", "90", "5", ""]})
-    found = speech.means_by(clips, ["gender", "room"], ["f0"]).set_index(["label", "group"]).f0
+    found = clip_table.means_by(clips, ["gender", "room"], ["f0"]).set_index(["label", "group"]).f0
     assert found.to_dict() == {
         ("gender", "female"): 200.0,
         ("gender", "male"): 90.0,
@@ -395,39 +404,39 @@ def test_means_by_group_are_of_the_clips_that_have_the_label():
 @pytest.mark.parametrize("seed", range(20))
 def test_every_part_has_a_speaker_where_there_are_three(speakers, seed):
     clips = many(speakers)
-    found = speech.split(clips, seed)
+    found = clip_table.split(clips, seed)
     assert set(found.split) == set(corpora.SPLITS) and (found.groupby("speaker").split.nunique() == 1).all()
     sounds = clips.assign(id="n" + clips.id, speaker="", gender="", corpus="sounds")  # do not stand in for people
-    both = speech.split(pd.concat([clips.assign(corpus="people"), sounds], ignore_index=True), seed)
+    both = clip_table.split(pd.concat([clips.assign(corpus="people"), sounds], ignore_index=True), seed)
     assert set(both.split[both.speaker != ""]) == set(corpora.SPLITS)
 
 
 def test_clips_of_one_or_two_speakers_are_drawn_and_a_given_split_stays():
     for speakers in (1, 2):
-        found = speech.split(many(speakers), 0)
-        assert set(found.split) == set(corpora.SPLITS) and speech.parts_share_speakers(found)
-    assert not speech.parts_share_speakers(speech.split(many(3), 0))
+        found = clip_table.split(many(speakers), 0)
+        assert set(found.split) == set(corpora.SPLITS) and clip_table.parts_share_speakers(found)
+    assert not clip_table.parts_share_speakers(clip_table.split(many(3), 0))
     given = many(4)
     given.loc[given.speaker < "s002", "split"] = "train"
-    found = speech.split(given, 0)
+    found = clip_table.split(given, 0)
     assert (found.split[given.split != ""] == "train").all() and set(found.split) == set(corpora.SPLITS)
-    assert set(speech.split(given.assign(split="train"), 0).split) == {"train"}
+    assert set(clip_table.split(given.assign(split="train"), 0).split) == {"train"}
 
 
 def test_a_sound_that_was_replaced_after_its_digest_is_not_read_under_the_old_one(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "a.wav"
     soundfile.write(path, rng.normal(0, 0.1, 8000), 16_000)
-    before, stands = speech.digest(tmp_path), os.stat(path)
-    sound = speech.samples(path)
+    before, stands = clip_table.digest(tmp_path), os.stat(path)
+    sound = clip_table.samples(path)
     soundfile.write(path, rng.normal(0, 0.1, 8000), 16_000)
-    with pytest.raises(speech.BadSpeech, match=r"a\.wav: has changed since the clips were listed"):
-        speech.samples(path)
-    assert speech.digest(tmp_path) != before
-    assert not np.array_equal(speech.samples(path), sound)
+    with pytest.raises(clip_table.BadSpeech, match=r"a\.wav: has changed since the clips were listed"):
+        clip_table.samples(path)
+    assert clip_table.digest(tmp_path) != before
+    assert not np.array_equal(clip_table.samples(path), sound)
     os.utime(path, ns=(stands.st_atime_ns, stands.st_mtime_ns))
-    with pytest.raises(speech.BadSpeech, match="has changed"):
-        speech.samples(path)
+    with pytest.raises(clip_table.BadSpeech, match="has changed"):
+        clip_table.samples(path)
 
 
 def test_labels_that_look_like_one_number_stay_apart(corpus, run_for, small_whisper, data):
@@ -436,4 +445,4 @@ def test_labels_that_look_like_one_number_stay_apart(corpus, run_for, small_whis
     table = pd.read_csv(folder / "metadata.csv", dtype=str).assign(room=["01", "1", "1.0"])
     table.to_csv(folder / "metadata.csv", index=False)
     run = run_for(small_whisper, folder)
-    assert recipes.table(run, store.make(recipes.clips(run, 0))).room.tolist() == ["01", "1", "1.0"]
+    assert pipeline.table(run, cache.make(pipeline.clips(run, 0))).room.tolist() == ["01", "1", "1.0"]

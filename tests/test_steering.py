@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_sae import model, profiles, sae, speech, steering
+from whisper_sae import profiles
+from whisper_sae.causal import steering
+from whisper_sae.data import clip_table
+from whisper_sae.model import whisper_model
+from whisper_sae.sae import architectures
 
 DEMO = profiles.DEMO
 SITE = "encoder.1.resid"
@@ -12,20 +16,20 @@ SITE = "encoder.1.resid"
 
 @pytest.fixture(scope="module")
 def sound():
-    found = speech.read(DEMO / "corpus")
-    return speech.samples(found[found.kind == "speech"].path.iloc[0])
+    found = clip_table.read(DEMO / "corpus")
+    return clip_table.samples(found[found.kind == "speech"].path.iloc[0])
 
 
 @pytest.fixture(scope="module")
 def coder(demo, sound):
-    x = model.record(demo, model.mel(demo, [sound]), [SITE])[SITE][0]
-    made = sae.create("topk", 192, 256, 8)
+    x = whisper_model.record(demo, whisper_model.mel(demo, [sound]), [SITE])[SITE][0]
+    made = architectures.create("topk", 192, 256, 8)
     made.start_on(x)
     return made.eval().requires_grad_(False)
 
 
 def loudest(demo, coder, sound):
-    f = coder.encode(model.record(demo, model.mel(demo, [sound]), [SITE])[SITE][0])
+    f = coder.encode(whisper_model.record(demo, whisper_model.mel(demo, [sound]), [SITE])[SITE][0])
     return int(f[: -(-len(sound) // 320)].sum(dim=0).argmax()), f
 
 

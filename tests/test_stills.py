@@ -10,15 +10,16 @@ import soundfile
 from asked import NASTY, world
 from bs4 import BeautifulSoup
 
-from whisper_sae import explorer, readable
+from whisper_sae.explorer import notebook_widget
+from whisper_sae.report import readable
 
 
 def test_a_rendered_notebook_shows_what_it_can(tmp_path):
-    widget = explorer.Explorer({"dictionary": world(tmp_path / "world")}, feature=0)
+    widget = notebook_widget.Explorer({"dictionary": world(tmp_path / "world")}, feature=0)
     data, _ = widget._repr_mimebundle_()
     assert readable.WIDGET in data
     soup = BeautifulSoup(data["text/html"], "html.parser")
-    assert len(soup.find_all("audio")) == explorer.STILLS == len(soup.find_all("mark"))
+    assert len(soup.find_all("audio")) == notebook_widget.STILLS == len(soup.find_all("mark"))
     assert not soup.find_all("script") and NASTY in soup.get_text() and "feature 0" in soup.get_text()
     assert not re.search(r"https?://", data["text/html"])
     frames = [float(one) for one in soup.svg["viewbox"].split()]

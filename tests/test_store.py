@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_sae import fingerprints, store
-from whisper_sae.store import NotMade, Recipe
+from whisper_sae import cache, code_hash
+from whisper_sae.cache import NotMade, Recipe
 
 # ---------------------------------------------------------------------------------------------------- keys
 
@@ -153,14 +153,14 @@ def test_manifest_says_what_it_was_made_of(data, module):
     second = recipe(
         lambda folder, first: squares(folder), "second", {"c": 3}, code=(code.area,), needs={"first": first}
     )
-    store.make(first)
-    step = store.make(second)
+    cache.make(first)
+    step = cache.make(second)
     assert step.path == data / "steps" / "second" / second.key
     assert json.loads((step.path / "manifest.json").read_text()) == step.manifest
     assert step.manifest["step"] == "second"
     assert step.manifest["key"] == step.key == second.key
     assert step.manifest["params"] == {"c": 3}
-    assert step.manifest["code"] == fingerprints.of(second.make, code.area)
+    assert step.manifest["code"] == code_hash.of(second.make, code.area)
     assert {"shape.area", f"{__name__}.squares"} < set(step.manifest["code"])
     assert step.manifest["needs"] == {"first": first.key}
     assert step.facts == {"count": 10}
@@ -169,8 +169,8 @@ def test_manifest_says_what_it_was_made_of(data, module):
     written = {path.relative_to(step.path).as_posix() for path in step.path.rglob("*") if path.is_file()}
     assert set(step.manifest["files"]) == written - {"manifest.json"} == {"deep/squares.npy", "words.csv"}
     for name, digest in step.manifest["files"].items():
-        assert digest == store.file_digest(step.path / name)
-    assert store.file_digest(step.path / "words.csv") != step.manifest["files"]["deep/squares.npy"]
+        assert digest == cache.file_digest(step.path / name)
+    assert cache.file_digest(step.path / "words.csv") != step.manifest["files"]["deep/squares.npy"]
 
 
 def test_a_file_of_the_maker_that_is_called_manifest_is_hashed_too(data):
@@ -178,7 +178,7 @@ def test_a_file_of_the_maker_that_is_called_manifest_is_hashed_too(data):
         (folder / "inner").mkdir()
         (folder / "inner" / "manifest.json").write_text("{}")
 
-    assert list(store.make(recipe(nested)).manifest["files"]) == ["inner/manifest.json"]
+    assert list(cache.make(recipe(nested)).manifest["files"]) == ["inner/manifest.json"]
 
 
 def test_made_once(data):
@@ -188,10 +188,10 @@ def test_made_once(data):
         calls.append(folder)
         return {"call": len(calls)}
 
-    assert store.make(recipe(count)).facts == {"call": 1}
-    assert store.make(recipe(count)).facts == {"call": 1}
-    assert store.need(recipe(count)).facts == {"call": 1}
-    assert store.make(recipe(count, params={"other": 1})).facts == {"call": 2}
+    assert cache.make(recipe(count)).facts == {"call": 1}
+    assert cache.make(recipe(count)).facts == {"call": 1}
+    assert cache.need(recipe(count)).facts == {"call": 1}
+    assert cache.make(recipe(count, params={"other": 1})).facts == {"call": 2}
 
 
 def test_a_maker_that_fails_leaves_no_result(data):
@@ -200,11 +200,11 @@ def test_a_maker_that_fails_leaves_no_result(data):
         raise ZeroDivisionError("on the way")
 
     with pytest.raises(ZeroDivisionError, match="on the way"):
-        store.make(recipe(fail))
+        cache.make(recipe(fail))
     with pytest.raises(NotMade):
-        store.need(recipe(fail))
+        cache.need(recipe(fail))
     assert [path.name for path in (data / "steps" / "thing").iterdir() if not path.name.startswith(".")] == []
-    step = store.make(recipe(squares))
+    step = cache.make(recipe(squares))
     assert step.array("deep/squares.npy")[3] == 9
     step.verify()
 
@@ -218,15 +218,15 @@ def test_the_next_run_goes_on_from_what_was_left(data):
         return {"resumed": True}
 
     with pytest.raises(InterruptedError):
-        store.make(recipe(twice))
-    step = store.make(recipe(twice))
+        cache.make(recipe(twice))
+    step = cache.make(recipe(twice))
     assert step.facts == {"resumed": True}
     assert set(step.manifest["files"]) == {"first.txt", "second.txt"}
 
 
 def test_a_result_gets_its_name_in_one_rename(data):
     """Not by a copy, which a reader could meet half-way."""
-    step = store.make(recipe(lambda folder: {"inode": folder.stat().st_ino, "name": folder.name}))
+    step = cache.make(recipe(lambda folder: {"inode": folder.stat().st_ino, "name": folder.name}))
     assert step.path.stat().st_ino == step.facts["inode"]
     assert step.path.name == step.key != step.facts["name"]
     assert step.facts["name"].startswith(".")
@@ -235,18 +235,18 @@ def test_a_result_gets_its_name_in_one_rename(data):
 def test_what_is_missing_is_named_with_the_command_that_makes_it(data):
     upstream = recipe(squares, by="python -m whisper_sae demo 01", label="activations")
     with pytest.raises(NotMade) as said:
-        store.need(upstream)
+        cache.need(upstream)
     assert "python -m whisper_sae demo 01" in str(said.value)
     assert "'activations'" in str(said.value)
     assert upstream.key in str(said.value)
     assert "\n" not in str(said.value)
     with pytest.raises(NotMade, match="demo 01"):
-        store.make(recipe(lambda folder, thing: None, "later", needs={"thing": upstream}))
+        cache.make(recipe(lambda folder, thing: None, "later", needs={"thing": upstream}))
     assert not (data / "steps" / "later").exists()
 
 
 def test_a_result_can_be_asked_whether_it_is_what_was_written(data):
-    step = store.make(recipe(squares))
+    step = cache.make(recipe(squares))
     step.verify()
     path = step.path / "deep" / "squares.npy"
     content = bytearray(path.read_bytes())
@@ -261,15 +261,15 @@ def test_a_result_can_be_asked_whether_it_is_what_was_written(data):
 
 
 def test_a_manifest_that_cannot_be_read_is_named(data):
-    step = store.make(recipe(squares))
+    step = cache.make(recipe(squares))
     (step.path / "manifest.json").write_text('{"step": "thi')
     with pytest.raises(ValueError, match=r"manifest\.json: .*delete") as said:
-        store.make(recipe(squares))
+        cache.make(recipe(squares))
     assert "\n" not in str(said.value)
 
 
 def test_arrays_are_mapped_and_cannot_be_written_to(data):
-    array = store.make(recipe(squares)).array("deep/squares.npy")
+    array = cache.make(recipe(squares)).array("deep/squares.npy")
     assert isinstance(array, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
@@ -277,7 +277,7 @@ def test_arrays_are_mapped_and_cannot_be_written_to(data):
 
 
 def test_words_that_look_like_nothing_stay_words(data):
-    table = store.make(recipe(squares)).table("words.csv")
+    table = cache.make(recipe(squares)).table("words.csv")
     assert table.word.tolist() == ["NA", "", "null"]
     assert table.n.tolist() == [1, 2, 3]
 
@@ -287,7 +287,7 @@ def test_no_pickle_is_ever_unpacked(data):
         np.save(folder / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
     with pytest.raises(ValueError, match="Python objects"):
-        store.make(recipe(pickled)).array("objects.npy")
+        cache.make(recipe(pickled)).array("objects.npy")
 
 
 # ---------------------------------------------------------------------------------------- other processes
@@ -295,7 +295,7 @@ def test_no_pickle_is_ever_unpacked(data):
 TWO = """
     import sys, time
     from pathlib import Path
-    from whisper_sae import store
+    from whisper_sae import cache
 
     log, gate = map(Path, sys.argv[1:])
 
@@ -309,7 +309,7 @@ TWO = """
     print("ready", flush=True)
     while not gate.exists():
         time.sleep(0.005)
-    step = store.make(store.Recipe("slow", slowly, {}))
+    step = cache.make(cache.Recipe("slow", slowly, {}))
     step.verify()
     print(step.path, (step.path / "answer.txt").read_text(), flush=True)
 """
@@ -318,10 +318,10 @@ FULL = """
     import os, sys
     import numpy as np, torch
     from safetensors.torch import save_file
-    from whisper_sae import store
+    from whisper_sae import cache
 
-    small = store.Recipe("small", lambda folder: np.save(folder / "a.npy", np.arange(1000)), {})
-    print(store.make(small).key)
+    small = cache.Recipe("small", lambda folder: np.save(folder / "a.npy", np.arange(1000)), {})
+    print(cache.make(small).key)
     big = np.zeros(300_000)  # 2.4 MB
     writers = {
         "numpy": lambda folder: np.save(folder / "b.npy", big),
@@ -331,19 +331,19 @@ FULL = """
     }
     for name, write in writers.items():
         try:
-            store.make(store.Recipe(name, write, {}))
+            cache.make(cache.Recipe(name, write, {}))
             print("written?")
         except OSError as error:
             print(error)
-        for path in (store.root() / "steps" / name).rglob("b.*"):
+        for path in (cache.root() / "steps" / name).rglob("b.*"):
             path.unlink()
-    step = store.need(small)
+    step = cache.need(small)
     step.verify()
     print(step.array("a.npy").sum())
     try:
         def unrelated(folder):
             raise ValueError("nothing to do with the disk")
-        store.make(store.Recipe("unrelated", unrelated, {}))
+        cache.make(cache.Recipe("unrelated", unrelated, {}))
     except ValueError as error:
         print(error)
 """

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from whisper_sae import sae, synthetic, train
+from whisper_sae.sae import architectures, synthetic, training
 
 
 def test_a_world_is_what_it_says():
@@ -48,10 +48,10 @@ def test_the_easy_world_is_found(variant):
     world = synthetic.world(**synthetic.SETTINGS["easy"])
     some = world.draw(4096, 999_999)[0]
     scale = (64 / some.square().sum(dim=1).mean()).sqrt()
-    coder = sae.create(variant, 64, 192, 4)
+    coder = architectures.create(variant, 64, 192, 4)
     coder.start_on(some * scale)
     batches = lambda start: (world.draw(512, step)[0] * scale for step in range(start, 800))  # noqa: E731
-    for _ in train.train(coder, batches, steps=800, learning_rate=3e-3, dead_tokens=50_000):
+    for _ in training.train(coder, batches, steps=800, learning_rate=3e-3, dead_tokens=50_000):
         pass
     found = synthetic.recovery(world, coder.W_dec.detach(), lambda x: coder.train().encode(x * scale))
     assert found["max_cosine"] > 0.95, found
@@ -62,6 +62,6 @@ def test_the_easy_world_is_found(variant):
 def test_a_dictionary_does_not_begin_at_the_truth(seed):
     """Drawn from one generator both would begin with the same directions, and everything would be found at once."""
     world = synthetic.world(**synthetic.SETTINGS["easy"], seed=seed)
-    coder = sae.create("topk", 64, 192, 4, seed=seed)
+    coder = architectures.create("topk", 64, 192, 4, seed=seed)
     found = synthetic.recovery(world, coder.W_dec.detach(), coder.encode)
     assert found["max_cosine"] < 0.5

@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from whisper_sae import instrument, model, profiles, recipes, scoring, speech, store, text
+from whisper_sae import cache, profiles
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import pipeline, sanity_checks
+from whisper_sae.model import scoring, text, whisper_model
 
 WHISPER, CORPUS = profiles.DEMO / "whisper", profiles.DEMO / "corpus"
 PROMPT = ["<|startoftranscript|>", "<|notimestamps|>"]
@@ -23,7 +26,7 @@ PROMPT = ["<|startoftranscript|>", "<|notimestamps|>"]
 @pytest.fixture(scope="module")
 def clips() -> pd.DataFrame:
     """Three sentences of different speakers, and a sound that is none."""
-    found = speech.read(CORPUS)
+    found = clip_table.read(CORPUS)
     return pd.concat([found[found.kind == "speech"].iloc[[0, 111, 377]], found[found.kind == "sound"].head(1)])
 
 
@@ -66,7 +69,7 @@ def test_words_are_numbered_in_order_and_joined_tokens_are_the_text(demo, words)
 
 def test_what_whisper_writes_by_itself_is_what_it_is_given(demo, clips):
     """The tokens of a text are those that the model was trained to write: with a space before each word."""
-    mels = model.mel(demo, [speech.samples(path) for path in clips.path[:3]])
+    mels = whisper_model.mel(demo, [clip_table.samples(path) for path in clips.path[:3]])
     wrote = demo.whole.generate(mels, attention_mask=torch.ones(len(mels), mels.shape[-1], dtype=torch.long))
     ids, lengths = text.given(demo, text.transcribe(demo, mels))
     same = [
@@ -81,7 +84,7 @@ def test_the_first_word_begins_with_a_space_too(demo, tmp_path):
     folder = shutil.copytree(WHISPER, tmp_path / "plain")
     for file in folder.glob("tokenizer*.json"):
         file.write_text(file.read_text().replace('"add_prefix_space": true', '"add_prefix_space": false'))
-    plain = model.load(str(folder), "cpu")
+    plain = whisper_model.load(str(folder), "cpu")
     assert plain.tokenizer.decode(plain.tokenizer("the garden").input_ids, skip_special_tokens=True) == "the garden"
     assert given_to(plain, "the garden") == given_to(demo, "the garden")
     assert given_to(plain, "the garden")[2] == " the"
@@ -111,16 +114,16 @@ def test_an_empty_text_is_only_the_prompt(demo, nothing):
 def test_transcripts_are_those_of_plain_transformers(demo, clips):
     processor = WhisperProcessor.from_pretrained(WHISPER)
     plain = WhisperForConditionalGeneration.from_pretrained(WHISPER, dtype=torch.float32).eval()
-    sounds = [speech.samples(path) for path in clips.path]
+    sounds = [clip_table.samples(path) for path in clips.path]
 
     def theirs(some):
         heard = processor(some, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
         said = plain.generate(heard.input_features, attention_mask=heard.attention_mask)
         return [one.strip() for one in processor.batch_decode(said, skip_special_tokens=True)]
 
-    batch = text.transcribe(demo, model.mel(demo, sounds))
+    batch = text.transcribe(demo, whisper_model.mel(demo, sounds))
     assert batch == theirs(sounds)
-    alone = [text.transcribe(demo, model.mel(demo, [sound])) for sound in sounds]
+    alone = [text.transcribe(demo, whisper_model.mel(demo, [sound])) for sound in sounds]
     assert alone == [theirs([sound]) for sound in sounds]
     assert agreement([[one] for one in batch], alone) >= 0.9, "in a batch and alone"
     assert len(set(batch)) > 2, "or it would say the same of everything"
@@ -128,14 +131,14 @@ def test_transcripts_are_those_of_plain_transformers(demo, clips):
 
 def test_recorded_digits_are_heard(shared):
     """OpenAI's tiny.en: three speakers, five digits each, joined with a tenth of a second between."""
-    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
-    digits = speech.read(shared / "speech" / "free-spoken-digits")
+    whisper = whisper_model.load(str(shared / "whisper-tiny.en"), "cpu")
+    digits = clip_table.read(shared / "speech" / "free-spoken-digits")
     pause, said, sounds = np.zeros(1600, np.float32), [], []
     for turn, speaker in enumerate(sorted(digits.speaker.unique())[:3]):
         some = digits[digits.speaker == speaker].sample(5, random_state=turn)
         said.append(" ".join(some.text))
-        sounds.append(np.concatenate([part for path in some.path for part in (speech.samples(path), pause)]))
-    heard = text.transcribe(whisper, model.mel(whisper, sounds))
+        sounds.append(np.concatenate([part for path in some.path for part in (clip_table.samples(path), pause)]))
+    heard = text.transcribe(whisper, whisper_model.mel(whisper, sounds))
     wrong = text.errors(said, heard, text.normaliser(whisper))
     assert wrong.words.sum() == 15
     assert wrong.errors.sum() / 15 < 0.3, heard
@@ -175,7 +178,7 @@ def test_the_rate_is_jiwers(pairs):
 
 
 def test_the_prompt_is_no_word_where_the_tokenizer_does_not_call_it_special(shared):
-    real = model.load(str(shared / "whisper-tiny.en"), "cpu")
+    real = whisper_model.load(str(shared / "whisper-tiny.en"), "cpu")
     told = text.strings(real, *text.given(real, ["four three two"]))
     assert told.word.tolist() == [-1, -1, 0, 1, 2]
 
@@ -212,11 +215,11 @@ def test_word_errors_are_summed_before_they_are_divided():
         ],
         columns=["id", "speaker", "gender", "words", "errors"],
     )
-    found = instrument.word_errors(wrote).iloc[0]
+    found = sanity_checks.word_errors(wrote).iloc[0]
     assert (found.group, found.speakers, found.clips, found.words) == ("all", 5, 6, 25)
     assert found["WER"] == pytest.approx(5 / 25)
     assert np.isnan([found.WER_low, found.WER_high]).all(), "five speakers"
-    by = instrument.word_errors(wrote, "gender").set_index("group")
+    by = sanity_checks.word_errors(wrote, "gender").set_index("group")
     assert by.WER.to_dict() == pytest.approx({"female": 1 / 18, "male": 1.0})
     assert by.speakers.to_dict() == {"female": 2, "male": 1} and np.isnan(by.WER_low["male"])
 
@@ -228,7 +231,7 @@ def test_transcripts_say_what_was_said_and_heard(demo, clips, tmp_path, data, ru
     """One clip is longer than a window: its windows are written one by one and joined."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    sounds = {f"{i}.wav": speech.samples(path) for i, path in enumerate(clips.path)}
+    sounds = {f"{i}.wav": clip_table.samples(path) for i, path in enumerate(clips.path)}
     sounds["long.wav"] = np.concatenate(
         [np.r_[sounds["0.wav"], np.zeros(128_000, np.float32)][:128_000], sounds["1.wav"]]
     )
@@ -237,12 +240,12 @@ def test_transcripts_say_what_was_said_and_heard(demo, clips, tmp_path, data, ru
     said = [*clips.text, f"{clips.text.iloc[0]} {clips.text.iloc[1]}"]
     pd.DataFrame({"file_name": list(sounds), "text": said}).to_csv(folder / "metadata.csv", index=False)
     run = run_for(WHISPER, folder)
-    table = recipes.table(run, store.make(recipes.clips(run, 0)))
-    step = store.make(instrument.transcripts(run, 0))
+    table = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+    step = cache.make(sanity_checks.transcripts(run, 0))
     found = step.table("transcripts.csv", dtype={"id": str})
     assert found.id.tolist() == table.id.tolist() == ["0", "1", "2", "3", "long"]
     assert found.said.tolist() == table.text.tolist() == said
-    alone = [text.transcribe(demo, model.mel(demo, [sound]))[0] for sound in [*sounds.values()][:4]]
+    alone = [text.transcribe(demo, whisper_model.mel(demo, [sound]))[0] for sound in [*sounds.values()][:4]]
     assert found.heard.tolist() == [*alone, f"{alone[0]} {alone[1]}"]
     again = text.errors(said, found.heard.tolist(), text.normaliser(demo))
     pd.testing.assert_frame_equal(found[again.columns], again)
@@ -289,10 +292,10 @@ def test_digits_are_compared_one_by_one(demo, reference, transcript, words, wron
 
 def test_spoken_digits_of_recordings_have_a_rate(shared):
     """With the digits joined to one number, these transcripts had 9 errors in 4 words."""
-    digits = speech.read(shared / "speech" / "duke-alphanumeric")
+    digits = clip_table.read(shared / "speech" / "duke-alphanumeric")
     digits = digits[digits.text != ""].head(4)
-    whisper = model.load(str(shared / "whisper-tiny.en"), "cpu")
-    wrote = text.transcribe(whisper, model.mel(whisper, [speech.samples(path) for path in digits.path]))
+    whisper = whisper_model.load(str(shared / "whisper-tiny.en"), "cpu")
+    wrote = text.transcribe(whisper, whisper_model.mel(whisper, [clip_table.samples(path) for path in digits.path]))
     found = text.errors(digits.text.tolist(), wrote, text.normaliser(whisper))
     assert found.words.sum() > 35 and found.errors.sum() / found.words.sum() < 0.2, wrote
 
@@ -310,19 +313,21 @@ def test_british_spellings_are_no_errors_without_a_normalizer_json(demo):
 
 
 def test_without_a_tokenizer_no_text_is_read_or_written(loaded):
-    mels = model.mel(loaded, [np.zeros(16_000, np.float32)])
+    mels = whisper_model.mel(loaded, [np.zeros(16_000, np.float32)])
     for ask in (
         lambda: text.given(loaded, ["a"]),
         lambda: text.strings(loaded, torch.tensor([[1]]), np.array([1])),
         lambda: text.transcribe(loaded, mels),
         lambda: text.normaliser(loaded),
     ):
-        with pytest.raises(model.BadModel, match=r"no tokenizer\.json here, so no text") as said:
+        with pytest.raises(whisper_model.BadModel, match=r"no tokenizer\.json here, so no text") as said:
             ask()
         assert "\n" not in str(said.value) and loaded.name in str(said.value)
 
 
 def test_without_a_decoder_nothing_is_written(loaded):
     deaf = replace(loaded, decoder=None, whole=None)
-    with pytest.raises(model.BadModel, match="only encoder weights here, so no decoder sites and no transcripts"):
-        text.transcribe(deaf, model.mel(deaf, [np.zeros(16_000, np.float32)]))
+    with pytest.raises(
+        whisper_model.BadModel, match="only encoder weights here, so no decoder sites and no transcripts"
+    ):
+        text.transcribe(deaf, whisper_model.mel(deaf, [np.zeros(16_000, np.float32)]))

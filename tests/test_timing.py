@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from whisper_sae import codes, model, speech, timing
+from whisper_sae.data import clip_table
+from whisper_sae.features import sparse_acts, timing
+from whisper_sae.model import whisper_model
 
 FRAME = 0.02
 
@@ -33,7 +35,7 @@ def bumps(clock, clip, centre, width=0.03):
     value = np.zeros(len(clock.clip))
     for c, m in zip(clip, centre, strict=True):
         value += (clock.clip == c) * np.exp(-0.5 * ((clock.moment - m) / width) ** 2)
-    return codes.of_chunks([np.where(value > 0.05, value, 0)[:, None]])
+    return sparse_acts.of_chunks([np.where(value > 0.05, value, 0)[:, None]])
 
 
 @pytest.mark.parametrize("lag", [-0.06, 0.0, 0.034, 0.1])
@@ -56,7 +58,7 @@ def test_the_lag_after_onsets_is_half_a_phone_more():
 
 def test_a_burst_of_one_frame_is_found_within_half_a_frame():
     clock = clock_of(speakers=1, clips=1)
-    made = codes.of_chunks([(np.arange(400) == 103).astype(float)[:, None]])
+    made = sparse_acts.of_chunks([(np.arange(400) == 103).astype(float)[:, None]])
     found = timing.latency(made, 0, clock, [0], [2.005])
     assert found.lag == pytest.approx(clock.moment[103] - 2.005, abs=1e-9)
     assert np.isnan(found.low) and np.isnan(found.high), "one speaker"
@@ -84,10 +86,10 @@ def test_every_speaker_counts_once():
 
 def test_moments_and_features_about_which_nothing_can_be_said():
     clock = clock_of(speakers=2, clips=1)
-    silent = codes.of_chunks([np.zeros((800, 1))])
+    silent = sparse_acts.of_chunks([np.zeros((800, 1))])
     found = timing.latency(silent, 0, clock, [0, 1], [1.0, 1.0])
     assert np.isnan([found.lag, found.low, found.high]).all() and (found.mean == 0).all()
-    always = codes.of_chunks([np.ones((800, 1))])
+    always = sparse_acts.of_chunks([np.ones((800, 1))])
     assert np.isnan(timing.latency(always, 0, clock, [0, 1], [1.0, 1.0]).lag), "as loud before as after"
     for clip, moment in ([[], []], [[7], [1.0]], [[0], [99.0]], [[0], [-1.0]]):
         found = timing.latency(always, 0, clock, clip, moment)
@@ -99,7 +101,7 @@ def test_what_is_beyond_the_clip_is_not_heard():
     clock = clock_of(speakers=1, clips=2)
     value = np.zeros(800)
     value[397], value[400:420] = 1, 50
-    found = timing.latency(codes.of_chunks([value[:, None]]), 0, clock, [0], [clock.moment[397]])
+    found = timing.latency(sparse_acts.of_chunks([value[:, None]]), 0, clock, [0], [clock.moment[397]])
     assert found.lag == pytest.approx(0) and np.isnan(found.mean[-8:]).all()
 
 
@@ -109,7 +111,7 @@ def test_stages_of_a_phone():
     label = np.repeat(["s", "t"] * 5, 6)
     s = label == "s"
     dense = np.stack([s & (third == 0), s & (third == 1), s & (third == 2), s * (1 + (third == 2))], axis=1)
-    made, frames = codes.known(codes.of_chunks([dense]), label, np.zeros(60), np.zeros(60))
+    made, frames = sparse_acts.known(sparse_acts.of_chunks([dense]), label, np.zeros(60), np.zeros(60))
     rate = timing.stages(made, frames, third)
     assert rate.shape == (4, 2, 3)
     np.testing.assert_array_equal(rate[:3, 0], np.eye(3))
@@ -128,7 +130,7 @@ def test_a_frame_is_centred_where_speech_says(demo):
         sound = noise.copy()
         sound[sample : sample + 16] += 0.5 * rng.standard_normal(16)
         sounds.append(sound)
-    said = model.record(demo, model.mel(demo, sounds), ["encoder.embed"])["encoder.embed"][:, :50]
+    said = whisper_model.record(demo, whisper_model.mel(demo, sounds), ["encoder.embed"])["encoder.embed"][:, :50]
     energy = (said[1:] - said[0]).square().sum(dim=2).numpy()
-    late = (at + 8) / speech.RATE - (energy * speech.moments(np.arange(50))).sum(axis=1) / energy.sum(axis=1)
+    late = (at + 8) / clip_table.RATE - (energy * clip_table.moments(np.arange(50))).sum(axis=1) / energy.sum(axis=1)
     assert abs(late.mean()) < 0.003 and late.std() < 0.005, "the middle of the samples would be 10 ms away"

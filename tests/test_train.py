@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from whisper_sae import sae, train
+from whisper_sae.sae import architectures, training
 
 D, TRUE = 24, 32
 
@@ -23,14 +23,14 @@ def batches(steps, size=256):
 
 
 def fit(variant="batchtopk", steps=300, k=3, dead_tokens=10_000, learning_rate=3e-3, **options):
-    coder = sae.create(variant, D, 64, k)
+    coder = architectures.create(variant, D, 64, k)
     coder.start_on(planted(1024, 10_000)[0])
     options |= {"steps": steps, "dead_tokens": dead_tokens, "learning_rate": learning_rate}
-    history = list(train.train(coder, batches(steps), **options))
+    history = list(training.train(coder, batches(steps), **options))
     return coder, history
 
 
-@pytest.mark.parametrize("variant", list(sae.VARIANTS))
+@pytest.mark.parametrize("variant", list(architectures.VARIANTS))
 def test_planted_directions_are_found(variant):
     slow = variant == "tied"  # whose encoder turns only with its decoder
     coder, history = fit(variant, steps=400, learning_rate=1e-2 if slow else 3e-3)
@@ -56,8 +56,8 @@ def test_learning_rate_rises_and_falls_in_lines():
 
 
 def test_directions_keep_length_one_after_any_step():
-    coder = sae.create("topk", D, 64, 3)
-    for _ in train.train(coder, batches(20), steps=20, learning_rate=1e-2, dead_tokens=1000):
+    coder = architectures.create("topk", D, 64, 3)
+    for _ in training.train(coder, batches(20), steps=20, learning_rate=1e-2, dead_tokens=1000):
         assert (coder.W_dec.norm(dim=1) - 1).abs().max() < 1e-5
 
 
@@ -65,10 +65,10 @@ def test_a_dead_latent_is_revived():
     """Eight latents call too softly ever to be among the k; the auxiliary loss brings them back."""
 
     def alive(dead_tokens):
-        coder = sae.create("topk", D, 64, 3)
+        coder = architectures.create("topk", D, 64, 3)
         coder.start_on(planted(1024, 10_000)[0])
         coder.W_enc.data[:, :8] *= 0.02
-        for _ in train.train(coder, batches(250), steps=250, learning_rate=1e-2, dead_tokens=dead_tokens):
+        for _ in training.train(coder, batches(250), steps=250, learning_rate=1e-2, dead_tokens=dead_tokens):
             pass
         return (coder.encode(planted(4096, 20_000)[0])[:, :8] > 0).any(dim=0).sum()
 
@@ -76,25 +76,25 @@ def test_a_dead_latent_is_revived():
 
 
 def test_dead_latents_are_counted_in_frames():
-    coder = sae.create("topk", D, 64, 3)
+    coder = architectures.create("topk", D, 64, 3)
     coder.start_on(planted(1024, 10_000)[0])
     coder.b_enc.data[:16] = -1e6
-    rows = list(train.train(coder, batches(12), steps=12, learning_rate=1e-9, dead_tokens=256 * 10))
+    rows = list(training.train(coder, batches(12), steps=12, learning_rate=1e-9, dead_tokens=256 * 10))
     assert rows[9]["dead"] == 0 and rows[10]["dead"] >= 16 / 64
 
 
-@pytest.mark.parametrize("variant", list(sae.VARIANTS))
+@pytest.mark.parametrize("variant", list(architectures.VARIANTS))
 def test_resumed_equals_uninterrupted(variant, tmp_path):
     whole, history = fit(variant, steps=60, dead_tokens=2_000)
     path = tmp_path / "training.pt"
-    coder = sae.create(variant, D, 64, 3)
+    coder = architectures.create(variant, D, 64, 3)
     coder.start_on(planted(1024, 10_000)[0])
     options = dict(steps=60, learning_rate=3e-3, dead_tokens=2_000, checkpoint=path, every=7)
-    for row in train.train(coder, batches(60), **options):
+    for row in training.train(coder, batches(60), **options):
         if row["step"] == 38:
             break  # killed: 35 steps are in the checkpoint
-    fresh = sae.create(variant, D, 64, 3, seed=99)  # its own start must not matter
-    again = list(train.train(fresh, batches(60), **options))
+    fresh = architectures.create(variant, D, 64, 3, seed=99)  # its own start must not matter
+    again = list(training.train(fresh, batches(60), **options))
     assert again == history
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, fresh.state_dict()[name]), name
@@ -106,15 +106,19 @@ def test_bad_numbers_stop_the_training_at_once():
         yield torch.full((64, D), torch.nan)
 
     with pytest.raises(ValueError, match="not finite"):
-        list(train.train(sae.create("topk", D, 64, 3), broken, steps=2, learning_rate=1e-3, dead_tokens=1000))
+        list(
+            training.train(
+                architectures.create("topk", D, 64, 3), broken, steps=2, learning_rate=1e-3, dead_tokens=1000
+            )
+        )
 
 
 def test_resampled_latents_fire_and_adam_has_forgotten_them():
     """Eight latents that nothing calls begin anew at badly explained frames, and fire from then on."""
-    coder = sae.create("relu", D, 64, 3)
+    coder = architectures.create("relu", D, 64, 3)
     coder.start_on(planted(1024, 10_000)[0])
     coder.b_enc.data[:8] = -1e6
-    learner = train.Learner(coder, train.Settings(200, 3e-3, 256 * 5, auxiliary=0, resample_tokens=256 * 10))
+    learner = training.Learner(coder, training.Settings(200, 3e-3, 256 * 5, auxiliary=0, resample_tokens=256 * 10))
     rows = []
     for x in batches(10)(0):
         rows.append(learner.step(x))
@@ -130,19 +134,19 @@ def test_resampled_latents_fire_and_adam_has_forgotten_them():
 
 def test_several_learn_as_each_would_alone():
     alone = {variant: fit(variant, steps=25) for variant in ("topk", "relu")}
-    saes = {variant: sae.create(variant, D, 64, 3) for variant in alone}
+    saes = {variant: architectures.create(variant, D, 64, 3) for variant in alone}
     for coder in saes.values():
         coder.start_on(planted(1024, 10_000)[0])
-    rows = list(train.train_together(saes, batches(25), steps=25, dead_tokens=10_000, learning_rate=3e-3))
+    rows = list(training.train_together(saes, batches(25), steps=25, dead_tokens=10_000, learning_rate=3e-3))
     for variant, (coder, history) in alone.items():
         assert [row[variant] for row in rows] == history
         assert torch.equal(coder.W_dec, saes[variant].W_dec)
 
 
 def test_a_batch_for_each():
-    saes = {name: sae.create("topk", D, 64, 3, seed=1) for name in "ab"}
+    saes = {name: architectures.create("topk", D, 64, 3, seed=1) for name in "ab"}
     both = lambda start: ({"a": planted(64, s)[0], "b": 2 * planted(64, s)[0]} for s in range(start, 3))  # noqa: E731
-    rows = list(train.train_together(saes, both, steps=3, dead_tokens=1000, learning_rate=1e-3))
+    rows = list(training.train_together(saes, both, steps=3, dead_tokens=1000, learning_rate=1e-3))
     assert rows[0]["b"]["reconstruction"] == pytest.approx(4 * rows[0]["a"]["reconstruction"], rel=0.3)
     assert not torch.equal(saes["a"].W_dec, saes["b"].W_dec)
 
@@ -162,7 +166,7 @@ def test_early_stopping_keeps_the_best_state():
 
 @pytest.mark.parametrize("shape, middle", [("linear", 0.5), ("cosine", 0.5), ("linear", 0.25), ("cosine", 0.1464)])
 def test_how_the_rate_falls(shape, middle):
-    settings = train.Settings(1000, 1.0, 1, shape=shape, decay=0.4)
+    settings = training.Settings(1000, 1.0, 1, shape=shape, decay=0.4)
     step = 800 if middle == 0.5 else 900
     assert settings.rate(step) == pytest.approx(middle, abs=1e-3) and settings.rate(500) == 1.0
 
@@ -178,10 +182,14 @@ def test_how_the_rate_falls(shape, middle):
 )
 def test_a_batch_that_cannot_be_learnt_from_is_refused_at_once(x, said):
     with pytest.raises(ValueError, match=said):
-        next(train.train(sae.create("topk", D, 64, 3), lambda s: iter([x]), steps=9, learning_rate=1e-3, dead_tokens=9))
+        next(
+            training.train(
+                architectures.create("topk", D, 64, 3), lambda s: iter([x]), steps=9, learning_rate=1e-3, dead_tokens=9
+            )
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"shape": "steep"}, {"steps": 0}, {"learning_rate": float("nan")}])
 def test_settings_are_checked(wrong):
     with pytest.raises(ValueError, match=r"shape|above 0"):
-        train.Settings(**{"steps": 1, "learning_rate": 1e-3, "dead_tokens": 1} | wrong)
+        training.Settings(**{"steps": 1, "learning_rate": 1e-3, "dead_tokens": 1} | wrong)

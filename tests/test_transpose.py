@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_sae import index, transpose
+from whisper_sae.features import index, index_builder
 
 FEATURES = 40
 
@@ -46,7 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def right(tmp_path_factory) -> dict[str, bytes]:
     """What is written when all is sorted at once."""
     folder = tmp_path_factory.mktemp("right")
-    transpose.build(folder, COUNTS, codes, FEATURES)
+    index_builder.build(folder, COUNTS, codes, FEATURES)
     return files(folder)
 
 
@@ -60,7 +60,7 @@ def test_the_same_bytes_in_any_chunks(tmp_path_factory, right, chunk, held, spar
         asked.append((first, last))
         return codes(first, last) if sparse else every[first:last]
 
-    transpose.build(folder, COUNTS, say, FEATURES, chunk=chunk, held=held)
+    index_builder.build(folder, COUNTS, say, FEATURES, chunk=chunk, held=held)
     assert files(folder) == right
     starts = np.concatenate([[0], np.cumsum(COUNTS)])
     assert asked[0][0] == 0 and asked[-1][1] == COUNTS.sum()
@@ -76,12 +76,12 @@ def test_torch_is_understood(tmp_path, right):
     def say(first, last):
         return tuple(torch.from_numpy(part) for part in codes(first, last))
 
-    transpose.build(tmp_path, COUNTS, say, FEATURES)
+    index_builder.build(tmp_path, COUNTS, say, FEATURES)
     assert files(tmp_path) == right
 
 
 def test_the_index_is_as_large_as_it_says(tmp_path):
-    facts = transpose.build(tmp_path, COUNTS, codes, FEATURES)
+    facts = index_builder.build(tmp_path, COUNTS, codes, FEATURES)
     assert facts["firings"] == 4 * COUNTS.sum() and facts["rows"] == COUNTS.sum() and facts["pieces"] == len(COUNTS)
     size = {path.name: path.stat().st_size - 128 for path in tmp_path.glob("*.npy")}  # without numpy's header
     assert size["position.npy"] + size["value.npy"] == 4 * facts["firings"]
@@ -117,7 +117,7 @@ def say_once(*parts):
 )
 def test_codes_that_cannot_be(tmp_path, say, said):
     with pytest.raises(ValueError, match=f"codes: {said}" if not said.startswith("codes") else said):
-        transpose.build(tmp_path, np.array([4]), say, 5)
+        index_builder.build(tmp_path, np.array([4]), say, 5)
     assert not (tmp_path / "index.json").exists()
 
 
@@ -126,12 +126,12 @@ def test_codes_that_cannot_be(tmp_path, say, said):
 )
 def test_pieces_that_cannot_be(tmp_path, counts, said):
     with pytest.raises(ValueError, match=f"counts: {said}"):
-        transpose.build(tmp_path, np.array(counts), codes, FEATURES)
+        index_builder.build(tmp_path, np.array(counts), codes, FEATURES)
 
 
 def test_the_longest_piece(tmp_path):
     rows = 65_535
-    transpose.build(tmp_path, np.array([rows]), lambda first, last: np.ones((rows, 1), np.float32), 1)
+    index_builder.build(tmp_path, np.array([rows]), lambda first, last: np.ones((rows, 1), np.float32), 1)
     found = index.Index(tmp_path)
     assert found.count(0) == found.peaks(0).firings[0] == rows
     assert found.activations(0)[0][-1] == rows - 1 and found.top(0, 3)[0].tolist() == [0, 1, 2]
@@ -139,7 +139,7 @@ def test_the_longest_piece(tmp_path):
 
 def test_a_progress_bar_that_drops_something_is_noticed(tmp_path):
     with pytest.raises(AssertionError, match="progress must yield"):
-        transpose.build(tmp_path, COUNTS, codes, FEATURES, chunk=9, progress=lambda chunks: chunks[:-1])
+        index_builder.build(tmp_path, COUNTS, codes, FEATURES, chunk=9, progress=lambda chunks: chunks[:-1])
 
 
 # -------------------------------------------------------------------------------------------------- interrupted
@@ -149,7 +149,7 @@ import os, signal, shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_transpose import COUNTS, FEATURES, codes
-from whisper_sae import transpose
+from whisper_sae.features import index_builder
 folder, what, when, nth = Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
 calls = 0
 
@@ -171,7 +171,7 @@ else:
     owner, name = what.split(".")
     setattr(globals()[owner] if owner in globals() else transpose, name, deadly(getattr(
         globals()[owner] if owner in globals() else transpose, name)))
-transpose.build(folder, COUNTS, codes, FEATURES, chunk=9, held=40)
+index_builder.build(folder, COUNTS, codes, FEATURES, chunk=9, held=40)
 """
 
 
@@ -191,7 +191,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, right, what, 
     assert subprocess.run(asks).returncode == -9
     whole, asked = sorted(tmp_path.glob("run-*")), []
     say = lambda first, last: asked.append(first) or codes(first, last)  # noqa: E731
-    transpose.build(tmp_path, COUNTS, say, FEATURES, chunk=9, held=40)
+    index_builder.build(tmp_path, COUNTS, say, FEATURES, chunk=9, held=40)
     assert files(tmp_path) == right
     assert len(whole) == left
     if left:
@@ -202,13 +202,13 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, right, what, 
 
 def test_runs_that_do_not_connect_are_made_again(tmp_path, right):
     with pytest.raises(KeyboardInterrupt):
-        transpose.build(tmp_path, COUNTS, stops_at(6), FEATURES, chunk=9, held=40)
+        index_builder.build(tmp_path, COUNTS, stops_at(6), FEATURES, chunk=9, held=40)
     runs = sorted(tmp_path.glob("run-*"))
     assert len(runs) > 2
     for file in runs[1].iterdir():
         file.unlink()
     runs[1].rmdir()
-    transpose.build(tmp_path, COUNTS, codes, FEATURES, chunk=9, held=40)
+    index_builder.build(tmp_path, COUNTS, codes, FEATURES, chunk=9, held=40)
     assert files(tmp_path) == right
 
 
@@ -230,7 +230,7 @@ MEMORY = """
 import sys, tempfile
 from pathlib import Path
 import numpy as np
-from whisper_sae import index, transpose
+from whisper_sae.features import index, index_builder
 pieces, rows, features, k = int(sys.argv[1]), 500, 512, 8
 
 def say(first, last):
@@ -242,7 +242,7 @@ def say(first, last):
     return row, feature, rng.random(len(row), dtype=np.float32) + 0.1
 
 with tempfile.TemporaryDirectory() as folder:
-    facts = transpose.build(folder, np.full(pieces, rows), say, features, chunk=2000, held=200_000)
+    facts = index_builder.build(folder, np.full(pieces, rows), say, features, chunk=2000, held=200_000)
 told = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
 print(facts["firings"], int(told) / 1024)
 """

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_array
 
-from whisper_sae import trees
+from whisper_sae.features import trees
 
 
 def cast(apart, speakers=6, width=30, seed=0):

@@ -8,8 +8,9 @@ import pytest
 import soundfile
 from conftest import hum
 
-from whisper_sae import media, uploads
-from whisper_sae.tables import BadSpeech
+from whisper_sae.data import uploads
+from whisper_sae.data.tables import BadSpeech
+from whisper_sae.viz import media
 
 SOUND = hum(np.random.default_rng(0), 150, seconds=1.0)
 

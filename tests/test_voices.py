@@ -6,7 +6,11 @@ import pytest
 import torch
 from speakers import people
 
-from whisper_sae import activations, dictionaries, meaning, recipes, sae, speech, store, voices
+from whisper_sae import cache
+from whisper_sae.activations import store
+from whisper_sae.data import clip_table
+from whisper_sae.experiments import feature_index, pipeline, sae_comparison, speakers
+from whisper_sae.sae import architectures
 
 SITE = "encoder.1.resid"
 
@@ -17,25 +21,25 @@ def made(small_whisper, corpus, run_for, data):
 
     def prepare(of="dictionary", **fields):
         run = run_for(small_whisper, corpus(voices=14, clips=3), tokens=2_000, **fields)
-        clips, acts = store.make(recipes.clips(run, 0)), store.make(recipes.activations(run, 0))
-        trained = store.make(dictionaries.dictionary(run, 0, SITE))
-        store.make(meaning.codes(run, 0, SITE, of))
-        return run, recipes.table(run, clips), acts, trained, store.make(voices.of_features(run, 0, SITE, of))
+        clips, acts = cache.make(pipeline.clips(run, 0)), cache.make(pipeline.activations(run, 0))
+        trained = cache.make(sae_comparison.dictionary(run, 0, SITE))
+        cache.make(feature_index.codes(run, 0, SITE, of))
+        return run, pipeline.table(run, clips), acts, trained, cache.make(speakers.of_features(run, 0, SITE, of))
 
     return prepare
 
 
 @pytest.mark.parametrize("windows", ["clip", "packed"])
 def test_a_clip_is_what_its_frames_of_speech_say(made, windows, monkeypatch):
-    monkeypatch.setattr(voices, "FIRINGS", 300)  # several blocks
+    monkeypatch.setattr(speakers, "FIRINGS", 300)  # several blocks
     _, _, acts, trained, step = made(windows=windows)
-    held, coder = activations.Activations(acts.path), sae.load(trained.path)
+    held, coder = store.Activations(acts.path), architectures.load(trained.path)
     of = acts.table("windows.csv")["clip"].to_numpy()
     told, rate, when = step.table("clips.csv"), step.array("rate.npy"), step.array("when_firing.npy")
     assert len(told) and np.isnan(when).any() and step.facts["sides"] == coder.d_sae == rate.shape[1]
     for row in range(0, len(told), 5):
         parts = [
-            held.window(SITE, n)[held.kinds[n][held.kinds[n] > 0] == speech.SPEECH]
+            held.window(SITE, n)[held.kinds[n][held.kinds[n] > 0] == clip_table.SPEECH]
             for n in np.flatnonzero(of == told["clip"][row])
         ]
         with torch.no_grad():
@@ -45,25 +49,25 @@ def test_a_clip_is_what_its_frames_of_speech_say(made, windows, monkeypatch):
         fires = (f > 0).any(axis=0) & (rate[row] > 0)
         strong = f.sum(axis=0)[fires] / (f > 0).sum(axis=0)[fires]
         assert np.median(np.abs(when[row][fires] / strong - 1)) < 5e-3
-        np.testing.assert_allclose(voices.values(step, "mean")[row], f.mean(axis=0), rtol=1e-2, atol=1e-2)
+        np.testing.assert_allclose(speakers.values(step, "mean")[row], f.mean(axis=0), rtol=1e-2, atol=1e-2)
 
 
 def test_speakers_are_in_one_order_everywhere(made):
     _, heard, _, _, step = made()
     heard = heard.assign(level=np.arange(len(heard), dtype=float))
-    cast = voices.cast(step, heard)
-    told = voices.covariates(step, heard)
+    cast = speakers.cast(step, heard)
+    told = speakers.covariates(step, heard)
     assert list(cast.labels) == ["gender"] and list(cast.labels.index) == list(told.index) == sorted(set(heard.speaker))
     assert told.level.to_numpy() == pytest.approx(heard.groupby("speaker")["level"].mean().to_numpy())
-    assert voices.answerable(cast, "gender") and voices.groups_of(cast, "gender") == ("female", "male")
+    assert speakers.answerable(cast, "gender") and speakers.groups_of(cast, "gender") == ("female", "male")
 
 
 def test_what_was_kept_and_dropped_is_counted(small_whisper, corpus, run_for, data):
     run = run_for(small_whisper, corpus(voices=14, clips=3), tokens=2_000, clips_per_speaker=2)
-    heard = recipes.table(run, store.make(recipes.clips(run, 0)))
-    store.make(recipes.activations(run, 0)), store.make(dictionaries.dictionary(run, 0, SITE))
-    store.make(meaning.codes(run, 0, SITE))
-    table = voices.sampled(run, 0, store.make(voices.of_features(run, 0, SITE)), heard, "gender").set_index("group")
+    heard = pipeline.table(run, cache.make(pipeline.clips(run, 0)))
+    cache.make(pipeline.activations(run, 0)), cache.make(sae_comparison.dictionary(run, 0, SITE))
+    cache.make(feature_index.codes(run, 0, SITE))
+    table = speakers.sampled(run, 0, cache.make(speakers.of_features(run, 0, SITE)), heard, "gender").set_index("group")
     assert table.clips.tolist() == [21, 21] and table.kept.tolist() == [14, 14] and table.dropped.tolist() == [7, 7]
     assert table.speakers.tolist() == table.speakers_kept.tolist() == [7, 7] and set(table.most) == {2}
 
@@ -77,9 +81,9 @@ def test_labels_are_of_speakers_not_of_clips_nor_numbers():
         "age": ["30", "30", "40", "40", "30", "30", "40", "40", ""], "mood": ["glad", "sad"] * 4 + [""],
         "room": ["one"] * 8 + ["two"], "accent": [*"xxxxyyyy", "z"], "id": list("abcdefghi"),
     })  # fmt: skip
-    assert voices.labels_of(heard) == ["gender", "accent"]
+    assert speakers.labels_of(heard) == ["gender", "accent"]
     cast = people()
-    assert voices.crossed(cast, "gender", "accent") and not voices.crossed(cast, "gender", "gender")
+    assert speakers.crossed(cast, "gender", "accent") and not speakers.crossed(cast, "gender", "gender")
 
 
 def test_pairs_are_one_of_each_group_and_say_it_equally_strongly():
@@ -89,7 +93,7 @@ def test_pairs_are_one_of_each_group_and_say_it_equally_strongly():
             return pd.DataFrame({"clip": range(6), "speaker": list("abcdef"), "value": [9.0, 5.1, 2.0, 5.0, 4.0, 1.9]})
 
     heard = pd.DataFrame({"gender": ["female"] * 3 + ["male"] * 3, "speaker": list("abcdef")})
-    found = voices.alike(Shelf(), heard, 0, "gender", ("female", "male"), 1)
+    found = speakers.alike(Shelf(), heard, 0, "gender", ("female", "male"), 1)
     assert found.kind.tolist() == ["female b", "male d"] and found.value.tolist() == [5.1, 5.0]
-    assert len(voices.alike(Shelf(), heard, 0, "gender", ("female", "male"), 9)) % 2 == 0
-    assert voices.alike(Shelf(), heard.assign(gender="female"), 0, "gender", ("female", "male")).empty
+    assert len(speakers.alike(Shelf(), heard, 0, "gender", ("female", "male"), 9)) % 2 == 0
+    assert speakers.alike(Shelf(), heard.assign(gender="female"), 0, "gender", ("female", "male")).empty

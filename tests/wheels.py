@@ -3,7 +3,8 @@
 import zipfile
 from pathlib import Path
 
-from whisper_sae import model_wheels, store
+from whisper_sae import cache
+from whisper_sae.model import package_index
 
 
 def alone(folder: Path) -> dict[str, str]:
@@ -11,7 +12,7 @@ def alone(folder: Path) -> dict[str, str]:
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": "/dev/null"}
 
 
-def write(folder: Path, package: str, members: dict[str, bytes], version: str = "1.0.0") -> model_wheels.Wheel:
+def write(folder: Path, package: str, members: dict[str, bytes], version: str = "1.0.0") -> package_index.Wheel:
     """A wheel of data with these members, beside code that must never run."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{package.replace('-', '_')}-{version}"
@@ -24,4 +25,4 @@ def write(folder: Path, package: str, members: dict[str, bytes], version: str = 
         archive.writestr(f"{name}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
         archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{name}.dist-info/RECORD", "")
-    return model_wheels.Wheel(package, version, path.stat().st_size, store.file_digest(path))
+    return package_index.Wheel(package, version, path.stat().st_size, cache.file_digest(path))

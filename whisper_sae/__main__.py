@@ -1,6 +1,7 @@
-"""`python -m whisper_sae`: run and publish the notebooks of a profile, or keep their two halves together."""
+"""`whisper-sae` or `python -m whisper_sae`: run and publish the notebooks of a profile, or pair their two halves."""
 
 import argparse
+import os
 import signal
 import sys
 
@@ -24,7 +25,8 @@ def _terminate(*_signal) -> None:
 try:  # importing takes seconds, in which one may change one's mind
     if __name__ == "__main__":
         signal.signal(signal.SIGTERM, _terminate)
-    from whisper_sae import report
+    from whisper_sae import private_paths
+    from whisper_sae.report import runner
 except KeyboardInterrupt as interrupt:
     sys.exit(_interrupted(interrupt))
 
@@ -37,6 +39,9 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments=None) -> int:
     """Returns 0 if all went well, 1 if a notebook failed or a pair disagrees, 2 if the request is wrong."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if private_paths.INSTALLED:  # notebooks run in another directory than the caller's
+        os.environ.setdefault("WHISPER_SAE_DATA", str(private_paths.data()))
+        os.environ.setdefault("WHISPER_SAE_REPORTS", str(private_paths.reports().absolute()))
     try:
         if arguments[:1] == ["pair"]:
             return _pair(arguments[1:])
@@ -74,8 +79,8 @@ def _run(arguments: list[str]) -> int:
         parser.error(f"--seed: must be 0 or more, got {asked.seed}")
     if asked.jobs < 0:
         parser.error(f"--jobs: must be 1 or more, or 0 for the default, got {asked.jobs}")
-    plan = _checked(parser, lambda: report.plan(asked.profile, asked.notebooks, asked.seed, asked.given))
-    return _tell(plan, report.run(plan, jobs=asked.jobs))
+    plan = _checked(parser, lambda: runner.plan(asked.profile, asked.notebooks, asked.seed, asked.given))
+    return _tell(plan, runner.run(plan, jobs=asked.jobs))
 
 
 def _pair(arguments: list[str]) -> int:
@@ -84,19 +89,19 @@ def _pair(arguments: list[str]) -> int:
     how.add_argument("--check", action="store_true", help="change nothing; exit 1 if a pair does not agree")
     how.add_argument("--execute", action="store_true", help="run at demo and record the checked outputs")
     asked = parser.parse_args(arguments)
-    folder = report.NOTEBOOKS
+    folder = runner.NOTEBOOKS
     if asked.check:
-        faults = report.pairs.disagreements(folder)
+        faults = runner.pairing.disagreements(folder)
         for fault in faults:
             print(f"whisper_sae: {fault}", file=sys.stderr)
         return 1 if faults else 0
     failed = 0
     if asked.execute:
-        plan = _checked(parser, report.plan)
-        failed = _tell(plan, report.run(plan))
-        written = report.record(plan)
+        plan = _checked(parser, runner.plan)
+        failed = _tell(plan, runner.run(plan))
+        written = runner.record(plan)
     else:
-        written = report.pairs.sync(folder)
+        written = runner.pairing.sync(folder)
     for path in written:
         print(f"updated {path.name}")
     return failed

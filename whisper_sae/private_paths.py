@@ -6,11 +6,30 @@ A report says `~`, the project's own relative paths, and of a corpus or a model 
 import os
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
-from whisper_sae import findings
+_ABOVE = Path(__file__).resolve().parents[1]
+INSTALLED = not (_ABOVE / "notebooks").is_dir()
+"""Whether the package was installed without its checkout: then notebooks, profiles and the demo lie where pip puts data
+(`share/whisper_sae` of the environment), and results go to `data` and `reports` of the working directory."""
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(sysconfig.get_path("data")) / "share" / "whisper_sae" if INSTALLED else _ABOVE
+"""The directory with `notebooks`, `data/profiles` and `data/demo`."""
+
+
+def reports() -> Path:
+    """Where pages go: the project's `reports`, or WHISPER_SAE_REPORTS."""
+    return Path(os.environ.get("WHISPER_SAE_REPORTS") or _results() / "reports")
+
+
+def data() -> Path:
+    """Where results go: the project's `data`, or WHISPER_SAE_DATA."""
+    return Path(os.environ.get("WHISPER_SAE_DATA") or _results() / "data").absolute()
+
+
+def _results() -> Path:
+    return Path.cwd() if INSTALLED else PROJECT
 
 
 def hidden(text: str, places: tuple[str, ...] = ()) -> str:
@@ -32,5 +51,5 @@ def _known(places: tuple[str, ...]) -> dict[str, str]:
             found[str(Path(bare).parent)] = "…"
     if data := os.environ.get("WHISPER_SAE_DATA"):
         found[str(Path(data).absolute())] = "data"
-    found |= {str(findings.folder("x").absolute().parent): "reports", str(PROJECT): "."}
+    found |= {str(reports().absolute()): "reports", str(PROJECT): "."}
     return {folder: shown for folder, shown in found.items() if folder.strip("/")}

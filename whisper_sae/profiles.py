@@ -14,9 +14,10 @@ import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from whisper_sae import languages, sites, toml_files
+from whisper_sae import toml_files
+from whisper_sae.model import languages, sites
+from whisper_sae.private_paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
 DEMO = PROJECT / "data" / "demo"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whisper_sae import durable
+from whisper_sae import atomic
 
 FACTS = "sites.json"
 
@@ -199,7 +199,7 @@ class _Part:
             file.close()
         write_facts(self.part, self.widths)
         try:
-            durable.rename(self.part, self.target)
+            atomic.rename(self.part, self.target)
         except OSError:
             shutil.rmtree(self.part, ignore_errors=True)
             if not self.target.exists():

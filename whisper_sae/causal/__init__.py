@@ -1,0 +1,1 @@
+"""Interventions on a model: edits of features, patching, losses, matched controls."""

@@ -1,0 +1,1 @@
+"""Audio, transcripts and alignments, read into one table of clips. No torch."""

@@ -1,0 +1,1 @@
+"""The stages and glue of each notebook, over the other sub-packages."""

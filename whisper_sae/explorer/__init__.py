@@ -1,0 +1,1 @@
+"""The interactive feature explorer: widget, requests, annotations, static dashboard."""

@@ -1,0 +1,1 @@
+"""What features respond to: index, examples, selectivity, timing, acoustics, clusters. No torch."""

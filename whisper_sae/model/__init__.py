@@ -1,0 +1,1 @@
+"""Whisper and any other torch module: weights, hook points, activations, decoding."""

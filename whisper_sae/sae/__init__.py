@@ -1,0 +1,1 @@
+"""Sparse autoencoders: architectures, training, metrics, files. Nothing here knows of speech."""

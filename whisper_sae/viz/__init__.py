@@ -1,0 +1,1 @@
+"""Figures, tables and audio players of notebooks and pages. No torch."""
