@@ -57,7 +57,7 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --disable-pip-version-check -r requirements.lock
 	$(RUN) pip install --disable-pip-version-check --no-deps -e .
-	$(VENV)/bin/python -c "from whisper_sae.sae import fitting; fitting.compile_kernels()"
+	$(VENV)/bin/python -c "from whisper_sae.experiments import fitting; fitting.compile_kernels()"
 	touch $(READY)
 
 # Make the bundled demo again (data/build/README.md): needs Debian's espeak-ng, and about two hours.
