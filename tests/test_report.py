@@ -288,7 +288,7 @@ def test_a_page_says_how_it_was_made(made):
 
 def test_an_old_answer_is_not_taken_for_a_new_one(made):
     (made["home"] / "01_listen.py").write_text(
-        LISTEN.lstrip().replace("findings.save(", "(lambda *gone: None)("), encoding="utf-8"
+        LISTEN.lstrip().replace("results.save(", "(lambda *gone: None)("), encoding="utf-8"
     )
     row = runner.run(runner.plan(str(made["home"] / "mine.toml"), ["01"], folder=made["home"]))["01_listen"]
     assert row["status"] == "done" and row["headline"] == "" and row["tables"] == []

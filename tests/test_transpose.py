@@ -180,10 +180,10 @@ RUNS = 5
 
 @pytest.mark.parametrize(
     ("what", "when", "nth", "left"),
-    [("say", "before", 5, 3), ("transpose._join", "after", 1, RUNS), *(
+    [("say", "before", 5, 3), ("index_builder._join", "after", 1, RUNS), *(
         pytest.param(*rarer, marks=pytest.mark.slow) for rarer in (
             ("os.rename", "before", 2, 1), ("os.unlink", "after", 3, RUNS - 1), ("say", "before", 1, 0),
-            ("os.rename", "after", 2, 2), ("transpose._read", "after", 9, RUNS),
+            ("os.rename", "after", 2, 2), ("index_builder._read", "after", 9, RUNS),
             ("os.rename", "after", RUNS + 1, RUNS - 1)))],
 )  # fmt: skip
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, right, what, when, nth, left):
